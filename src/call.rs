@@ -1,0 +1,108 @@
+//! What travels through the heart: the call, the notices it causes, its terminal.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use crate::protocol::error::ErrorObject;
+use crate::protocol::message::{Frame, Kind};
+use crate::protocol::meta::RequestMeta;
+use crate::protocol::method::Method;
+use crate::protocol::revision::Revision;
+
+/// Who calls. Made only by `identity`, so there is no work for nobody.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Consumer {
+    /// The name in the configuration; `anonymous` when none are configured.
+    pub name: Arc<str>,
+    /// The view in the configuration; `None`: everything.
+    pub view: Option<Arc<str>>,
+}
+
+/// One downstream request in canonical form.
+pub struct Call {
+    /// Who calls.
+    pub consumer: Arc<Consumer>,
+    /// Its row in the method table.
+    pub method: &'static Method,
+    /// The message as it came.
+    pub frame: Frame,
+    /// What its `_meta` says, or what the old client's handshake said, put in the same words.
+    pub meta: RequestMeta,
+    /// The caller's revision; for the record, and for nobody to branch on between the edges.
+    pub revision: Revision,
+    /// W3C `traceparent` and `tracestate` from HTTP headers, if any; `_meta` goes before them.
+    pub trace_headers: Option<(Box<str>, Option<Box<str>>)>,
+}
+
+/// In which words a result is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// The newest revision's: has `resultType`, and cache hints where they belong.
+    Canonical,
+    /// An old revision's: lacks them. Left so until the edge knows whether they are needed.
+    Plain,
+}
+
+/// The one outcome of a call.
+pub enum Terminal {
+    /// A result or an error that came from an upstream or the catalog. The frame's id is not
+    /// the caller's; the edge puts that in.
+    Answer(Frame, Form),
+    /// The raw `result` that we made ourselves, canonical.
+    Own(Bytes),
+    /// The error that we made ourselves.
+    Error(ErrorObject),
+}
+
+impl Terminal {
+    /// Whether it is an error response (not a tool result with `isError`).
+    pub fn is_error(&self) -> bool {
+        match self {
+            Terminal::Answer(frame, _) => frame.kind() == Kind::Error,
+            Terminal::Own(_) => false,
+            Terminal::Error(_) => true,
+        }
+    }
+}
+
+/// Most notices that wait for a slow client before the oldest kind of loss sets in: further ones
+/// are dropped and counted. A call's progress is a handful; 256 rides out a stalled client.
+pub const NOTICES_MAX: usize = 256;
+
+/// Where the notices of one call go while it runs. Cloning shares the way.
+#[derive(Clone)]
+pub struct Notices {
+    tx: Option<mpsc::Sender<Bytes>>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Notices {
+    /// A way to a client, and its end.
+    pub fn channel() -> (Notices, mpsc::Receiver<Bytes>) {
+        let (tx, rx) = mpsc::channel(NOTICES_MAX);
+        (Notices { tx: Some(tx), dropped: Arc::default() }, rx)
+    }
+
+    /// Nobody listens.
+    pub fn none() -> Notices {
+        Notices { tx: None, dropped: Arc::default() }
+    }
+
+    /// Hand over one complete notification message, canonical. Never waits: a client that does
+    /// not read must not hold up the upstream's reader, which others share.
+    pub fn send(&self, message: Bytes) {
+        if let Some(tx) = &self.tx {
+            if tx.try_send(message).is_err() {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// How many were dropped.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,372 @@
+//! Why a call did not end with the upstream's own answer.
+//!
+//! Two kinds, one closed set of reasons. A [`Refusal`]: *we* said no. A [`Fault`]: *they* failed
+//! us. A JSON-RPC error that an upstream sends is neither: it is the upstream's answer and passes
+//! on as it came.
+//!
+//! The [`Reason`] is the one word that stands in the agent's error, the log line, the metric
+//! label and `/status`; a test holds that no two reasons share a word.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::protocol::error::{self, ErrorObject};
+use crate::protocol::meta::key::OWN_PREFIX;
+
+/// One word for why. Closed: a new cause needs a new row, and the compiler asks for its texts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// No key, or one that is not ours.
+    Unauthenticated,
+    /// The consumer's own rate quota is used up.
+    QuotaExceeded,
+    /// No such tool, prompt or resource in what this consumer sees.
+    UnknownName,
+    /// No such method in this revision.
+    UnknownMethod,
+    /// The request's params are wrong.
+    InvalidParams,
+    /// The upstream has no credential yet.
+    Dormant,
+    /// The upstream is not there; it is being reconnected.
+    UpstreamDown,
+    /// The upstream was taken out of the configuration while the call was waiting.
+    Retired,
+    /// The breaker is open.
+    BreakerOpen,
+    /// As many calls wait as may.
+    QueueFull,
+    /// No tokens within `max_wait`.
+    RateLimited,
+    /// The upstream asked for a pause (429, 503, or a text that says so).
+    Throttled,
+    /// The deadline passed.
+    DeadlineExceeded,
+    /// The gateway is stopping.
+    Draining,
+    /// The gateway holds as much as it may.
+    Overloaded,
+    /// The connection could not be made.
+    ConnectFailed,
+    /// The connection or process ended during the call.
+    ConnectionLost,
+    /// The upstream's answer is no valid message.
+    Garbled,
+    /// The upstream's message is larger than `max_message`.
+    TooLarge,
+    /// The upstream answered with an HTTP status that carries no MCP answer.
+    UpstreamStatus,
+    /// The upstream refuses our credential (401, 403).
+    CredentialRefused,
+    /// The client went away or cancelled.
+    Cancelled,
+    /// The client cannot be asked what the upstream wants to know.
+    CapabilityMissing,
+}
+
+impl Reason {
+    /// All, for tests and metric registration.
+    pub const ALL: [Reason; 23] = [
+        Reason::Unauthenticated,
+        Reason::QuotaExceeded,
+        Reason::UnknownName,
+        Reason::UnknownMethod,
+        Reason::InvalidParams,
+        Reason::Dormant,
+        Reason::UpstreamDown,
+        Reason::Retired,
+        Reason::BreakerOpen,
+        Reason::QueueFull,
+        Reason::RateLimited,
+        Reason::Throttled,
+        Reason::DeadlineExceeded,
+        Reason::Draining,
+        Reason::Overloaded,
+        Reason::ConnectFailed,
+        Reason::ConnectionLost,
+        Reason::Garbled,
+        Reason::TooLarge,
+        Reason::UpstreamStatus,
+        Reason::CredentialRefused,
+        Reason::Cancelled,
+        Reason::CapabilityMissing,
+    ];
+
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::Unauthenticated => "unauthenticated",
+            Reason::QuotaExceeded => "quota_exceeded",
+            Reason::UnknownName => "unknown_name",
+            Reason::UnknownMethod => "unknown_method",
+            Reason::InvalidParams => "invalid_params",
+            Reason::Dormant => "dormant",
+            Reason::UpstreamDown => "upstream_down",
+            Reason::Retired => "retired",
+            Reason::BreakerOpen => "breaker_open",
+            Reason::QueueFull => "queue_full",
+            Reason::RateLimited => "rate_limited",
+            Reason::Throttled => "throttled",
+            Reason::DeadlineExceeded => "deadline_exceeded",
+            Reason::Draining => "draining",
+            Reason::Overloaded => "overloaded",
+            Reason::ConnectFailed => "connect_failed",
+            Reason::ConnectionLost => "connection_lost",
+            Reason::Garbled => "garbled",
+            Reason::TooLarge => "too_large",
+            Reason::UpstreamStatus => "upstream_status",
+            Reason::CredentialRefused => "credential_refused",
+            Reason::Cancelled => "cancelled",
+            Reason::CapabilityMissing => "capability_missing",
+        }
+    }
+
+    /// The JSON-RPC code under which it is told, where it is told as an error.
+    pub fn code(self) -> i32 {
+        match self {
+            Reason::UnknownName | Reason::InvalidParams => error::INVALID_PARAMS,
+            Reason::UnknownMethod => error::METHOD_NOT_FOUND,
+            Reason::CapabilityMissing => error::MISSING_CLIENT_CAPABILITY,
+            _ => error::INTERNAL_ERROR,
+        }
+    }
+
+    /// Whether a `tools/call` that ends so is told as a tool result with `isError`, which the
+    /// model reads, and not as a protocol error, which many hosts only show as a crash. Protocol
+    /// errors stay errors (2026-07-28 server/tools, "error handling").
+    pub fn as_tool_result(self) -> bool {
+        !matches!(
+            self,
+            Reason::UnknownName
+                | Reason::UnknownMethod
+                | Reason::InvalidParams
+                | Reason::Unauthenticated
+                | Reason::CapabilityMissing
+        )
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// We said no. The upstream never saw the call.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// Why, in one word.
+    pub reason: Reason,
+    /// Which upstream it is about.
+    pub upstream: Option<Arc<str>>,
+    /// Why, in a sentence for the agent; holds no secret and no internal address.
+    pub text: String,
+    /// When asking again may help.
+    pub retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    /// A refusal that is about no upstream.
+    pub fn new(reason: Reason, text: impl Into<String>) -> Refusal {
+        Refusal { reason, upstream: None, text: text.into(), retry_after: None }
+    }
+
+    /// The same, about an upstream.
+    #[must_use]
+    pub fn at(mut self, upstream: &Arc<str>) -> Refusal {
+        self.upstream = Some(upstream.clone());
+        self
+    }
+
+    /// The same, with the time after which asking again may help.
+    #[must_use]
+    pub fn retry_after(mut self, after: Duration) -> Refusal {
+        self.retry_after = Some(after);
+        self
+    }
+}
+
+/// Whether the upstream has got the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// It provably never left: repeating cannot do anything twice.
+    NotSent,
+    /// It may have arrived and taken effect.
+    Unknown,
+    /// The upstream answered, and the answer says that nothing was done (429, 503, 401).
+    Refused,
+}
+
+/// They failed us. Moves the breaker.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    /// Why, in one word.
+    pub reason: Reason,
+    /// Whether the request arrived.
+    pub delivery: Delivery,
+    /// What happened, for the agent; holds no secret and no internal address.
+    pub text: String,
+    /// What happened, for the log; holds no secret.
+    pub cause: String,
+    /// The pause the upstream asked for.
+    pub retry_after: Option<Duration>,
+}
+
+impl Fault {
+    /// A fault whose public and internal texts are the same.
+    pub fn new(reason: Reason, delivery: Delivery, text: impl Into<String>) -> Fault {
+        let text = text.into();
+        Fault { reason, delivery, cause: text.clone(), text, retry_after: None }
+    }
+
+    /// The same, with what only the log may say.
+    #[must_use]
+    pub fn because(mut self, cause: impl fmt::Display) -> Fault {
+        self.cause = format!("{}: {cause}", self.text);
+        self
+    }
+
+    /// The same, with the pause that the upstream asked for.
+    #[must_use]
+    pub fn retry_after(mut self, after: Option<Duration>) -> Fault {
+        self.retry_after = after;
+        self
+    }
+}
+
+/// Either kind, ready to be told.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// Why, in one word.
+    pub reason: Reason,
+    /// Which upstream it is about.
+    pub upstream: Option<Arc<str>>,
+    /// Why, in a sentence for the agent.
+    pub text: String,
+    /// Why, for the log.
+    pub cause: String,
+    /// When asking again may help.
+    pub retry_after: Option<Duration>,
+    /// The call may have taken effect although no answer came: it was a write and may have
+    /// arrived. Told to the agent in plain words, so that it checks and does not just repeat.
+    pub outcome_unknown: bool,
+    /// It was a fault and not a refusal.
+    pub fault: bool,
+}
+
+impl From<Refusal> for Failure {
+    fn from(r: Refusal) -> Failure {
+        Failure {
+            reason: r.reason,
+            upstream: r.upstream,
+            cause: r.text.clone(),
+            text: r.text,
+            retry_after: r.retry_after,
+            outcome_unknown: false,
+            fault: false,
+        }
+    }
+}
+
+impl Failure {
+    /// A fault of `upstream` during a call that was (`write`) or was not one that changes things.
+    pub fn from_fault(fault: Fault, upstream: &Arc<str>, write: bool) -> Failure {
+        Failure {
+            reason: fault.reason,
+            upstream: Some(upstream.clone()),
+            text: fault.text,
+            cause: fault.cause,
+            retry_after: fault.retry_after,
+            outcome_unknown: write && fault.delivery == Delivery::Unknown,
+            fault: true,
+        }
+    }
+
+    /// The details that go with it: `data` of an error, our `_meta` entry of a tool result.
+    pub fn data(&self) -> serde_json::Value {
+        let mut data = serde_json::Map::new();
+        data.insert("reason".into(), self.reason.as_str().into());
+        if let Some(upstream) = &self.upstream {
+            data.insert("upstream".into(), (**upstream).into());
+        }
+        if let Some(after) = self.retry_after {
+            data.insert("retryAfterMs".into(), (after.as_millis() as u64).into());
+        }
+        data.insert("outcome".into(), self.outcome().into());
+        data.into()
+    }
+
+    /// `no_effect` or `unknown`: what the caller may assume about effects upstream.
+    pub fn outcome(&self) -> &'static str {
+        if self.outcome_unknown { "unknown" } else { "no_effect" }
+    }
+
+    /// The sentence with what the caller needs to act on it.
+    pub fn sentence(&self) -> String {
+        let mut s = String::new();
+        if let Some(upstream) = &self.upstream {
+            s.push_str(upstream);
+            s.push_str(": ");
+        }
+        s.push_str(&self.text);
+        s.push_str(&format!(" (reason: {}", self.reason));
+        if let Some(after) = self.retry_after {
+            s.push_str(&format!(", try again in {:.1} s", after.as_secs_f64()));
+        }
+        s.push(')');
+        if self.outcome_unknown {
+            s.push_str(
+                ". The outcome is unknown: the request may have taken effect. \
+                 Check before you repeat it; the gateway did not repeat it.",
+            );
+        }
+        s
+    }
+
+    /// As a JSON-RPC error.
+    pub fn to_error(&self) -> ErrorObject {
+        ErrorObject::new(self.reason.code(), self.sentence()).with_data(self.data())
+    }
+
+    /// As the raw result of a `tools/call`, canonical form.
+    pub fn to_tool_result(&self) -> Vec<u8> {
+        let result = serde_json::json!({
+            "resultType": "complete",
+            "content": [{"type": "text", "text": self.sentence()}],
+            "isError": true,
+            "_meta": {format!("{OWN_PREFIX}failure"): self.data()},
+        });
+        serde_json::to_vec(&result).expect("our own values serialise")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_reasons_share_a_word() {
+        let words: std::collections::BTreeSet<_> = Reason::ALL.iter().map(|r| r.as_str()).collect();
+        assert_eq!(words.len(), Reason::ALL.len());
+    }
+
+    #[test]
+    fn only_a_write_that_may_have_arrived_has_an_unknown_outcome() {
+        let up: Arc<str> = "stripe".into();
+        for (delivery, write, unknown) in [
+            (Delivery::Unknown, true, true),
+            (Delivery::Unknown, false, false),
+            (Delivery::NotSent, true, false),
+            (Delivery::Refused, true, false),
+        ] {
+            let f = Failure::from_fault(
+                Fault::new(Reason::ConnectionLost, delivery, "the connection ended"),
+                &up,
+                write,
+            );
+            assert_eq!(f.outcome_unknown, unknown);
+            assert_eq!(f.sentence().contains("unknown"), unknown);
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Read or replace the one field that routes.

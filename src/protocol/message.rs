@@ -1,0 +1,397 @@
+//! The JSON-RPC envelope: read the address, keep the bytes.
+
+use std::fmt;
+use std::ops::Range;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::error::{INVALID_REQUEST, PARSE_ERROR};
+use super::splice::{Splice, range_of};
+
+/// Deepest nesting of arrays and objects that a message may have. The JSON reader refuses more
+/// than 128 where it descends; this counts where it only skips. Real tool schemas stay below 30.
+pub const MAX_DEPTH: usize = 120;
+
+/// One JSON-RPC message: its bytes and where its members stand in them.
+///
+/// Cloning shares the bytes. All spans are offsets into [`Frame::bytes`].
+#[derive(Clone)]
+pub struct Frame {
+    bytes: Bytes,
+    kind: Kind,
+    id: Option<Range<usize>>,
+    method: Option<Box<str>>,
+    params: Option<Range<usize>>,
+    outcome: Option<Range<usize>>,
+}
+
+/// What a message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Has a method and an id.
+    Request,
+    /// Has a method and no id.
+    Notification,
+    /// Has a result.
+    Result,
+    /// Has an error; its id may be missing or null.
+    Error,
+}
+
+/// Why bytes are not a JSON-RPC message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// Not JSON, or a key that must be unique stands twice.
+    #[error("not valid JSON: {0}")]
+    Json(String),
+    /// JSON, but no JSON-RPC message.
+    #[error("not a JSON-RPC 2.0 message: {0}")]
+    Shape(&'static str),
+}
+
+impl FrameError {
+    /// The JSON-RPC code for it.
+    pub fn code(&self) -> i32 {
+        match self {
+            FrameError::Json(_) => PARSE_ERROR,
+            FrameError::Shape(_) => INVALID_REQUEST,
+        }
+    }
+}
+
+// Known members are borrowed as raw text. A known key that stands twice is an error of serde's
+// derive ("duplicate field"): two readers could disagree on which one counts.
+#[derive(Deserialize)]
+struct Scan<'a> {
+    #[serde(borrow, default, deserialize_with = "present")]
+    jsonrpc: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    id: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    method: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    params: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    result: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    error: Option<&'a RawValue>,
+}
+
+// `null` is a value that is there, and not the same as a member that is missing.
+fn present<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(d).map(Some)
+}
+
+impl Frame {
+    /// Read the envelope of one message.
+    ///
+    /// A UTF-8 byte order mark and white space around the message are tolerated.
+    pub fn scan(bytes: Bytes) -> Result<Frame, FrameError> {
+        let bytes = trim(bytes);
+        check_depth(&bytes)?;
+        let text = std::str::from_utf8(&bytes).map_err(|e| FrameError::Json(e.to_string()))?;
+        if text.starts_with('[') {
+            return Err(FrameError::Shape("an array (batch) is not accepted here"));
+        }
+        let scan: Scan<'_> = serde_json::from_str(text).map_err(|e| {
+            if e.is_data() && !e.to_string().contains("duplicate") {
+                FrameError::Shape("a message is an object")
+            } else {
+                FrameError::Json(e.to_string())
+            }
+        })?;
+        if scan.jsonrpc.is_none_or(|v| v.get() != "\"2.0\"") {
+            return Err(FrameError::Shape("member \"jsonrpc\" must be \"2.0\""));
+        }
+        let span = |raw: Option<&RawValue>| raw.map(|r| range_of(&bytes, r.get().as_bytes()));
+        let id = scan.id.filter(|r| r.get() != "null");
+        if let Some(raw) = id {
+            let first = raw.get().as_bytes()[0];
+            if first != b'"' && first != b'-' && !first.is_ascii_digit() {
+                return Err(FrameError::Shape("member \"id\" must be a string or a number"));
+            }
+        }
+        let method = scan
+            .method
+            .map(|raw| serde_json::from_str::<Box<str>>(raw.get()))
+            .transpose()
+            .map_err(|_| FrameError::Shape("member \"method\" must be a string"))?;
+        let kind = match (&method, scan.result, scan.error) {
+            (Some(_), None, None) if scan.id.is_none() => Kind::Notification,
+            (Some(_), None, None) if id.is_some() => Kind::Request,
+            (Some(_), None, None) => {
+                return Err(FrameError::Shape("member \"id\" must not be null in a request"));
+            }
+            (None, Some(_), None) if id.is_some() => Kind::Result,
+            (None, Some(_), None) => return Err(FrameError::Shape("a result needs an id")),
+            (None, None, Some(_)) => Kind::Error,
+            _ => {
+                return Err(FrameError::Shape("exactly one of method, result and error is needed"));
+            }
+        };
+        if let Some(params) = scan.params {
+            if !params.get().starts_with(['{', '[']) {
+                return Err(FrameError::Shape("member \"params\" must be an object"));
+            }
+        }
+        Ok(Frame {
+            id: span(id),
+            params: span(scan.params),
+            outcome: span(scan.result.or(scan.error)),
+            kind,
+            method,
+            bytes: bytes.clone(),
+        })
+    }
+
+    /// What this message is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The whole message as it came.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The raw text of the id: `7`, `"7"`, `1.0`. `None` if absent or null.
+    pub fn id(&self) -> Option<Bytes> {
+        self.id.clone().map(|r| self.bytes.slice(r))
+    }
+
+    /// Where the id stands.
+    pub fn id_span(&self) -> Option<Range<usize>> {
+        self.id.clone()
+    }
+
+    /// The method of a request or notification; empty for the others.
+    pub fn method(&self) -> &str {
+        self.method.as_deref().unwrap_or("")
+    }
+
+    /// The raw params.
+    pub fn params(&self) -> Option<Bytes> {
+        self.params.clone().map(|r| self.bytes.slice(r))
+    }
+
+    /// Where the params stand.
+    pub fn params_span(&self) -> Option<Range<usize>> {
+        self.params.clone()
+    }
+
+    /// The raw `result` or `error` of a response; empty for the others.
+    pub fn outcome(&self) -> Bytes {
+        self.outcome.clone().map_or_else(Bytes::new, |r| self.bytes.slice(r))
+    }
+
+    /// Where `result` or `error` stands.
+    pub fn outcome_span(&self) -> Option<Range<usize>> {
+        self.outcome.clone()
+    }
+
+    /// The same message with another id; nothing else changes. A response that had no id (an
+    /// error may lack one) is written anew around its outcome.
+    #[must_use]
+    pub fn with_id(&self, id: &[u8]) -> Bytes {
+        if let Some(span) = self.id.clone() {
+            let mut s = Splice::new();
+            s.replace(span, id.to_vec());
+            return s.apply(&self.bytes);
+        }
+        response(id, self.kind, &self.outcome())
+    }
+
+    /// The error code, if this is an error response with a readable one.
+    pub fn error_code(&self) -> Option<i64> {
+        #[derive(Deserialize)]
+        struct Code {
+            code: i64,
+        }
+        (self.kind == Kind::Error)
+            .then(|| serde_json::from_slice::<Code>(&self.outcome()).ok().map(|c| c.code))
+            .flatten()
+    }
+}
+
+impl fmt::Debug for Frame {
+    // Arguments and results are nobody's business in a log: only the shape is shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Frame")
+            .field("kind", &self.kind)
+            .field("method", &self.method())
+            .field("len", &self.bytes.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A response around a raw `result` or `error`.
+pub fn response(id: &[u8], kind: Kind, outcome: &[u8]) -> Bytes {
+    let member: &[u8] = if kind == Kind::Error { b",\"error\":" } else { b",\"result\":" };
+    let mut out = BytesMut::with_capacity(outcome.len() + id.len() + 40);
+    out.put_slice(b"{\"jsonrpc\":\"2.0\"");
+    // A response to something whose id could not be read has none (2025-11-25 and later);
+    // older clients, which want `null` there, are served by the edge.
+    if !id.is_empty() {
+        out.put_slice(b",\"id\":");
+        out.put_slice(id);
+    }
+    out.put_slice(member);
+    out.put_slice(outcome);
+    out.put_u8(b'}');
+    out.freeze()
+}
+
+/// A request (with an id) or a notification (without).
+pub fn message(id: Option<&[u8]>, method: &str, params: Option<&[u8]>) -> Bytes {
+    let mut out = BytesMut::with_capacity(params.map_or(0, <[u8]>::len) + method.len() + 64);
+    out.put_slice(b"{\"jsonrpc\":\"2.0\"");
+    if let Some(id) = id {
+        out.put_slice(b",\"id\":");
+        out.put_slice(id);
+    }
+    out.put_slice(b",\"method\":");
+    out.put_slice(serde_json::to_string(method).expect("a string serialises").as_bytes());
+    if let Some(params) = params {
+        out.put_slice(b",\"params\":");
+        out.put_slice(params);
+    }
+    out.put_u8(b'}');
+    out.freeze()
+}
+
+/// The message on one line: raw line breaks can only stand between JSON tokens, so a space does
+/// as well. Shared when there are none.
+pub fn one_line(bytes: &Bytes) -> Bytes {
+    if memchr::memchr2(b'\n', b'\r', bytes).is_none() {
+        return bytes.clone();
+    }
+    bytes.iter().map(|b| if matches!(b, b'\n' | b'\r') { b' ' } else { *b }).collect()
+}
+
+fn trim(bytes: Bytes) -> Bytes {
+    let mut start = 0;
+    if bytes.starts_with(b"\xef\xbb\xbf") {
+        start = 3;
+    }
+    let mut end = bytes.len();
+    while start < end && bytes[start].is_ascii_whitespace() {
+        start += 1;
+    }
+    while end > start && bytes[end - 1].is_ascii_whitespace() {
+        end -= 1;
+    }
+    bytes.slice(start..end)
+}
+
+// Skipping a raw value recurses in the JSON reader without its depth limit being of use to what
+// we hand on; a peer's parser may recurse too. One pass over the brackets outside strings.
+fn check_depth(bytes: &[u8]) -> Result<(), FrameError> {
+    let mut depth = 0usize;
+    let mut at = 0;
+    while let Some(&b) = bytes.get(at) {
+        match b {
+            b'"' => {
+                at += 1;
+                loop {
+                    match memchr::memchr2(b'"', b'\\', &bytes[at.min(bytes.len())..]) {
+                        None => return Ok(()), // unterminated: the reader says so
+                        Some(n) if bytes[at + n] == b'"' => {
+                            at += n;
+                            break;
+                        }
+                        Some(n) => at += n + 2,
+                    }
+                }
+            }
+            b'{' | b'[' => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return Err(FrameError::Json(format!("nested deeper than {MAX_DEPTH} levels")));
+                }
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        at += 1;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scan(text: &str) -> Result<Frame, FrameError> {
+        Frame::scan(Bytes::copy_from_slice(text.as_bytes()))
+    }
+
+    #[test]
+    fn a_request_keeps_its_bytes_and_its_id_text() {
+        let f = scan("\u{feff} {\"jsonrpc\":\"2.0\", \"id\": 1.0 ,\"method\":\"tools\\/call\",\"params\":{\"n\":1.10},\"x\":1}\n").unwrap();
+        assert_eq!(f.kind(), Kind::Request);
+        assert_eq!(&f.id().unwrap()[..], b"1.0");
+        assert_eq!(f.method(), "tools/call");
+        assert_eq!(&f.params().unwrap()[..], b"{\"n\":1.10}");
+        assert_eq!(
+            &f.with_id(b"\"a\"")[..],
+            b"{\"jsonrpc\":\"2.0\", \"id\": \"a\" ,\"method\":\"tools\\/call\",\"params\":{\"n\":1.10},\"x\":1}"
+        );
+    }
+
+    #[test]
+    fn shapes_that_are_no_message_are_named() {
+        for (text, code) in [
+            ("{", PARSE_ERROR),
+            ("", PARSE_ERROR),
+            ("nonsense", PARSE_ERROR),
+            ("{\"jsonrpc\":\"2.0\",\"id\":1,\"id\":2,\"method\":\"a\"}", PARSE_ERROR),
+            ("{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"a\"} {}", PARSE_ERROR),
+            ("[]", INVALID_REQUEST),
+            ("3", INVALID_REQUEST),
+            ("{\"id\":1,\"method\":\"a\"}", INVALID_REQUEST),
+            ("{\"jsonrpc\":\"2.0\",\"id\":null,\"method\":\"a\"}", INVALID_REQUEST),
+            ("{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"a\"}", INVALID_REQUEST),
+            ("{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":7}", INVALID_REQUEST),
+            ("{\"jsonrpc\":\"2.0\",\"id\":1}", INVALID_REQUEST),
+            ("{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{},\"error\":{}}", INVALID_REQUEST),
+            ("{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"a\",\"params\":3}", INVALID_REQUEST),
+        ] {
+            assert_eq!(scan(text).unwrap_err().code(), code, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_error_may_lack_its_id() {
+        let f =
+            scan("{\"jsonrpc\":\"2.0\",\"id\":null,\"error\":{\"code\":-32600,\"message\":\"m\"}}")
+                .unwrap();
+        assert_eq!((f.kind(), f.id(), f.error_code()), (Kind::Error, None, Some(-32600)));
+        let g = Frame::scan(f.with_id(b"9")).unwrap();
+        assert_eq!((&g.id().unwrap()[..], g.outcome()), (&b"9"[..], f.outcome()));
+    }
+
+    #[test]
+    fn deep_nesting_is_refused_without_recursion() {
+        let deep = |n: usize| {
+            format!(
+                "{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"a\",\"params\":{}{}}}",
+                "[".repeat(n),
+                "]".repeat(n)
+            )
+        };
+        assert!(scan(&deep(MAX_DEPTH - 1)).is_ok());
+        assert_eq!(scan(&deep(100_000)).unwrap_err().code(), PARSE_ERROR);
+        assert!(
+            scan("{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"a\",\"params\":{\"s\":\"[[[\\\"[\"}}")
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn line_breaks_between_tokens_become_spaces() {
+        let b = Bytes::from_static(b"{\r\n\"a\":\"x\\ny\"\n}");
+        assert_eq!(&one_line(&b)[..], b"{  \"a\":\"x\\ny\" }");
+    }
+}

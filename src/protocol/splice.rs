@@ -1,0 +1,89 @@
+//! Replace a few ranges of a message and copy the rest as it is.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use bytes::{Bytes, BytesMut};
+
+/// Edits on one byte string, applied together.
+///
+/// Ranges are offsets into the base, must not overlap and may be added in any order. The result
+/// differs from the base in the edited ranges only; that is a property test in
+/// `protocol::address`.
+#[derive(Default)]
+pub struct Splice<'a> {
+    edits: Vec<(Range<usize>, Cow<'a, [u8]>)>,
+}
+
+impl<'a> Splice<'a> {
+    /// No edits yet.
+    pub fn new() -> Self {
+        Splice { edits: Vec::new() }
+    }
+
+    /// Put `with` in the place of `range`; an empty range inserts.
+    pub fn replace(&mut self, range: Range<usize>, with: impl Into<Cow<'a, [u8]>>) {
+        self.edits.push((range, with.into()));
+    }
+
+    /// True if nothing would change.
+    pub fn is_empty(&self) -> bool {
+        self.edits.is_empty()
+    }
+
+    /// The base with all edits applied. Without edits the base is shared, not copied.
+    ///
+    /// # Panics
+    /// If two edits overlap or one lies outside the base: a bug in the caller, never in the input.
+    pub fn apply(mut self, base: &Bytes) -> Bytes {
+        if self.edits.is_empty() {
+            return base.clone();
+        }
+        self.edits.sort_by_key(|(r, _)| (r.start, r.end));
+        let grown: usize = self.edits.iter().map(|(_, w)| w.len()).sum();
+        let mut out = BytesMut::with_capacity(base.len() + grown);
+        let mut at = 0;
+        for (range, with) in &self.edits {
+            assert!(range.start >= at, "edits overlap");
+            out.extend_from_slice(&base[at..range.start]);
+            out.extend_from_slice(with);
+            at = range.end;
+        }
+        out.extend_from_slice(&base[at..]);
+        out.freeze()
+    }
+}
+
+/// Where `part` stands inside `whole`.
+///
+/// # Panics
+/// If `part` is not a slice of `whole`.
+pub fn range_of(whole: &[u8], part: &[u8]) -> Range<usize> {
+    let start = (part.as_ptr() as usize)
+        .checked_sub(whole.as_ptr() as usize)
+        .expect("part of another buffer");
+    let end = start + part.len();
+    assert!(end <= whole.len(), "part of another buffer");
+    start..end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edits_apply_in_place_whatever_their_order() {
+        let base = Bytes::from_static(b"abcdef");
+        let mut s = Splice::new();
+        s.replace(4..5, b"EE".as_slice());
+        s.replace(0..1, b"".as_slice());
+        s.replace(2..2, b"--".as_slice());
+        assert_eq!(&s.apply(&base)[..], b"b--cdEEf");
+    }
+
+    #[test]
+    fn no_edit_shares_the_base() {
+        let base = Bytes::from(vec![1, 2, 3]);
+        assert_eq!(Splice::new().apply(&base).as_ptr(), base.as_ptr());
+    }
+}

@@ -1,0 +1,3 @@
+//! One configured MCP server that we call.
+
+pub mod transport;
