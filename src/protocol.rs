@@ -10,6 +10,7 @@
 
 pub mod address;
 pub mod error;
+pub mod header;
 pub mod message;
 pub mod meta;
 pub mod method;
