@@ -11,6 +11,7 @@
 pub mod builtin;
 pub mod router;
 pub mod snapshot;
+pub mod subscriptions;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
