@@ -358,11 +358,14 @@ impl Control {
 }
 
 /// Where the configuration comes from, read anew at each reload.
-pub fn load_from(path: PathBuf, adjust: impl Fn(&mut Config) + Send + 'static) -> Load {
+pub fn load_from(
+    path: PathBuf,
+    adjust: impl Fn(&mut Config) -> Result<(), String> + Send + 'static,
+) -> Load {
     Box::new(move || {
         let mut config = crate::config::load(&path, &|name| std::env::var(name).ok())
             .map_err(|problems| problems.to_string())?;
-        adjust(&mut config);
+        adjust(&mut config)?;
         Ok(config)
     })
 }

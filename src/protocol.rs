@@ -16,3 +16,4 @@ pub mod meta;
 pub mod method;
 pub mod revision;
 pub mod splice;
+pub mod sse;
