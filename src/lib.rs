@@ -4,6 +4,8 @@
 pub mod protocol;
 pub mod failure;
 pub mod config;
+pub mod shim;
+pub mod package;
 pub mod guard;
 pub mod observe;
 pub mod call;
