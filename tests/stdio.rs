@@ -117,7 +117,9 @@ async fn call(wire: &StdioWire, id: u64, params: Value) -> Result<Value, Fault> 
 
 async fn told(unasked: &mut mpsc::Receiver<Unasked>) -> (String, Value) {
     let next = tokio::time::timeout(Duration::from_secs(30), unasked.recv());
-    let Some(Unasked::Notification(f)) = next.await.expect("it says something") else { panic!("no notification") };
+    let Some(Unasked::Notification(f)) = next.await.expect("it says something") else {
+        panic!("no notification")
+    };
     (f.method().to_owned(), serde_json::from_slice(&f.params().unwrap()).unwrap())
 }
 
@@ -130,7 +132,9 @@ async fn answers_come_back_and_close_leaves_nothing() {
     let w = world();
     let (wire, _unasked) = w.start(ECHO).await;
     // Line breaks between tokens are not sent as such.
-    let pretty = Bytes::from_static(b"{\"jsonrpc\":\"2.0\",\r\n\"id\":1,\n\"method\":\"x\",\"params\":{\"a\":1.50}}");
+    let pretty = Bytes::from_static(
+        b"{\"jsonrpc\":\"2.0\",\r\n\"id\":1,\n\"method\":\"x\",\"params\":{\"a\":1.50}}",
+    );
     let frame = wire.request(1, pretty, true, &|_| {}).await.unwrap();
     assert_eq!(frame.outcome(), r#"{"a": 1.5}"#);
     assert!(wire.saw_output());
@@ -230,13 +234,16 @@ for m in messages():
 #[tokio::test]
 async fn a_crash_mid_call_is_told_with_its_reason() {
     let w = world();
-    let (wire, _unasked) = w
-        .start("next(messages()); print('disk on fire', file=sys.stderr); sys.exit(3)")
-        .await;
+    let (wire, _unasked) =
+        w.start("next(messages()); print('disk on fire', file=sys.stderr); sys.exit(3)").await;
     let (one, two) = tokio::join!(call(&wire, 1, json!({})), call(&wire, 2, json!({})));
     for fault in [one.unwrap_err(), two.unwrap_err()] {
         assert_eq!((fault.reason, fault.delivery), (Reason::ConnectionLost, Delivery::Unknown));
-        assert!(fault.text.starts_with("the server process ended with code 3 after"), "{}", fault.text);
+        assert!(
+            fault.text.starts_with("the server process ended with code 3 after"),
+            "{}",
+            fault.text
+        );
         assert!(fault.cause.ends_with("stderr: disk on fire"), "{}", fault.cause);
         assert!(!fault.text.contains("fire"));
     }
@@ -273,8 +280,7 @@ async fn a_child_that_ends_at_once_fails_what_is_asked_of_it() {
 #[tokio::test]
 async fn a_child_that_closes_its_output_is_stopped() {
     let w = world();
-    let (wire, _unasked) =
-        w.start("next(messages()); os.close(1); time.sleep(1000)").await;
+    let (wire, _unasked) = w.start("next(messages()); os.close(1); time.sleep(1000)").await;
     let fault = call(&wire, 1, json!({})).await.unwrap_err();
     assert_eq!((fault.reason, fault.delivery), (Reason::ConnectionLost, Delivery::Unknown));
     assert_eq!(wire.exited().await.signal, Some(15));
@@ -335,7 +341,8 @@ async fn the_environment_is_as_promised_and_the_directory_empty() {
 cat /proc/$$/environ > "$1/env"; ls -A > "$1/files"; pwd > "$1/pwd"
 mkdir -p mess/deep; echo x > mess/deep/file; echo '{"jsonrpc":"2.0","method":"m","params":{}}'; cat"#;
     let mut c = config("sh", &["-c", script, "sh", w.state.path().to_str().unwrap()]);
-    let own = [("KEY".to_owned(), Template::literal("value")), ("LANG".into(), Template::literal("C"))];
+    let own =
+        [("KEY".to_owned(), Template::literal("value")), ("LANG".into(), Template::literal("C"))];
     c.env = own.into();
     c.inherit_env = vec!["CARGO_PKG_NAME".into(), "NOT_SET_ANYWHERE".into()];
     let (wire, mut unasked) = StdioWire::start(w.launch(c)).await.unwrap();
@@ -475,10 +482,8 @@ impl std::io::Write for Captured {
 async fn a_flood_on_stderr_is_drained_rationed_and_shows_no_secret() {
     let log = Captured::default();
     let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
+    let subscriber =
+        tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
     let _default = tracing::subscriber::set_default(subscriber);
     let w = world();
     let mut c = python(

@@ -105,9 +105,9 @@ impl StdioWire {
             command.current_dir(cwd);
         }
         let started = Instant::now();
-        let shim = child::spawn(command).await.map_err(|e| {
-            not_started(&format!("{}: {e}", launch.shim.display()))
-        })?;
+        let shim = child::spawn(command)
+            .await
+            .map_err(|e| not_started(&format!("{}: {e}", launch.shim.display())))?;
         StdioWire::over(launch, shim, workdir, started).map_err(|e| not_started(&e))
     }
 
@@ -206,9 +206,11 @@ impl StdioWire {
     pub async fn notify(&self, message: Bytes) -> Result<(), Fault> {
         self.0.table.check()?;
         let outgoing = Outgoing { line: one_line(&message), slot: None };
-        self.0.queue.send(outgoing).await.map_err(|_| {
-            self.0.table.check().err().unwrap_or_else(|| stopped().fault(false))
-        })
+        self.0
+            .queue
+            .send(outgoing)
+            .await
+            .map_err(|_| self.0.table.check().err().unwrap_or_else(|| stopped().fault(false)))
     }
 
     /// Whether anything at all came on stdout: a sign of life of a slow starter.
@@ -270,7 +272,10 @@ async fn program(launch: &Launch) -> Result<(String, Vec<OsString>), Fault> {
 async fn workdir(launch: &Launch) -> Result<Option<WorkDir>, Fault> {
     if let Some(cwd) = &launch.config.cwd {
         if !cwd.is_dir() {
-            return Err(not_started(&format!("working directory {} does not exist", cwd.display())));
+            return Err(not_started(&format!(
+                "working directory {} does not exist",
+                cwd.display()
+            )));
         }
         return Ok(None);
     }
@@ -282,12 +287,8 @@ async fn workdir(launch: &Launch) -> Result<Option<WorkDir>, Fault> {
 }
 
 fn not_started(cause: &dyn std::fmt::Display) -> Fault {
-    Fault::new(
-        Reason::ConnectFailed,
-        Delivery::NotSent,
-        "the server program could not be started",
-    )
-    .because(cause)
+    Fault::new(Reason::ConnectFailed, Delivery::NotSent, "the server program could not be started")
+        .because(cause)
 }
 
 fn stopped() -> Lost {

@@ -93,12 +93,9 @@ pub(super) async fn spawn(mut command: Command) -> io::Result<Shim> {
         tx
     });
     let (reply, started) = oneshot::channel();
-    let gone = |_| io::Error::other("the starting thread is gone");
-    starter
-        .send(Start { command, runtime: Handle::current(), reply })
-        .await
-        .map_err(|_| gone(()))?;
-    started.await.map_err(|_| gone(()))?
+    let gone = || io::Error::other("the starting thread is gone");
+    starter.send(Start { command, runtime: Handle::current(), reply }).await.map_err(|_| gone())?;
+    started.await.map_err(|_| gone())?
 }
 
 /// The task that owns a child until it is gone.

@@ -7,8 +7,7 @@ use crate::config::StdioConfig;
 
 /// Variables handed on from our own environment when set; nothing else is but what the
 /// configuration names. A server needs these to find programs, its home and its language.
-pub const BASE_ENV: &[&str] =
-    &["PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "USER", "LOGNAME"];
+pub const BASE_ENV: &[&str] = &["PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "USER", "LOGNAME"];
 
 /// The whole environment of a child; `ours` stands for our own. Named variables go before
 /// inherited ones.
@@ -39,8 +38,11 @@ mod tests {
         let config = StdioConfig {
             program: Program::Command("x".into()),
             args: vec![],
-            env: [("KEY".to_owned(), Template::literal("k")), ("LANG".into(), Template::literal("C"))]
-                .into(),
+            env: [
+                ("KEY".to_owned(), Template::literal("k")),
+                ("LANG".into(), Template::literal("C")),
+            ]
+            .into(),
             inherit_env: vec!["PROXY".into(), "UNSET".into(), "FUNCTION".into()],
             cwd: None,
             stderr_per_minute: 1,

@@ -62,9 +62,10 @@ impl Glance {
     fn step(&mut self, b: u8) {
         let space = b.is_ascii_whitespace();
         match self.at {
-            At::Start if space || matches!(b, 0xef | 0xbb | 0xbf) => {}
+            At::Start | At::Key | At::Colon | At::Value if space => {}
+            At::Start if matches!(b, 0xef | 0xbb | 0xbf) => {}
             At::Start if b == b'{' => self.at = At::Key,
-            At::Key if space || b == b',' => {}
+            At::Key if b == b',' => {}
             At::Key if b == b'"' => {
                 self.text.clear();
                 self.at = At::InKey;
@@ -78,9 +79,7 @@ impl Glance {
                 b'"' => self.key(),
                 _ => self.keep(b),
             },
-            At::Colon if space => {}
             At::Colon if b == b':' => self.at = At::Value,
-            At::Value if space => {}
             At::Value => match b {
                 b'"' => self.at = At::InString,
                 b'{' | b'[' => {

@@ -159,7 +159,8 @@ mod tests {
             report(0, &[], true).detail(),
             @"the gateway stopped the server process after 1.2 s"
         );
-        let never = report(127 << 8, &[Told::NotStarted("No such file or directory".into())], false);
+        let never =
+            report(127 << 8, &[Told::NotStarted("No such file or directory".into())], false);
         assert_eq!(never.lost().reason, Reason::ConnectFailed);
         assert_eq!(never.lost().fault(true).delivery, crate::failure::Delivery::NotSent);
         insta::assert_snapshot!(never.text, @"the server program could not be started");

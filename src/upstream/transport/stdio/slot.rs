@@ -136,8 +136,7 @@ impl Lost {
 
     /// As the fault of a request that was or was not begun to be sent.
     pub(super) fn fault(&self, sent: bool) -> Fault {
-        let delivery =
-            if sent && !self.never_ran { Delivery::Unknown } else { Delivery::NotSent };
+        let delivery = if sent && !self.never_ran { Delivery::Unknown } else { Delivery::NotSent };
         let fault = Fault::new(self.reason, delivery, self.text.clone());
         if self.cause.is_empty() { fault } else { fault.because(&self.cause) }
     }

@@ -132,7 +132,9 @@ impl Table {
     pub(super) fn fail_all(&self, lost: Lost) {
         let mut inner = self.lock();
         let slots: Vec<_> = inner.waiting.drain().map(|(_, slot)| slot).collect();
-        slots.iter().for_each(|slot| slot.fail(&lost));
+        for slot in &slots {
+            slot.fail(&lost);
+        }
         inner.lost = Some(lost);
     }
 
@@ -361,8 +363,7 @@ mod tests {
         let (unasked_tx, unasked) = mpsc::channel(UNASKED_MAX);
         let (asides_tx, asides) = mpsc::channel(4);
         let scrubber = Scrubber::default();
-        let table =
-            Table::new("up".into(), 100, scrubber, Arc::default(), unasked_tx, asides_tx);
+        let table = Table::new("up".into(), 100, scrubber, Arc::default(), unasked_tx, asides_tx);
         World { table, unasked, asides }
     }
 
@@ -391,7 +392,12 @@ mod tests {
         let w = world();
         let (one, two) = (w.sent(1), w.sent(2));
         for noise in [
-            "", "  ", "Listening…", "[]", "{", "[{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{}}]",
+            "",
+            "  ",
+            "Listening…",
+            "[]",
+            "{",
+            "[{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{}}]",
             r#"{"level":"info","id":1,"error":"none"}"#,
         ] {
             w.line(noise);

@@ -61,13 +61,11 @@ pub(super) async fn write(
         if written == 0 {
             next.slot.inspect(|slot| slot.unsend());
         }
-        break match outcome {
-            None => Lost::new("the server process is being stopped"),
-            Some(_) => {
-                broken.cancel();
-                Lost::new("the server process does not read its input any more")
-            }
-        };
+        if outcome.is_none() {
+            break Lost::new("the server process is being stopped");
+        }
+        broken.cancel();
+        break Lost::new("the server process does not read its input any more");
     };
     // In this order: a message that still got into the queue has its slot in the table already.
     drop(stdin);
