@@ -359,6 +359,6 @@ mod tests {
         let Err(e) = build("weirkeeper=loud", LogFormat::Text, false, io::sink()) else {
             panic!("accepted");
         };
-        insta::assert_snapshot!(e, @"`weirkeeper=loud` is neither a level nor a filter (invalid filter directive)");
+        insta::assert_snapshot!(e, @r#"`weirkeeper=loud` is neither a level nor a filter (error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5)"#);
     }
 }

@@ -106,7 +106,7 @@ fn build(endpoint: &str, service: &str) -> Result<SpanExporter, TraceError> {
         .with_endpoint(full)
         .build()?;
     exporter.set_resource(
-        &Resource::builder_empty()
+        &Resource::builder()
             .with_service_name(service.to_owned())
             .with_attribute(opentelemetry::KeyValue::new(
                 "service.version",
