@@ -18,7 +18,8 @@ use tokio::sync::Semaphore;
 
 use crate::downstream::Edge;
 use crate::gateway::builtin;
-use crate::observe::metrics::{Gathered, UpstreamFacts};
+use crate::guard::State;
+use crate::observe::metrics::{BreakerState, CatalogFacts, Gathered, UpstreamFacts};
 use crate::protocol::method::ListKind;
 
 /// Most connections at once: a scraper, a probe and a few curious people.
@@ -60,7 +61,7 @@ fn answer(edge: &Edge, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         "/readyz" if edge.gateway.is_draining() => text(503, "draining\n"),
         "/readyz" => text(200, "ok\n"),
         "/metrics" => {
-            let mut out = text(200, &edge.gateway.observe.metrics.render(&gather(edge)));
+            let mut out = text(200, &edge.gateway.observe.render(gather(edge)));
             out.headers_mut().insert(
                 CONTENT_TYPE,
                 HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
@@ -103,8 +104,8 @@ pub fn status(edge: &Edge) -> Value {
         .drops()
         .iter()
         .map(|d| {
-            json!({"upstream": *d.upstream, "kind": d.kind.as_str(), "native": d.native,
-                "exposed": d.exposed, "why": d.why})
+            json!({"upstream": d.upstream, "kind": d.kind.as_str(), "native": d.native,
+                "exposed": d.exposed, "why": d.why.to_string()})
         })
         .collect();
     set(&mut out, "dropped_entries", drops.into());
@@ -118,29 +119,36 @@ fn gather(edge: &Edge) -> Gathered {
         .upstreams
         .values()
         .map(|u| {
-            let condition = u.condition();
+            let guard = u.guard();
+            let catalog = &snapshot.catalog;
             UpstreamFacts {
                 name: u.name.clone(),
-                up: condition.link.is_some(),
-                restarts: u.restarts.load(Relaxed),
-                guard: u.guard(),
-                stdio: u.stdio.clone(),
-                http: u.http.clone(),
-                entries: ListKind::ALL.map(|k| (k, snapshot.catalog.facts(&u.name, k))),
-                catalog_age: snapshot.catalog.age(&u.name),
-                dropped_entries: snapshot
-                    .catalog
-                    .drops()
-                    .iter()
-                    .filter(|d| d.upstream == u.name)
-                    .count(),
+                up: u.condition().link.is_some(),
+                in_flight: guard.in_flight.into(),
+                queued: guard.queued.into(),
+                breaker: match guard.breaker.state {
+                    State::Closed => BreakerState::Closed,
+                    State::HalfOpen => BreakerState::Probing,
+                    State::Open => BreakerState::Open,
+                },
+                catalog: ListKind::ALL
+                    .map(|kind| {
+                        let (entries, bytes) = catalog.facts(&u.name, kind);
+                        CatalogFacts { kind: kind.as_str(), entries: entries as u64, bytes: bytes as u64 }
+                    })
+                    .to_vec(),
+                catalog_age: u.lists_age(),
+                catalog_dropped: catalog.drops().iter().filter(|d| d.upstream == u.name).count() as u64,
+                incarnation: u.incarnation,
+                totals: u.totals(),
             }
         })
         .collect();
     Gathered {
         upstreams,
-        sessions: edge.sessions.len(),
-        streams: edge.streams.load(Relaxed),
-        connections: edge.connections.load(Relaxed),
+        sessions: edge.sessions.len() as u64,
+        streams: edge.streams.load(Relaxed) as u64,
+        connections: edge.connections.load(Relaxed) as u64,
+        ..Gathered::default()
     }
 }

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::admin;
 use crate::call::{Call, Consumer, Form, Notices, Terminal};
+use crate::config::secret::Scrubber;
 use crate::config::{Config, LogFormat};
 use crate::control::{self, Control, Order, watch};
 use crate::downstream::{Edge, listener, stdio};
@@ -20,6 +21,7 @@ use crate::gateway::Gateway;
 use crate::observe::Observe;
 use crate::observe::log::LogHandle;
 use crate::observe::record::Record;
+use crate::observe::trace::Tracer;
 use crate::protocol::message::{Frame, message};
 use crate::protocol::meta::{ObjectWriter, RequestMeta};
 use crate::protocol::method::{self, ListKind};
@@ -32,6 +34,8 @@ use report::{CallReport, CatalogReport, ConsumerReport, ListReport, UpstreamRepo
 const ORDERS_MAX: usize = 16;
 /// How often idle sessions are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// How long the last spans and log lines may take to leave.
+const FLUSH_WAIT: Duration = Duration::from_secs(2);
 
 /// What the command line can say besides the file.
 #[derive(Clone, Debug)]
@@ -97,14 +101,18 @@ pub fn start(
     options: Option<ServeOptions>,
     log: Option<LogHandle>,
     shim: PathBuf,
-) -> Running {
+) -> Result<Running, AppError> {
     let config = Arc::new(config);
     let site = Site {
         shim,
         state_dir: config.gateway.state_dir.clone(),
         cache_dir: config.gateway.cache_dir.clone(),
     };
-    let observe = Arc::new(Observe::new(&config.trace, log));
+    let tracer = Tracer::new(&config.trace).map_err(|e| AppError::Start(e.to_string()))?;
+    if let Some(log) = &log {
+        log.scrub(Scrubber::new(config.secrets()));
+    }
+    let observe = Arc::new(Observe::new(tracer, log));
     let (mut control, events) = Control::new(site.clone(), observe.clone());
     let gateway = Arc::new(Gateway::new(control.first(config.clone()), observe));
     let (orders, orders_rx) = mpsc::channel(ORDERS_MAX);
@@ -119,7 +127,7 @@ pub fn start(
     tokio::spawn(control.run(gateway.clone(), events, orders_rx, load));
     let edge = Edge::new(gateway);
     tokio::spawn(sweep(edge.clone()));
-    Running { edge, orders, site }
+    Ok(Running { edge, orders, site })
 }
 
 async fn sweep(edge: Arc<Edge>) {
@@ -152,7 +160,7 @@ impl Running {
         if self.orders.send(Order::Stop(done)).await.is_ok() {
             let _ = stopped.await;
         }
-        self.edge.gateway.observe.shutdown().await;
+        self.edge.gateway.observe.flush(FLUSH_WAIT).await;
         tracing::debug!(state_dir = %self.site.state_dir.display(), "stopped");
     }
 
@@ -187,13 +195,17 @@ async fn bind(what: &str, address: SocketAddr) -> Result<TcpListener, AppError> 
     })
 }
 
+fn init_log(level: &str, format: LogFormat) -> Result<LogHandle, AppError> {
+    crate::observe::log::init(level, format).map_err(|e| AppError::Start(e.to_string()))
+}
+
 /// `weir serve`: run until SIGTERM or SIGINT. `ready` gets the lines that say what is served.
 pub async fn serve(
     options: ServeOptions,
     ready: impl FnOnce(&str),
 ) -> Result<(), AppError> {
     let config = read(&options)?;
-    let log = crate::observe::log::init(&config.log.level, config.log.format);
+    let log = init_log(&config.log.level, config.log.format)?;
     limits::raise();
     // Both sockets before anything else starts: a second gateway must not start children first.
     let socket = bind("gateway.listen", config.gateway.listen).await?;
@@ -203,7 +215,7 @@ pub async fn serve(
     };
     let local = socket.local_addr().map_err(|e| AppError::Start(e.to_string()))?;
     let admin_local = admin_socket.as_ref().and_then(|s| s.local_addr().ok());
-    let running = start(config, Some(options), Some(log), own_program());
+    let running = start(config, Some(options), Some(log), own_program())?;
     if let Some(admin_socket) = admin_socket {
         tokio::spawn(admin::run(running.edge.clone(), admin_socket));
     }
@@ -235,9 +247,9 @@ pub async fn serve_stdio(
     consumer: Option<String>,
 ) -> Result<(), AppError> {
     let config = read(&options)?;
-    let log = crate::observe::log::init(&config.log.level, config.log.format);
+    let log = init_log(&config.log.level, config.log.format)?;
     limits::raise();
-    let running = start(config, Some(options), Some(log), own_program());
+    let running = start(config, Some(options), Some(log), own_program())?;
     let consumer = match whose(&running, consumer.as_deref()) {
         Ok(consumer) => consumer,
         Err(e) => {
@@ -277,9 +289,9 @@ fn whose(running: &Running, name: Option<&str>) -> Result<Arc<Consumer>, AppErro
 
 fn quiet(options: &ServeOptions) -> Result<Running, AppError> {
     let config = read(options)?;
-    let log = crate::observe::log::init("warn", LogFormat::Text);
+    let log = init_log("warn", LogFormat::Text)?;
     limits::raise();
-    Ok(start(config, None, Some(log), own_program()))
+    start(config, None, Some(log), own_program())
 }
 
 /// `weir check --connect`: try each upstream.

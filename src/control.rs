@@ -21,7 +21,8 @@ use std::time::SystemTime;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::catalog::keep;
-use crate::catalog::merge::{Catalog, Freshness, Part};
+use crate::catalog::freshness::Freshness;
+use crate::catalog::merge::{Catalog, Part};
 use crate::catalog::slice::Slice;
 use crate::catalog::view::View;
 use crate::config::secret::Scrubber;
@@ -100,12 +101,18 @@ impl Control {
     }
 
     fn start(&mut self, config: &Arc<UpstreamConfig>, scrubber: &Scrubber) -> Arc<Upstream> {
-        let kept = keep::load(&self.site.state_dir, &config.name, &keep::identity(config));
+        let kept = keep::load(
+            &self.site.state_dir,
+            &config.name,
+            &keep::identity(&config.transport),
+            config.max_items,
+        )
+        .map(|k| (Arc::new(k.slice), k.fetched_at));
         let offer = match &kept {
-            Some(kept) => Offer {
-                slice: Some(kept.slice.clone()),
+            Some((slice, fetched_at)) => Offer {
+                slice: Some(slice.clone()),
                 freshness: Freshness::Stale {
-                    since: kept.fetched_at,
+                    since: *fetched_at,
                     why: "not asked yet since the gateway started".into(),
                 },
             },
@@ -123,7 +130,7 @@ impl Control {
             &self.site,
             scrubber.clone(),
             self.events_tx.clone(),
-            kept.map(|k| k.slice),
+            kept.map(|(slice, _)| slice),
         )
     }
 
@@ -175,7 +182,7 @@ impl Control {
             identity,
             views,
             series,
-            no_series: metrics.upstream(&"".into(), &[]),
+            no_series: metrics.nobody(),
         }
     }
 
@@ -184,8 +191,8 @@ impl Control {
             let known = before.is_some_and(|b| b.catalog.drops().contains(drop));
             if !known {
                 tracing::warn!(upstream = %drop.upstream, kind = drop.kind.as_str(),
-                    native = %drop.native, exposed = %drop.exposed, why = %drop.why,
-                    "entry dropped from the catalog");
+                    native = drop.native.as_deref(), exposed = drop.exposed.as_deref(),
+                    why = %drop.why, "entry dropped from the catalog");
             }
         }
     }

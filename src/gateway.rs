@@ -21,6 +21,7 @@ use crate::failure::{Failure, Reason, Refusal};
 use crate::observe::Observe;
 use crate::observe::record::{Outcome, Record};
 use crate::protocol::message::Kind;
+use crate::protocol::method::ListKind;
 
 use router::Plan;
 use snapshot::{Current, Snapshot};
@@ -103,7 +104,10 @@ impl Gateway {
             Plan::Answer(terminal) => Ok((terminal, false)),
             Plan::Forward(route, parsed) => {
                 snapshot.quota(&call.consumer)?;
-                record.route(&snapshot.series(&route), route.tool().map(|_| route.exposed()));
+                record.route(
+                    &snapshot.series(&route),
+                    (route.kind() == ListKind::Tools).then(|| &**route.exposed()),
+                );
                 if &**route.upstream() == builtin::NAME {
                     return builtin::call(self, snapshot, &view, call, route.native())
                         .map_err(Failure::from);
@@ -114,7 +118,7 @@ impl Gateway {
                 if let Some(refusal) = upstream.refusal() {
                     return Err(refusal.into());
                 }
-                let traceparent = record.traceparent();
+                let traceparent = record.traceparent().map(str::to_owned);
                 let (result, sent) =
                     upstream.send(route, &parsed, call, traceparent.as_deref(), notices).await;
                 record.spent(sent.spent.queued, sent.spent.limited, sent.spent.attempts);

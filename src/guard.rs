@@ -186,22 +186,23 @@ impl Guard {
     /// `attempt` is given the number of the attempt, from 1. It is dropped when the deadline
     /// passes; whatever it sent must then be cancelled by its drop. A retry that is not let
     /// through any more ends with the fault that called for it.
-    pub async fn run<T>(
+    // Not `AsyncFnMut`: a future that may borrow from its closure can't be shown to be `Send`.
+    pub async fn run<T, F: Future<Output = Result<Done<T>, Fault>>>(
         &self,
         ask: &Ask<'_>,
         deadline: &Deadline,
-        attempt: impl AsyncFnMut(u32) -> Result<Done<T>, Fault>,
+        attempt: impl FnMut(u32) -> F,
     ) -> (Result<T, Failure>, Spent) {
         let mut spent = Spent::default();
         let outcome = self.walk(ask, deadline, attempt, &mut spent).await;
         (outcome, spent)
     }
 
-    async fn walk<T>(
+    async fn walk<T, F: Future<Output = Result<Done<T>, Fault>>>(
         &self,
         ask: &Ask<'_>,
         deadline: &Deadline,
-        mut attempt: impl AsyncFnMut(u32) -> Result<Done<T>, Fault>,
+        mut attempt: impl FnMut(u32) -> F,
         spent: &mut Spent,
     ) -> Result<T, Failure> {
         self.breaker.check().map_err(|wait| self.refuse(self.resting(wait)))?;

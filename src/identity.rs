@@ -11,7 +11,7 @@ use crate::call::Consumer;
 use crate::config::Config;
 use crate::config::secret::ConsumerKey;
 use crate::failure::{Reason, Refusal};
-use crate::guard::limiter::Limiter;
+use crate::guard::Limiter;
 
 /// A consumer and its quota.
 pub struct Member {
@@ -43,10 +43,10 @@ impl Identity {
                     .and_then(|m| m.quota.clone());
                 match kept {
                     Some(quota) => {
-                        quota.reconfigure(rate);
+                        quota.reconfigure(Some(rate));
                         quota
                     }
-                    None => Arc::new(Limiter::new(rate)),
+                    None => Arc::new(Limiter::new(Some(rate))),
                 }
             });
             let consumer = Consumer { name: c.name.clone(), view: c.view.clone() };

@@ -34,11 +34,11 @@ use crate::catalog::view::Route;
 use crate::config::secret::Scrubber;
 use crate::config::{ToolRule, UpstreamConfig};
 use crate::failure::{Delivery, Failure, Fault, Reason, Refusal};
-use crate::guard::deadline::Deadline;
-use crate::guard::limiter::Limiter;
-use crate::guard::{Ask, Done, Guard, Spent};
+use crate::guard::{Ask, Deadline, Done, Guard, Limiter, Spent};
+use crate::observe::metrics::Totals;
 use crate::protocol::address::Parsed;
 use crate::protocol::message::Kind;
+use crate::protocol::method::ListKind;
 
 use condition::{Condition, State};
 use link::{Link, Unanswered};
@@ -56,6 +56,8 @@ pub struct Site {
     pub cache_dir: PathBuf,
 }
 
+static INCARNATIONS: AtomicU64 = AtomicU64::new(1);
+
 /// One configured MCP server.
 pub struct Upstream {
     /// Its name.
@@ -68,6 +70,11 @@ pub struct Upstream {
     in_flight: Arc<AtomicU64>,
     stop: CancellationToken,
     stopped: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    born: tokio::time::Instant,
+    // Milliseconds after `born`, rounded up; 0: not yet.
+    lists_at: Arc<AtomicU64>,
+    /// Rises with each upstream that this process makes.
+    pub incarnation: u64,
     /// Starts after the first.
     pub restarts: Arc<AtomicU64>,
     /// What a child said that was no message.
@@ -106,6 +113,9 @@ impl Upstream {
             config: ArcSwap::new(config),
             condition,
             in_flight: Arc::default(),
+            born: tokio::time::Instant::now(),
+            lists_at: Arc::default(),
+            incarnation: INCARNATIONS.fetch_add(1, Ordering::Relaxed),
             stop: stop.clone(),
             stopped: Mutex::new(None),
             restarts: restarts.clone(),
@@ -123,7 +133,7 @@ impl Upstream {
             restarts,
             stdio,
             http,
-            verdict: kept.as_ref().map(|s| s.revision()),
+            verdict: kept.as_ref().map(|s| s.about.revision),
         };
         let task = tokio::spawn(keeper.run());
         *upstream.stopped.lock().expect("no panic while held") = Some(task);
@@ -133,6 +143,11 @@ impl Upstream {
     /// The settings in force.
     pub fn config(&self) -> Arc<UpstreamConfig> {
         self.config.load_full()
+    }
+
+    fn lists_confirmed(&self) {
+        let ms = self.born.elapsed().as_millis() as u64 + 1;
+        self.lists_at.store(ms, Ordering::Relaxed);
     }
 
     /// How it is.
@@ -154,6 +169,28 @@ impl Upstream {
     /// The guard's counters and state.
     pub fn guard(&self) -> crate::guard::GuardSnapshot {
         self.guard.snapshot()
+    }
+
+    /// What it counted since it was made.
+    pub fn totals(&self) -> Totals {
+        let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        let breaker = self.guard.snapshot().breaker;
+        Totals {
+            restarts: load(&self.restarts),
+            stdout_noise: load(&self.stdio.noise_lines),
+            stderr_dropped_bytes: load(&self.stdio.stderr_dropped_bytes),
+            unmatched_answers: load(&self.stdio.unmatched_answers)
+                + load(&self.http.unmatched_answers),
+            received_bytes: load(&self.stdio.bytes_in) + load(&self.http.received_bytes),
+            sent_bytes: load(&self.stdio.bytes_out) + load(&self.http.sent_bytes),
+            breaker_to: [breaker.closed, breaker.half_opened, breaker.opened],
+        }
+    }
+
+    /// Time since its lists were last confirmed; `None`: never by this process.
+    pub fn lists_age(&self) -> Option<Duration> {
+        let at = self.lists_at.load(Ordering::Relaxed);
+        (at > 0).then(|| self.born.elapsed().saturating_sub(Duration::from_millis(at)))
     }
 
     /// Calls being carried.
@@ -199,7 +236,9 @@ impl Upstream {
     ) -> (Result<Terminal, Failure>, Sent) {
         let _count = InFlight::new(&self.in_flight);
         let config = self.config.load_full();
-        let rule = route.tool().and_then(|native| config.tool_rule(native));
+        let rule = (route.kind() == ListKind::Tools)
+            .then(|| config.tool_rule(route.native()))
+            .flatten();
         let read_only = call.method.read_only
             || rule.and_then(|r| r.read_only).or(route.read_only()).unwrap_or(false);
         let limiter = rule
@@ -208,19 +247,19 @@ impl Upstream {
         let timeout = rule.and_then(|r| r.call_timeout).unwrap_or(config.call_timeout);
         let deadline = Deadline::new(timeout, config.max_call_timeout.max(timeout));
         let ask = Ask { repeatable: read_only, write: !read_only, tool: limiter.as_deref() };
-        let mut tool_error = false;
-        let (result, spent) = self
-            .guard
-            .run(&ask, &deadline, async |_attempt| {
-                let link = self.link(&deadline).await?;
-                let arrived =
-                    carry(&link, &config, &route, parsed, call, traceparent, notices, &deadline)
-                        .await?;
-                tool_error = arrived.tool_error;
-                Ok(Done { value: arrived.terminal, signal: arrived.signal })
-            })
-            .await;
-        (result, Sent { spent, tool_error })
+        let errand =
+            Errand { config: &config, route: &route, parsed, call, traceparent, notices, deadline: &deadline };
+        let (result, spent) = self.guard.run(&ask, &deadline, |_| self.attempt(&errand)).await;
+        match result {
+            Ok((terminal, tool_error)) => (Ok(terminal), Sent { spent, tool_error }),
+            Err(failure) => (Err(failure), Sent { spent, tool_error: false }),
+        }
+    }
+
+    async fn attempt(&self, errand: &Errand<'_>) -> Result<Done<(Terminal, bool)>, Fault> {
+        let link = self.link(errand.deadline).await?;
+        let arrived = carry(&link, errand).await?;
+        Ok(Done { value: (arrived.terminal, arrived.tool_error), signal: arrived.signal })
     }
 
     // The link of now. A starting upstream is waited for; one that is down is refused at once
@@ -282,22 +321,24 @@ fn not_there(state: &State, why: &str) -> Fault {
     Fault::new(reason, Delivery::NotSent, format!("the upstream is {}: {why}", state.as_str()))
 }
 
-#[allow(clippy::too_many_arguments)]
-async fn carry(
-    link: &Arc<Link>,
-    config: &UpstreamConfig,
-    route: &Route,
-    parsed: &Parsed,
-    call: &Call,
-    traceparent: Option<&str>,
-    notices: &Notices,
-    deadline: &Deadline,
-) -> Result<inbound::Arrived, Fault> {
+// What an attempt carries, the same for each.
+struct Errand<'a> {
+    config: &'a UpstreamConfig,
+    route: &'a Route,
+    parsed: &'a Parsed,
+    call: &'a Call,
+    traceparent: Option<&'a str>,
+    notices: &'a Notices,
+    deadline: &'a Deadline,
+}
+
+async fn carry(link: &Arc<Link>, errand: &Errand<'_>) -> Result<inbound::Arrived, Fault> {
+    let Errand { config, route, parsed, call, traceparent, notices, deadline } = *errand;
     let id = link.mint();
     let message = outbound::build(call, parsed, route.native(), link.era(), id, traceparent);
     let method = call.method.name;
     let name = matches!(method, "tools/call" | "prompts/get" | "resources/read")
-        .then(|| route.native());
+        .then(|| &**route.native());
     let on_notice = |frame: crate::protocol::message::Frame| {
         if frame.method() == "notifications/progress" {
             deadline.extend();
@@ -341,7 +382,7 @@ async fn carry(
             _ => {}
         }
     }
-    inbound::accept(call, config, link.era(), answered.frame)
+    inbound::accept(call, config, route, link.era(), answered.frame)
 }
 
 struct InFlight<'a>(&'a AtomicU64);
@@ -369,10 +410,10 @@ fn limiters(
             let rate = rule.rate?;
             let limiter = match old.and_then(|o| o.get(&rule.pattern)) {
                 Some(kept) => {
-                    kept.reconfigure(&rate);
+                    kept.reconfigure(Some(&rate));
                     kept.clone()
                 }
-                None => Arc::new(Limiter::new(&rate)),
+                None => Arc::new(Limiter::new(Some(&rate))),
             };
             Some((rule.pattern.clone(), limiter))
         })

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::call::{Consumer, Form, Notices};
+use crate::call::{Consumer, Notices};
 use crate::gateway::router;
 use crate::protocol::error::{
     ErrorObject, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND,
@@ -84,7 +84,7 @@ pub fn welcome(edge: &Edge, session: &Session, id: &[u8]) -> Bytes {
     let view = snapshot.view(&session.consumer);
     let mut out = ObjectWriter::new();
     out.value("protocolVersion", &session.revision.as_str())
-        .raw("capabilities", &view.capabilities(Form::Plain))
+        .raw("capabilities", &view.capabilities())
         .raw("serverInfo", &router::server_info());
     if let Some(text) = router::instructions(&view, &snapshot.config.gateway) {
         out.value("instructions", &text);

@@ -9,6 +9,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::observe::metrics::ConnectionRefusal;
+
 use super::{Edge, Slot, http};
 
 /// Most requests at once on one HTTP/2 connection.
@@ -29,7 +31,7 @@ pub async fn run(edge: Arc<Edge>, listener: TcpListener) {
             Ok(pair) => pair,
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
-                edge.gateway.observe.metrics.connection_refused("accept_error");
+                edge.gateway.observe.metrics.connection_refused(ConnectionRefusal::AcceptFailed);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -37,7 +39,7 @@ pub async fn run(edge: Arc<Edge>, listener: TcpListener) {
         let max = edge.gateway.current.load().config.gateway.max_connections;
         let Some(slot) = Slot::take(&edge.connections, max) else {
             // Closed at once: a client sees that it is not served, and we hold nothing for it.
-            edge.gateway.observe.metrics.connection_refused("max_connections");
+            edge.gateway.observe.metrics.connection_refused(ConnectionRefusal::Limit);
             continue;
         };
         let edge = edge.clone();

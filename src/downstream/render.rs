@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::call::{Form, Terminal};
-use crate::protocol::address::{to_canonical, to_plain};
+use crate::protocol::form::{to_canonical, to_plain};
 use crate::protocol::error::{
     INTERNAL_ERROR, INVALID_PARAMS, LEGACY_RESOURCE_NOT_FOUND, LEGACY_URL_ELICITATION,
     is_reserved_unknown, tells_modern,

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::call::{Call, Form, Terminal};
-use crate::catalog::slice::{Slice, SliceBuilder};
+use crate::catalog::slice::{About, Slice, SliceBuilder};
 use crate::catalog::view::View;
 use crate::failure::{Reason, Refusal};
 use crate::protocol::meta::Members;
@@ -48,10 +48,16 @@ pub fn slice() -> Arc<Slice> {
             "annotations": {"readOnlyHint": true, "openWorldHint": false},
         },
     ]});
-    let mut builder = SliceBuilder::new(NAME.into(), 16);
-    builder.agreed(Revision::LATEST, r#"{"tools":{"listChanged":true}}"#, None, None);
+    let about = About {
+        revision: Revision::LATEST,
+        capabilities: Bytes::from_static(br#"{"tools":{"listChanged":true}}"#),
+        server_info: None,
+        instructions: None,
+    };
+    let mut builder = SliceBuilder::new(about, 16);
+    let tools = Bytes::from(serde_json::to_vec(&tools).expect("our own values"));
     builder
-        .add_page(ListKind::Tools, serde_json::to_vec(&tools).expect("our own values").into())
+        .add_page(ListKind::Tools, &tools)
         .expect("our own tools are valid");
     Arc::new(builder.finish())
 }
@@ -102,7 +108,7 @@ pub fn status(gateway: &Gateway, snapshot: &Snapshot, view: &View) -> Value {
         .config
         .upstreams
         .iter()
-        .filter(|c| view.shows(&c.name))
+        .filter(|c| view.sees(&c.name) || !c.enabled)
         .map(|c| upstream_status(snapshot, &c.name))
         .collect();
     json!({"draining": gateway.is_draining(), "upstreams": upstreams})
@@ -120,7 +126,7 @@ pub fn upstream_status(snapshot: &Snapshot, name: &Arc<str>) -> Value {
         "state": condition.state.as_str(),
         "since": condition.since_text(),
         "crash_loop": condition.crash_loop,
-        "breaker": guard.breaker.as_str(),
+        "breaker": guard.breaker.state.as_str(),
         "in_flight": guard.in_flight,
         "queued": guard.queued,
         "restarts": upstream.restarts.load(std::sync::atomic::Ordering::Relaxed),
@@ -134,15 +140,28 @@ pub fn upstream_status(snapshot: &Snapshot, name: &Arc<str>) -> Value {
     if let Some(after) = condition.next_try_in() {
         set(&mut out, "next_try_in_ms", (after.as_millis() as u64).into());
     }
-    if let Some(why) = guard.breaker_why() {
-        set(&mut out, "breaker_why", why.into());
+    if guard.breaker.state != crate::guard::State::Closed
+        && let Some(why) = &guard.breaker.why
+    {
+        set(&mut out, "breaker_why", why.to_string().into());
+        if let Some(after) = guard.breaker.probe_in {
+            set(&mut out, "breaker_probe_in_ms", (after.as_millis() as u64).into());
+        }
+    }
+    if let Some(pause) = guard.paused {
+        set(&mut out, "paused_for_ms", (pause.as_millis() as u64).into());
     }
     if let Some(link) = &condition.link {
         set(&mut out, "revision", link.agreed.revision.as_str().into());
     }
-    let (freshness, entries) = snapshot.catalog.part_facts(name);
-    set(&mut out, "catalog", freshness);
-    set(&mut out, "entries", entries);
+    if let Some(freshness) = snapshot.catalog.freshness(name) {
+        set(&mut out, "catalog", freshness.to_json());
+    }
+    let entries: serde_json::Map<String, Value> = ListKind::ALL
+        .iter()
+        .map(|k| (k.as_str().to_owned(), snapshot.catalog.facts(name, *k).0.into()))
+        .collect();
+    set(&mut out, "entries", entries.into());
     out
 }
 

@@ -6,7 +6,7 @@ use crate::call::{Call, Form, Terminal};
 use crate::catalog::view::{Route, View};
 use crate::config::Gateway as Settings;
 use crate::failure::{Reason, Refusal};
-use crate::protocol::address::{Address, Parsed};
+use crate::protocol::address::Parsed;
 use crate::protocol::meta::{Members, ObjectWriter, key};
 use crate::protocol::method::{AddressField, Handling};
 use crate::protocol::revision::Revision;
@@ -33,13 +33,21 @@ pub fn plan(view: &View, call: &Call, settings: &Settings) -> Result<Plan, Refus
         }
         Handling::Forward => {
             let params = call.frame.params();
-            let parsed = Address::read(call.method, params.as_deref())
+            let parsed = Parsed::read(call.method, params.as_deref())
                 .map_err(|e| Refusal::new(Reason::InvalidParams, e.to_string()))?;
-            match view.resolve(&parsed) {
-                Some(route) => Ok(Plan::Forward(route, parsed)),
-                // Unknown and not visible are one answer on purpose.
-                None => Err(Refusal::new(Reason::UnknownName, unknown(call.method.address, &parsed.value))),
+            let Some(address) = &parsed.address else {
+                return Err(Refusal::new(Reason::InvalidParams, "the request names nothing"));
+            };
+            if let Some(route) = view.resolve(address.kind, &address.value) {
+                return Ok(Plan::Forward(route, parsed));
             }
+            if let Some(upstream) = view.unseen_owner(&address.value) {
+                let text = "nothing is known of this upstream yet: it has not answered since it was configured";
+                return Err(Refusal::new(Reason::UpstreamDown, text).at(upstream));
+            }
+            // Unknown and not visible are one answer on purpose.
+            let text = unknown(call.method.address, &address.value);
+            Err(Refusal::new(Reason::UnknownName, text))
         }
         Handling::Edge | Handling::Listen => {
             Err(Refusal::new(Reason::UnknownMethod, "this method is not for here"))
@@ -86,7 +94,8 @@ pub fn server_info() -> Vec<u8> {
 
 /// What upstreams and we ourselves tell agents, as one text.
 pub fn instructions(view: &View, settings: &Settings) -> Option<String> {
-    view.instructions(settings.instructions, settings.instructions_max)
+    let text = view.instructions(settings.instructions.then_some(settings.instructions_max));
+    (!text.is_empty()).then_some(text)
 }
 
 /// How long a client may keep the answer to discover: capabilities change with the configuration
@@ -99,7 +108,7 @@ pub fn discover(view: &View, settings: &Settings) -> Vec<u8> {
     let mut out = ObjectWriter::new();
     out.value("resultType", &"complete")
         .value("supportedVersions", &[Revision::LATEST.as_str()])
-        .raw("capabilities", &view.capabilities(Form::Canonical));
+        .raw("capabilities", &view.capabilities());
     if let Some(text) = instructions(view, settings) {
         out.value("instructions", &text);
     }

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use crate::call::Consumer;
 use crate::catalog::merge::Catalog;
 use crate::catalog::view::{Route, View};
-use crate::config::Config;
+use crate::config::{Config, Patterns, ViewRule};
 use crate::failure::{Reason, Refusal};
 use crate::identity::Identity;
 use crate::observe::metrics::UpstreamSeries;
@@ -39,7 +39,10 @@ impl Snapshot {
     /// What a consumer sees.
     pub fn view(&self, consumer: &Consumer) -> Arc<View> {
         // A consumer whose view is gone since its call began sees nothing rather than all.
-        self.views.get(&consumer.view).cloned().unwrap_or_else(|| Arc::new(View::nothing()))
+        self.views.get(&consumer.view).cloned().unwrap_or_else(|| {
+            let nothing = ViewRule { upstreams: Some(vec![]), patterns: Patterns::default() };
+            Arc::new(View::new(&self.catalog, Some(&nothing)))
+        })
     }
 
     /// Take one from the consumer's quota.

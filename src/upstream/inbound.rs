@@ -5,11 +5,11 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::call::{Call, Form, Terminal};
-use crate::catalog::naming;
+use crate::catalog::view::Route;
 use crate::config::UpstreamConfig;
 use crate::failure::{Delivery, Fault, Reason};
 use crate::guard::Signal;
-use crate::protocol::address::{ResultKind, uri_edits};
+use crate::protocol::address::{Edit, UriHolder, uri_edits};
 use crate::protocol::message::{Frame, Kind};
 use crate::protocol::meta::{Members, key};
 use crate::protocol::revision::Era;
@@ -40,6 +40,7 @@ pub struct Arrived {
 pub fn accept(
     call: &Call,
     config: &UpstreamConfig,
+    route: &Route,
     era: Era,
     frame: Frame,
 ) -> Result<Arrived, Fault> {
@@ -67,30 +68,18 @@ pub fn accept(
     } else {
         Signal::Fine
     };
-    let kind = match call.method.name {
-        "tools/call" => Some(ResultKind::ToolResult),
-        "prompts/get" => Some(ResultKind::PromptResult),
-        "resources/read" => Some(ResultKind::ResourceResult),
-        _ => None,
-    };
-    let frame = match kind {
-        Some(kind) if config.prefixed => {
-            let edits = uri_edits(kind, &outcome, &|native| {
-                Some(naming::expose_uri(&config.name, native))
-            })
-            .map_err(|_| garbled("has a result of the wrong shape"))?;
+    let frame = match UriHolder::of_result(call.method.name) {
+        Some(holder) => {
+            let edits = uri_edits(holder, &outcome, &|native| route.public_uri(native));
             if edits.is_empty() { frame } else { rewritten(&frame, edits)? }
         }
-        _ => frame,
+        None => frame,
     };
     let form = if era == Era::Modern { Form::Canonical } else { Form::Plain };
     Ok(Arrived { terminal: Terminal::Answer(frame, form), tool_error, signal })
 }
 
-fn rewritten(
-    frame: &Frame,
-    edits: Vec<(std::ops::Range<usize>, Vec<u8>)>,
-) -> Result<Frame, Fault> {
+fn rewritten(frame: &Frame, edits: Vec<Edit>) -> Result<Frame, Fault> {
     let at = frame.outcome_span().expect("a result has an outcome").start;
     let mut s = Splice::new();
     for (range, with) in edits {

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
@@ -85,6 +85,7 @@ impl Keeper {
         let ids = Arc::new(AtomicU64::new(1));
         let mut early_deaths = 0u32;
         let mut first = true;
+        let stop = self.stop.clone();
         loop {
             let Some(config) = self.settings() else { return };
             if !first {
@@ -94,7 +95,7 @@ impl Keeper {
             let began = Instant::now();
             let ended = tokio::select! {
                 ended = self.live(&config, &ids) => ended,
-                () = self.stop.cancelled() => Ended::Stopped,
+                () = stop.cancelled() => Ended::Stopped,
             };
             let link = self.condition.borrow().link.clone();
             let fault = match ended {
@@ -179,7 +180,7 @@ impl Keeper {
                 let mut ready = Condition::new(State::Ready, "");
                 ready.link = Some(link.clone());
                 tracing::info!(upstream = %self.name, revision = %link.agreed.revision,
-                    tools = slice.len(crate::protocol::method::ListKind::Tools), "upstream is ready");
+                    tools = slice.list(crate::protocol::method::ListKind::Tools).items.len(), "upstream is ready");
                 self.verdict = Some(link.agreed.revision);
                 self.publish(config, slice).await;
                 self.set(ready).await;
@@ -294,8 +295,7 @@ impl Keeper {
     ) -> Result<(Wire, mpsc::Sender<Unasked>, mpsc::Receiver<Unasked>), Fault> {
         match &config.transport {
             TransportConfig::Stdio(stdio) => {
-                let (tx, rx) = mpsc::channel(UNASKED_MAX);
-                let wire = StdioWire::start(
+                let (wire, rx) = StdioWire::start(
                     Launch {
                         upstream: self.name.clone(),
                         config: Arc::new(stdio.clone()),
@@ -306,9 +306,10 @@ impl Keeper {
                         max_message: config.max_message,
                         counters: self.stdio.clone(),
                     },
-                    tx.clone(),
                 )
                 .await?;
+                // A pipe puts what comes unasked into its own channel.
+                let (tx, _) = mpsc::channel(1);
                 Ok((Wire::Stdio(wire), tx, rx))
             }
             TransportConfig::Http(http) => {
@@ -328,7 +329,7 @@ impl Keeper {
         self.config.upgrade().map(|u| u.config())
     }
 
-    fn down_since(&self) -> Option<std::time::SystemTime> {
+    fn down_since(&self) -> Option<SystemTime> {
         let now = self.condition.borrow();
         // Between two tries it is still the same trouble.
         matches!(now.state, State::Down).then_some(now.since)
@@ -336,12 +337,18 @@ impl Keeper {
 
     async fn publish(&self, config: &Arc<UpstreamConfig>, slice: Slice) {
         let slice = Arc::new(slice);
-        let (dir, kept, identity) =
-            (self.site.state_dir.clone(), slice.clone(), keep::identity(config));
+        let (dir, name, kept) = (self.site.state_dir.clone(), self.name.clone(), slice.clone());
+        let identity = keep::identity(&config.transport);
         // Disk is slow at times and nobody waits for it; a lost write costs a probe at next start.
-        let written = tokio::task::spawn_blocking(move || keep::save(&dir, &identity, &kept)).await;
+        let written = tokio::task::spawn_blocking(move || {
+            keep::save(&dir, &name, &identity, &kept, SystemTime::now())
+        })
+        .await;
         if let Ok(Err(error)) = written {
             tracing::warn!(upstream = %self.name, %error, "the catalog could not be kept on disk");
+        }
+        if let Some(upstream) = self.config.upgrade() {
+            upstream.lists_confirmed();
         }
         self.tell(Event::Fresh(slice)).await;
     }
@@ -372,7 +379,7 @@ async fn ended(link: &Link) -> Fault {
     match &link.wire {
         Wire::Stdio(wire) => tokio::select! {
             report = wire.exited() => {
-                Fault::new(Reason::ConnectionLost, Delivery::Unknown, report.text())
+                Fault::new(Reason::ConnectionLost, Delivery::Unknown, report.text)
             }
             fault = lost => fault,
         },

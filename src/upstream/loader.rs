@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::catalog::slice::{Slice, SliceBuilder};
+use crate::catalog::slice::{About, PageError, Slice, SliceBuilder};
 use crate::config::UpstreamConfig;
 use crate::failure::{Delivery, Fault, Reason};
 use crate::protocol::error::METHOD_NOT_FOUND;
@@ -16,13 +16,14 @@ use super::link::{Link, result_of};
 /// not know is empty. Any other error fails the whole: a catalog that lacks one list without
 /// anyone knowing is worse than yesterday's.
 pub async fn load(link: &Link, config: &UpstreamConfig) -> Result<Slice, Fault> {
-    let mut builder = SliceBuilder::new(config.name.clone(), config.max_items);
-    builder.agreed(
-        link.agreed.revision,
-        &link.agreed.capabilities,
-        link.agreed.server_info.as_deref(),
-        link.agreed.instructions.as_deref(),
-    );
+    let raw = |text: &str| Bytes::copy_from_slice(text.as_bytes());
+    let about = About {
+        revision: link.agreed.revision,
+        capabilities: raw(&link.agreed.capabilities),
+        server_info: link.agreed.server_info.as_deref().map(raw),
+        instructions: link.agreed.instructions.as_deref().map(Into::into),
+    };
+    let mut builder = SliceBuilder::new(about, config.max_items);
     for kind in ListKind::ALL {
         let capability = match kind {
             ListKind::Tools => "tools",
@@ -52,7 +53,6 @@ async fn pages(
     builder: &mut SliceBuilder,
 ) -> Result<(), Fault> {
     let mut cursor: Option<String> = None;
-    let mut seen = std::collections::HashSet::new();
     for _ in 0..config.max_pages {
         let params = match &cursor {
             // An empty string is a cursor like any other (any revision, server/utilities/pagination).
@@ -67,26 +67,19 @@ async fn pages(
             return Ok(());
         }
         let result = result_of(&frame, kind.method())?;
-        let next = builder.add_page(kind, result).map_err(|e| {
-            Fault::new(
-                Reason::Garbled,
-                Delivery::Refused,
-                format!("the upstream's {} is not valid", kind.method()),
-            )
-            .because(e)
+        let next = builder.add_page(kind, &result).map_err(|e| {
+            let text = match e {
+                PageError::CursorLoop => "repeats a cursor: its pages go in a circle",
+                PageError::NoList(_) | PageError::BadCursor => "is not valid",
+            };
+            let text = format!("the upstream's {} {text}", kind.method());
+            Fault::new(Reason::Garbled, Delivery::Refused, text).because(e)
         })?;
         match next {
             None => return Ok(()),
             Some(next) => {
                 if builder.is_full(kind) {
                     return Ok(());
-                }
-                if !seen.insert(next.clone()) {
-                    return Err(Fault::new(
-                        Reason::Garbled,
-                        Delivery::Refused,
-                        format!("{} repeats a cursor: the pages go in a circle", kind.method()),
-                    ));
                 }
                 cursor = Some(next);
             }

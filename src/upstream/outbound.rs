@@ -78,11 +78,11 @@ pub fn build(
     let mut s = Splice::new();
     s.replace(call.frame.id_span().expect("a call has an id"), id.into_bytes());
     let shift = |r: std::ops::Range<usize>| r.start + params.start..r.end + params.start;
-    if let Some(value) = &parsed.value_span {
-        let text = serde_json::to_vec(native).expect("a string serialises");
-        s.replace(shift(value.clone()), text);
+    if let Some(address) = &parsed.address {
+        let (range, text) = address.edit(native);
+        s.replace(shift(range), text);
     }
-    match &parsed.meta_span {
+    match &parsed.meta {
         Some(span) => s.replace(shift(span.clone()), meta),
         None if meta == b"{}" => {}
         None => {
