@@ -71,8 +71,7 @@ fn answer(edge: &Edge, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         "/status" => {
             let body = serde_json::to_string_pretty(&status(edge)).expect("our own values");
             let mut out = text(200, &(body + "\n"));
-            out.headers_mut()
-                .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            out.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
             out
         }
         _ => text(404, "served here: /livez /readyz /metrics /status\n"),
@@ -82,8 +81,7 @@ fn answer(edge: &Edge, request: &Request<Incoming>) -> Response<Full<Bytes>> {
 fn text(status: u16, body: &str) -> Response<Full<Bytes>> {
     let mut out = Response::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
     *out.status_mut() = StatusCode::from_u16(status).expect("a status of ours");
-    out.headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    out.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     out
 }
 
@@ -134,11 +132,16 @@ fn gather(edge: &Edge) -> Gathered {
                 catalog: ListKind::ALL
                     .map(|kind| {
                         let (entries, bytes) = catalog.facts(&u.name, kind);
-                        CatalogFacts { kind: kind.as_str(), entries: entries as u64, bytes: bytes as u64 }
+                        CatalogFacts {
+                            kind: kind.as_str(),
+                            entries: entries as u64,
+                            bytes: bytes as u64,
+                        }
                     })
                     .to_vec(),
                 catalog_age: u.lists_age(),
-                catalog_dropped: catalog.drops().iter().filter(|d| d.upstream == u.name).count() as u64,
+                catalog_dropped: catalog.drops().iter().filter(|d| d.upstream == u.name).count()
+                    as u64,
                 incarnation: u.incarnation,
                 totals: u.totals(),
             }

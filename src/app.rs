@@ -200,10 +200,7 @@ fn init_log(level: &str, format: LogFormat) -> Result<LogHandle, AppError> {
 }
 
 /// `weir serve`: run until SIGTERM or SIGINT. `ready` gets the lines that say what is served.
-pub async fn serve(
-    options: ServeOptions,
-    ready: impl FnOnce(&str),
-) -> Result<(), AppError> {
+pub async fn serve(options: ServeOptions, ready: impl FnOnce(&str)) -> Result<(), AppError> {
     let config = read(&options)?;
     let log = init_log(&config.log.level, config.log.format)?;
     limits::raise();
@@ -242,10 +239,7 @@ async fn ended_by_signal() {
 }
 
 /// `weir stdio`: the same gateway over stdin and stdout.
-pub async fn serve_stdio(
-    options: ServeOptions,
-    consumer: Option<String>,
-) -> Result<(), AppError> {
+pub async fn serve_stdio(options: ServeOptions, consumer: Option<String>) -> Result<(), AppError> {
     let config = read(&options)?;
     let log = init_log(&config.log.level, config.log.format)?;
     limits::raise();
@@ -257,12 +251,8 @@ pub async fn serve_stdio(
             return Err(e);
         }
     };
-    let pipe = stdio::serve(
-        running.edge.clone(),
-        consumer,
-        tokio::io::stdin(),
-        tokio::io::stdout(),
-    );
+    let pipe =
+        stdio::serve(running.edge.clone(), consumer, tokio::io::stdin(), tokio::io::stdout());
     tokio::select! {
         () = pipe => {}
         () = ended_by_signal() => {}
@@ -398,10 +388,8 @@ async fn call_on(
 ) -> Result<CallReport, AppError> {
     let consumer = whose(running, consumer)?;
     running.settled().await;
-    let params = ObjectWriter::new()
-        .value("name", &name)
-        .raw("arguments", arguments.as_bytes())
-        .finish();
+    let params =
+        ObjectWriter::new().value("name", &name).raw("arguments", arguments.as_bytes()).finish();
     let frame = Frame::scan(message(Some(b"1"), "tools/call", Some(&params)))
         .map_err(|e| AppError::Unknown(e.to_string()))?;
     let method = method::find("tools/call", Revision::LATEST).expect("a row of the table");

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! * [`naming`] gives public names and URIs and takes URIs apart; nothing else does.
-//! * [`slice`] is what one upstream said, item by item, as it said it.
+//! * [`mod@slice`] is what one upstream said, item by item, as it said it.
 //! * [`merge`] joins the slices in the order of the configuration. What an unchanged slice was
 //!   turned into is taken over from the catalog before.
 //! * [`view`] answers lists and resolves names. One rule decides both, so what is seen can be

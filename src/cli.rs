@@ -60,21 +60,27 @@ enum Command {
     /// Serve the endpoint (this is what `weir` alone does)
     Serve,
     /// Serve over stdin and stdout, as a child of a desktop client
-    #[command(after_help = "Example, in a client's configuration:\n  { \"mcpServers\": { \"weir\": { \"command\": \"weir\", \"args\": [\"stdio\", \"--config\", \"/etc/weir/upstreams.toml\"] } } }")]
+    #[command(
+        after_help = "Example, in a client's configuration:\n  { \"mcpServers\": { \"weir\": { \"command\": \"weir\", \"args\": [\"stdio\", \"--config\", \"/etc/weir/upstreams.toml\"] } } }"
+    )]
     Stdio {
         /// See what this consumer sees; without it: everything
         #[arg(long, value_name = "NAME")]
         consumer: Option<String>,
     },
     /// Validate the configuration without starting anything
-    #[command(after_help = "Prints every problem at once, as FILE:LINE:COLUMN: KEY: what is wrong, and what to do.\nExit code 0 if there is none, else 1. With --connect also 1 if an upstream cannot be reached;\na dormant one (no credential yet) is no failure.")]
+    #[command(
+        after_help = "Prints every problem at once, as FILE:LINE:COLUMN: KEY: what is wrong, and what to do.\nExit code 0 if there is none, else 1. With --connect also 1 if an upstream cannot be reached;\na dormant one (no credential yet) is no failure."
+    )]
     Check {
         /// Also start or connect each upstream and load its lists
         #[arg(long)]
         connect: bool,
     },
     /// Show what each consumer would see
-    #[command(after_help = "Starts the upstreams, loads their lists, prints, and stops them again.\n\nExamples:\n  weir catalog\n  weir catalog --json | jq '.upstreams[] | {name, lists}'")]
+    #[command(
+        after_help = "Starts the upstreams, loads their lists, prints, and stops them again.\n\nExamples:\n  weir catalog\n  weir catalog --json | jq '.upstreams[] | {name, lists}'"
+    )]
     Catalog {
         /// As JSON
         #[arg(long)]
@@ -84,7 +90,9 @@ enum Command {
         consumer: Option<String>,
     },
     /// Call one tool through the same walk as an agent's call
-    #[command(after_help = "Prints the result as it came. Exit code 1 if the call failed or the tool says isError.\n\nExample:\n  weir call time__get_current_time '{\"timezone\":\"UTC\"}'")]
+    #[command(
+        after_help = "Prints the result as it came. Exit code 1 if the call failed or the tool says isError.\n\nExample:\n  weir call time__get_current_time '{\"timezone\":\"UTC\"}'"
+    )]
     Call {
         /// Public name of the tool
         name: String,
@@ -96,7 +104,9 @@ enum Command {
         consumer: Option<String>,
     },
     /// Print the JSON Schema of the configuration
-    #[command(after_help = "Example (taplo and the editors that use it read the first line of upstreams.toml):\n  weir schema > upstreams.schema.json\n  #:schema ./upstreams.schema.json")]
+    #[command(
+        after_help = "Example (taplo and the editors that use it read the first line of upstreams.toml):\n  weir schema > upstreams.schema.json\n  #:schema ./upstreams.schema.json"
+    )]
     Schema,
     /// Keys of consumers
     Key {
@@ -108,7 +118,9 @@ enum Command {
 #[derive(Subcommand)]
 enum KeyCommand {
     /// Make a key and print it once, with the section to paste
-    #[command(after_help = "The key goes to stdout, once and alone; the section for upstreams.toml, which holds only\nits digest, to stderr.\n\nExample:\n  weir key new px-bot > px-bot.key")]
+    #[command(
+        after_help = "The key goes to stdout, once and alone; the section for upstreams.toml, which holds only\nits digest, to stderr.\n\nExample:\n  weir key new px-bot > px-bot.key"
+    )]
     New {
         /// Name of the consumer
         name: String,
@@ -129,7 +141,8 @@ pub fn main() -> ExitCode {
     match args.command.unwrap_or(Command::Serve) {
         Command::Check { connect: false } => check(&options),
         Command::Schema => {
-            out(&(serde_json::to_string_pretty(&config::schema::schema()).expect("our own values")
+            out(&(serde_json::to_string_pretty(&config::schema::schema())
+                .expect("our own values")
                 + "\n"));
             ExitCode::SUCCESS
         }
@@ -158,18 +171,22 @@ async fn run(command: Command, options: ServeOptions) -> ExitCode {
         }
         Command::Check { .. } => app::probe(options).await.map(|upstreams| {
             out(&render::upstreams(&upstreams, color()));
-            let bad = upstreams.iter().any(|u| !matches!(u.state.as_str(), "ready" | "dormant" | "disabled"));
+            let bad = upstreams
+                .iter()
+                .any(|u| !matches!(u.state.as_str(), "ready" | "dormant" | "disabled"));
             if bad { ExitCode::from(EXIT_PROBLEM) } else { ExitCode::SUCCESS }
         }),
-        Command::Catalog { json, consumer } => app::catalog(options, consumer).await.map(|report| {
-            if json {
-                let text = serde_json::to_string_pretty(&report).expect("our own values");
-                out(&(text + "\n"));
-            } else {
-                out(&render::catalog(&report, color()));
-            }
-            ExitCode::SUCCESS
-        }),
+        Command::Catalog { json, consumer } => {
+            app::catalog(options, consumer).await.map(|report| {
+                if json {
+                    let text = serde_json::to_string_pretty(&report).expect("our own values");
+                    out(&(text + "\n"));
+                } else {
+                    out(&render::catalog(&report, color()));
+                }
+                ExitCode::SUCCESS
+            })
+        }
         Command::Call { name, arguments, consumer } => {
             app::call(options, consumer, name, arguments).await.map(|report| {
                 out(&(report.body + "\n"));

@@ -20,8 +20,8 @@ use std::time::SystemTime;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::catalog::keep;
 use crate::catalog::freshness::Freshness;
+use crate::catalog::keep;
 use crate::catalog::merge::{Catalog, Part};
 use crate::catalog::slice::Slice;
 use crate::catalog::view::View;
@@ -268,8 +268,7 @@ impl Control {
 
     fn republish(&mut self, gateway: &Gateway) {
         let before = gateway.current.load();
-        let next =
-            self.snapshot(before.config.clone(), before.upstreams.clone(), Some(&before));
+        let next = self.snapshot(before.config.clone(), before.upstreams.clone(), Some(&before));
         gateway.current.publish(next);
     }
 
@@ -278,7 +277,10 @@ impl Control {
         let config = match load() {
             Ok(config) => Arc::new(config),
             Err(problems) => {
-                tracing::error!(?why, "the new configuration is refused, nothing changed:\n{problems}");
+                tracing::error!(
+                    ?why,
+                    "the new configuration is refused, nothing changed:\n{problems}"
+                );
                 return Err(problems);
             }
         };
@@ -333,11 +335,7 @@ impl Control {
         Ok(said)
     }
 
-    async fn stop(
-        &mut self,
-        gateway: &Gateway,
-        events: &mut mpsc::Receiver<(Arc<str>, Event)>,
-    ) {
+    async fn stop(&mut self, gateway: &Gateway, events: &mut mpsc::Receiver<(Arc<str>, Event)>) {
         let snapshot = gateway.current.load();
         let patience = snapshot.config.gateway.drain_timeout;
         let all: Vec<_> = snapshot

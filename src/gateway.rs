@@ -132,8 +132,11 @@ impl Gateway {
             return Err(Refusal::new(Reason::Draining, "the gateway is stopping"));
         }
         if self.in_flight() > snapshot.config.gateway.max_calls as u64 {
-            return Err(Refusal::new(Reason::Overloaded, "the gateway carries as many calls as it may")
-                .retry_after(std::time::Duration::from_secs(1)));
+            return Err(Refusal::new(
+                Reason::Overloaded,
+                "the gateway carries as many calls as it may",
+            )
+            .retry_after(std::time::Duration::from_secs(1)));
         }
         Ok(())
     }

@@ -236,9 +236,8 @@ impl Upstream {
     ) -> (Result<Terminal, Failure>, Sent) {
         let _count = InFlight::new(&self.in_flight);
         let config = self.config.load_full();
-        let rule = (route.kind() == ListKind::Tools)
-            .then(|| config.tool_rule(route.native()))
-            .flatten();
+        let rule =
+            (route.kind() == ListKind::Tools).then(|| config.tool_rule(route.native())).flatten();
         let read_only = call.method.read_only
             || rule.and_then(|r| r.read_only).or(route.read_only()).unwrap_or(false);
         let limiter = rule
@@ -247,8 +246,15 @@ impl Upstream {
         let timeout = rule.and_then(|r| r.call_timeout).unwrap_or(config.call_timeout);
         let deadline = Deadline::new(timeout, config.max_call_timeout.max(timeout));
         let ask = Ask { repeatable: read_only, write: !read_only, tool: limiter.as_deref() };
-        let errand =
-            Errand { config: &config, route: &route, parsed, call, traceparent, notices, deadline: &deadline };
+        let errand = Errand {
+            config: &config,
+            route: &route,
+            parsed,
+            call,
+            traceparent,
+            notices,
+            deadline: &deadline,
+        };
         let (result, spent) = self.guard.run(&ask, &deadline, |_| self.attempt(&errand)).await;
         match result {
             Ok((terminal, tool_error)) => (Ok(terminal), Sent { spent, tool_error }),
@@ -275,7 +281,9 @@ impl Upstream {
             }
             match deadline.run(rx.changed()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(not_there(&State::Retired, "taken out of the configuration")),
+                Ok(Err(_)) => {
+                    return Err(not_there(&State::Retired, "taken out of the configuration"));
+                }
                 Err(_) => {
                     return Err(Fault::new(
                         Reason::DeadlineExceeded,
@@ -292,7 +300,9 @@ impl Upstream {
     pub fn refusal(&self) -> Option<Refusal> {
         let now = self.condition.borrow();
         match now.state {
-            State::Dormant => Some(Refusal::new(Reason::Dormant, now.why.to_string()).at(&self.name)),
+            State::Dormant => {
+                Some(Refusal::new(Reason::Dormant, now.why.to_string()).at(&self.name))
+            }
             State::Retired => {
                 Some(Refusal::new(Reason::Retired, "taken out of the configuration").at(&self.name))
             }

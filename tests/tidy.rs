@@ -61,7 +61,11 @@ fn a_module_names_only_modules_above_it() {
             }
         }
     }
-    assert!(wrong.is_empty(), "move the code down, or the module up in lib.rs:\n{}", wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "move the code down, or the module up in lib.rs:\n{}",
+        wrong.join("\n")
+    );
 }
 
 #[test]

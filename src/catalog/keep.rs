@@ -214,6 +214,7 @@ fn read(text: &Bytes, identity: &str, max_items: usize) -> Result<Kept, String> 
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::catalog::testing;

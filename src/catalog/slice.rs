@@ -297,6 +297,7 @@ fn read_item(kind: ListKind, raw: Bytes) -> Result<Item, (Option<Arc<str>>, BadI
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::catalog::testing::about;

@@ -117,7 +117,12 @@ mod tests {
             }],
             upstreams: vec![
                 upstream("time", "ready", None, 1),
-                upstream("stripe", "dormant", Some("environment variable STRIPE_KEY is not set"), 0),
+                upstream(
+                    "stripe",
+                    "dormant",
+                    Some("environment variable STRIPE_KEY is not set"),
+                    0,
+                ),
             ],
         };
         insta::assert_snapshot!(catalog(&report, false), @r"

@@ -50,7 +50,9 @@ fn property(key: &Key) -> Value {
         Kind::Flag => json!({"type": "boolean"}),
         Kind::Count => json!({"type": "integer", "minimum": 1}),
         Kind::Number => json!({"type": "number", "minimum": 0}),
-        Kind::Duration => json!({"type": "string", "pattern": r"^\s*[0-9.]+\s*(ms|s|m|min|h|d)\s*$"}),
+        Kind::Duration => {
+            json!({"type": "string", "pattern": r"^\s*[0-9.]+\s*(ms|s|m|min|h|d)\s*$"})
+        }
         Kind::Size => json!({"anyOf": [
             {"type": "integer", "minimum": 1},
             {"type": "string", "pattern": r"^\s*[0-9]+\s*([KMG]i?B?|kB|B)?\s*$"},

@@ -145,10 +145,8 @@ impl<'a> Section<'a> {
 
     /// Note a problem with a key's value.
     pub fn wrong(&self, key: &str, message: impl Into<String>, remedy: impl Into<String>) {
-        let span = self
-            .table
-            .and_then(|t| t.get(key))
-            .map_or_else(|| self.span.clone(), Spanned::span);
+        let span =
+            self.table.and_then(|t| t.get(key)).map_or_else(|| self.span.clone(), Spanned::span);
         self.reader.problem(&span, &self.key(key), message.into(), remedy.into());
     }
 
@@ -254,7 +252,11 @@ impl<'a> Section<'a> {
         };
         match whole(value.get_ref()) {
             Some(0) => {
-                self.wrong(key, "is 0", "write a number of at least 1: every bound holds something");
+                self.wrong(
+                    key,
+                    "is 0",
+                    "write a number of at least 1: every bound holds something",
+                );
                 default
             }
             Some(n) => usize::try_from(n).unwrap_or(usize::MAX),
@@ -278,8 +280,14 @@ impl<'a> Section<'a> {
     }
 
     /// A number.
-    pub fn number(&self, key: &'static str, default: Option<f64>, doc: &'static str) -> Option<f64> {
-        let Some(value) = self.ask(key, Kind::Number, default.map(|d| format!("{d:?}")), doc) else {
+    pub fn number(
+        &self,
+        key: &'static str,
+        default: Option<f64>,
+        doc: &'static str,
+    ) -> Option<f64> {
+        let Some(value) = self.ask(key, Kind::Number, default.map(|d| format!("{d:?}")), doc)
+        else {
             return default;
         };
         let number = match value.get_ref() {
@@ -378,7 +386,11 @@ impl<'a> Section<'a> {
             Some((_, v)) => *v,
             None => {
                 let all: Vec<String> = known.iter().map(|w| format!("{w:?}")).collect();
-                self.wrong(key, "is none of the known words", format!("write {}", all.join(" or ")));
+                self.wrong(
+                    key,
+                    "is none of the known words",
+                    format!("write {}", all.join(" or ")),
+                );
                 default
             }
         }
@@ -386,7 +398,9 @@ impl<'a> Section<'a> {
 
     /// A list of strings.
     pub fn strings(&self, key: &'static str, doc: &'static str) -> Vec<At<String>> {
-        let Some(value) = self.ask(key, Kind::Strings, Some("[]".into()), doc) else { return vec![] };
+        let Some(value) = self.ask(key, Kind::Strings, Some("[]".into()), doc) else {
+            return vec![];
+        };
         let DeValue::Array(items) = value.get_ref() else {
             self.mistyped(key, value.get_ref(), "a list of strings: [\"a\", \"b\"]");
             return vec![];

@@ -32,7 +32,13 @@ pub fn load(path: &Path, env: Env<'_>) -> Result<Config, Problems> {
     let name = path.display().to_string();
     let unreadable = |message: String, remedy: &str| Problems {
         file: name.clone(),
-        all: vec![Problem { line: 0, column: 0, key: String::new(), message, remedy: remedy.into() }],
+        all: vec![Problem {
+            line: 0,
+            column: 0,
+            key: String::new(),
+            message,
+            remedy: remedy.into(),
+        }],
     };
     let text = read_bounded(path, FILE_MAX).map_err(|e| {
         unreadable(
@@ -160,8 +166,16 @@ fn gateway(s: &Section<'_>, env: Env<'_>) -> Gateway {
 fn names(s: &Section<'_>, key: &'static str, doc: &'static str) -> Vec<String> {
     let mut out = Vec::new();
     for item in s.strings(key, doc) {
-        if item.value.is_empty() || item.value.contains('/') || item.value.contains(char::is_whitespace) {
-            s.wrong_at(&item.span, key, format!("{:?} is no host name", item.value), "write a name without scheme or port: \"mcp.example.com\"");
+        if item.value.is_empty()
+            || item.value.contains('/')
+            || item.value.contains(char::is_whitespace)
+        {
+            s.wrong_at(
+                &item.span,
+                key,
+                format!("{:?} is no host name", item.value),
+                "write a name without scheme or port: \"mcp.example.com\"",
+            );
         } else {
             out.push(item.value);
         }
@@ -177,7 +191,12 @@ fn origins(s: &Section<'_>) -> Vec<String> {
         if item.value == "*" || rest.is_some_and(|r| !r.is_empty() && !r.contains('/')) {
             out.push(item.value);
         } else {
-            s.wrong_at(&item.span, "allowed_origins", format!("{:?} is no origin", item.value), "write scheme and host, no path: \"https://app.example\"");
+            s.wrong_at(
+                &item.span,
+                "allowed_origins",
+                format!("{:?} is no origin", item.value),
+                "write scheme and host, no path: \"https://app.example\"",
+            );
         }
     }
     out
@@ -209,14 +228,19 @@ fn dir(
 
 fn admin(s: &Section<'_>) -> Admin {
     let default = SocketAddr::from(([127, 0, 0, 1], 8081));
-    let doc = "Address of /metrics, /livez, /readyz and /status; \"off\" for none. Needs a restart.";
+    let doc =
+        "Address of /metrics, /livez, /readyz and /status; \"off\" for none. Needs a restart.";
     let listen = match s.text("listen", doc) {
         None => Some(default),
         Some(text) if matches!(text.value.as_str(), "" | "off") => None,
         Some(text) => match text.value.parse() {
             Ok(address) => Some(address),
             Err(_) => {
-                s.wrong("listen", format!("{:?} is no address", text.value), "write IP and port, \"127.0.0.1:8081\", or \"off\"");
+                s.wrong(
+                    "listen",
+                    format!("{:?} is no address", text.value),
+                    "write IP and port, \"127.0.0.1:8081\", or \"off\"",
+                );
                 Some(default)
             }
         },
@@ -226,13 +250,21 @@ fn admin(s: &Section<'_>) -> Admin {
 }
 
 fn log(s: &Section<'_>) -> Log {
-    let doc = "A level (error, warn, info, debug, trace) or a filter such as \"warn,weirkeeper=debug\".";
+    let doc =
+        "A level (error, warn, info, debug, trace) or a filter such as \"warn,weirkeeper=debug\".";
     let mut level = "info".to_owned();
     if let Some(text) = s.text("level", doc) {
-        if text.value.parse::<tracing_subscriber::EnvFilter>().is_ok() && !text.value.trim().is_empty() && known_level(&text.value) {
+        if text.value.parse::<tracing_subscriber::EnvFilter>().is_ok()
+            && !text.value.trim().is_empty()
+            && known_level(&text.value)
+        {
             level = text.value;
         } else {
-            s.wrong("level", format!("{:?} is no level", text.value), "write error, warn, info, debug or trace");
+            s.wrong(
+                "level",
+                format!("{:?} is no level", text.value),
+                "write error, warn, info, debug or trace",
+            );
         }
     }
     let format = s.choice(
@@ -249,7 +281,8 @@ fn log(s: &Section<'_>) -> Log {
 fn known_level(text: &str) -> bool {
     text.split(',').all(|part| {
         let level = part.rsplit('=').next().unwrap_or("").trim();
-        ["off", "error", "warn", "info", "debug", "trace"].contains(&level.to_ascii_lowercase().as_str())
+        ["off", "error", "warn", "info", "debug", "trace"]
+            .contains(&level.to_ascii_lowercase().as_str())
     })
 }
 
@@ -261,11 +294,19 @@ fn trace(s: &Section<'_>) -> Trace {
         }
         ok.then_some(t.value)
     });
-    let sample = s.number("sample", Some(1.0), "Share of calls that start a trace when the caller did not decide, 0 to 1.").unwrap_or(1.0);
+    let sample = s
+        .number(
+            "sample",
+            Some(1.0),
+            "Share of calls that start a trace when the caller did not decide, 0 to 1.",
+        )
+        .unwrap_or(1.0);
     if !(0.0..=1.0).contains(&sample) {
         s.wrong("sample", format!("is {sample}"), "write a share from 0 to 1");
     }
-    let service_name = s.text("service_name", "Name of this service in traces; \"weirkeeper\" if absent.").map_or_else(|| "weirkeeper".into(), |t| t.value);
+    let service_name = s
+        .text("service_name", "Name of this service in traces; \"weirkeeper\" if absent.")
+        .map_or_else(|| "weirkeeper".into(), |t| t.value);
     s.finish();
     Trace { otlp_endpoint, sample, service_name }
 }

@@ -36,7 +36,8 @@ pub fn same(old: &Config, new: &Config) -> bool {
         c.consumers
             .iter()
             .map(|c| {
-                let keys: Vec<_> = c.keys.iter().map(crate::config::secret::ConsumerKey::to_text).collect();
+                let keys: Vec<_> =
+                    c.keys.iter().map(crate::config::secret::ConsumerKey::to_text).collect();
                 (c.name.clone(), keys, c.view.clone(), c.rate)
             })
             .collect::<Vec<_>>()
@@ -98,7 +99,11 @@ fn same_link(o: &UpstreamConfig, n: &UpstreamConfig) -> bool {
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let list = |s: &BTreeSet<Arc<str>>| {
-            if s.is_empty() { "none".to_owned() } else { s.iter().map(|n| &**n).collect::<Vec<_>>().join(", ") }
+            if s.is_empty() {
+                "none".to_owned()
+            } else {
+                s.iter().map(|n| &**n).collect::<Vec<_>>().join(", ")
+            }
         };
         write!(
             f,

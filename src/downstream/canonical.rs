@@ -37,11 +37,7 @@ pub fn open(
         Era::Modern => Form::Canonical,
         Era::Legacy => Form::Plain,
     };
-    let context = meta
-        .traceparent
-        .clone()
-        .map(|p| (p, None))
-        .or_else(|| trace_headers.clone());
+    let context = meta.traceparent.clone().map(|p| (p, None)).or_else(|| trace_headers.clone());
     let mut record = Record::open(
         &edge.gateway.observe,
         &consumer.name,
@@ -51,15 +47,8 @@ pub fn open(
         context.as_ref().map(|(p, s)| (&**p, s.as_deref())),
     );
     record.bytes_in(frame.bytes().len());
-    let call = Call {
-        consumer: consumer.clone(),
-        method,
-        frame,
-        meta,
-        form,
-        revision,
-        trace_headers,
-    };
+    let call =
+        Call { consumer: consumer.clone(), method, frame, meta, form, revision, trace_headers };
     Opened { call, record }
 }
 

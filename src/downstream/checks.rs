@@ -170,13 +170,18 @@ mod tests {
 
     #[test]
     fn accept_is_parsed_and_not_searched() {
-        let a = |v: &[&str]| {
-            accepts(&headers(&v.iter().map(|v| ("accept", *v)).collect::<Vec<_>>()))
-        };
+        let a =
+            |v: &[&str]| accepts(&headers(&v.iter().map(|v| ("accept", *v)).collect::<Vec<_>>()));
         assert_eq!(a(&[]), Accepts { json: true, events: true });
         assert_eq!(a(&["*/*"]), Accepts { json: true, events: true });
-        assert_eq!(a(&["application/json;q=0.9", "Text/Event-Stream"]), Accepts { json: true, events: true });
-        assert_eq!(a(&["text/event-stream;q=0, application/json"]), Accepts { json: true, events: false });
+        assert_eq!(
+            a(&["application/json;q=0.9", "Text/Event-Stream"]),
+            Accepts { json: true, events: true }
+        );
+        assert_eq!(
+            a(&["text/event-stream;q=0, application/json"]),
+            Accepts { json: true, events: false }
+        );
         assert_eq!(a(&["text/html"]), Accepts { json: false, events: false });
         assert_eq!(a(&["application/json-seq"]), Accepts { json: false, events: false });
     }

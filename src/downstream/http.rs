@@ -81,10 +81,20 @@ async fn answer(
     let settings = &snapshot.config.gateway;
     let headers = &parts.headers;
     if !checks::host(settings, headers, parts.uri.authority().map(|a| a.as_str())) {
-        return plain_error(403, INVALID_REQUEST, "this Host is not served here; add it to gateway.allowed_hosts", "host_not_allowed");
+        return plain_error(
+            403,
+            INVALID_REQUEST,
+            "this Host is not served here; add it to gateway.allowed_hosts",
+            "host_not_allowed",
+        );
     }
     if !checks::origin(settings, headers) {
-        return plain_error(403, INVALID_REQUEST, "this Origin is not allowed here; add it to gateway.allowed_origins", "origin_not_allowed");
+        return plain_error(
+            403,
+            INVALID_REQUEST,
+            "this Origin is not allowed here; add it to gateway.allowed_origins",
+            "origin_not_allowed",
+        );
     }
     let path = parts.uri.path();
     if path != PATH && path.strip_suffix('/') != Some(PATH) {
@@ -98,7 +108,8 @@ async fn answer(
         Err(refusal) => return unauthenticated(edge, &refusal),
     };
     if edge.gateway.is_draining() {
-        let mut out = plain_error(503, INTERNAL_ERROR, "the gateway is stopping", Reason::Draining.as_str());
+        let mut out =
+            plain_error(503, INTERNAL_ERROR, "the gateway is stopping", Reason::Draining.as_str());
         out.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
         return out;
     }
@@ -118,23 +129,37 @@ fn identify(
     let member = snapshot.identity.identify(checks::key(&parts.headers))?;
     // Belt and braces: without consumers the listener is on loopback, and stays for its callers.
     if snapshot.config.consumers.is_empty() && !checks::is_local(&peer) {
-        return Err(Refusal::new(Reason::Unauthenticated, "anonymous callers are served on loopback only"));
+        return Err(Refusal::new(
+            Reason::Unauthenticated,
+            "anonymous callers are served on loopback only",
+        ));
     }
     Ok(member.consumer.clone())
 }
 
 fn unauthenticated(edge: &Edge, refusal: &Refusal) -> Out {
     crate::observe::record::Record::open(
-        &edge.gateway.observe, &"_unknown".into(), "_other", "http", "", None,
+        &edge.gateway.observe,
+        &"_unknown".into(),
+        "_other",
+        "http",
+        "",
+        None,
     )
     .finish(crate::observe::record::Outcome::Refused(refusal.reason));
     let mut out = plain_error(401, INVALID_REQUEST, &refusal.text, refusal.reason.as_str());
-    out.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"weirkeeper\""));
+    out.headers_mut()
+        .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"weirkeeper\""));
     out
 }
 
 fn not_allowed() -> Out {
-    let mut out = plain_error(405, INVALID_REQUEST, "this HTTP method is not served here", "method_not_allowed");
+    let mut out = plain_error(
+        405,
+        INVALID_REQUEST,
+        "this HTTP method is not served here",
+        "method_not_allowed",
+    );
     out.headers_mut().insert(ALLOW, HeaderValue::from_static("POST, GET, DELETE, OPTIONS"));
     out
 }
@@ -153,7 +178,8 @@ fn preflight() -> Out {
              Mcp-Session-Id, Mcp-Method, Mcp-Name, Last-Event-ID",
         ),
     );
-    headers.insert(HeaderName::from_static("access-control-max-age"), HeaderValue::from_static("600"));
+    headers
+        .insert(HeaderName::from_static("access-control-max-age"), HeaderValue::from_static("600"));
     out
 }
 
@@ -166,10 +192,20 @@ async fn post(
 ) -> Out {
     let accepts = checks::accepts(&parts.headers);
     if !accepts.json && !accepts.events {
-        return plain_error(406, INVALID_REQUEST, "Accept must list application/json and text/event-stream", "not_acceptable");
+        return plain_error(
+            406,
+            INVALID_REQUEST,
+            "Accept must list application/json and text/event-stream",
+            "not_acceptable",
+        );
     }
     if !checks::is_json(&parts.headers) {
-        return plain_error(415, INVALID_REQUEST, "Content-Type must be application/json", "not_json");
+        return plain_error(
+            415,
+            INVALID_REQUEST,
+            "Content-Type must be application/json",
+            "not_json",
+        );
     }
     let settings = &snapshot.config.gateway;
     let bytes = match read(body, settings.max_body, settings.body_timeout).await {
@@ -200,10 +236,22 @@ async fn post(
         return initialize(edge, snapshot, consumer, &frame);
     }
     let Some(id) = session_id else {
-        return error_with_id(400, frame.id(), INVALID_REQUEST, "a session is needed: send `initialize` first, or the 2026-07-28 request metadata", "no_session");
+        return error_with_id(
+            400,
+            frame.id(),
+            INVALID_REQUEST,
+            "a session is needed: send `initialize` first, or the 2026-07-28 request metadata",
+            "no_session",
+        );
     };
     let Some(session) = edge.sessions.find(id, consumer) else {
-        return error_with_id(404, frame.id(), INVALID_REQUEST, "the session is not known; initialize again", "unknown_session");
+        return error_with_id(
+            404,
+            frame.id(),
+            INVALID_REQUEST,
+            "the session is not known; initialize again",
+            "unknown_session",
+        );
     };
     if let Err(out) = session_version(&parts.headers) {
         return out;
@@ -221,7 +269,12 @@ fn session_version(headers: &hyper::HeaderMap) -> Result<(), Out> {
     match checks::single(headers, &header::PROTOCOL_VERSION) {
         Ok(None) => Ok(()),
         Ok(Some(v)) if Revision::parse(v).is_some_and(|r| r.era() == Era::Legacy) => Ok(()),
-        _ => Err(plain_error(400, INVALID_REQUEST, "this MCP-Protocol-Version is not served in a session", "unsupported_version")),
+        _ => Err(plain_error(
+            400,
+            INVALID_REQUEST,
+            "this MCP-Protocol-Version is not served in a session",
+            "unsupported_version",
+        )),
     }
 }
 
@@ -240,14 +293,22 @@ async fn modern_post(
     };
     if frame.kind() != Kind::Request {
         // Nothing but a notification may come; there is nothing harmful in any of them.
-        return if frame.kind() == Kind::Notification { empty(202) } else {
-            plain_error(400, INVALID_REQUEST, "responses are not sent in this revision", "invalid_message")
+        return if frame.kind() == Kind::Notification {
+            empty(202)
+        } else {
+            plain_error(
+                400,
+                INVALID_REQUEST,
+                "responses are not sent in this revision",
+                "invalid_message",
+            )
         };
     }
-    let meta = match meta.map_err(|e| ErrorObject::new(INVALID_PARAMS, e)).and_then(modern::required) {
-        Ok(meta) => meta,
-        Err(e) => return refuse(400, &e),
-    };
+    let meta =
+        match meta.map_err(|e| ErrorObject::new(INVALID_PARAMS, e)).and_then(modern::required) {
+            Ok(meta) => meta,
+            Err(e) => return refuse(400, &e),
+        };
     if let Err(e) = checks::version(&parts.headers, &meta) {
         return refuse(400, &e);
     }
@@ -282,7 +343,8 @@ fn busy(id: &[u8]) -> Out {
         Refusal::new(Reason::Overloaded, "as many streams are open as may be")
             .retry_after(std::time::Duration::from_secs(5)),
     );
-    let mut out = json(503, response(id, Kind::Error, failure.to_error().to_raw().get().as_bytes()));
+    let mut out =
+        json(503, response(id, Kind::Error, failure.to_error().to_raw().get().as_bytes()));
     out.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
     out
 }
@@ -311,21 +373,29 @@ fn get(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Parts) -> Out {
         return not_allowed();
     };
     let Some(session) = edge.sessions.find(id, consumer) else {
-        return plain_error(404, INVALID_REQUEST, "the session is not known; initialize again", "unknown_session");
+        return plain_error(
+            404,
+            INVALID_REQUEST,
+            "the session is not known; initialize again",
+            "unknown_session",
+        );
     };
     if let Err(out) = session_version(&parts.headers) {
         return out;
     }
     if !checks::accepts(&parts.headers).events {
-        return plain_error(406, INVALID_REQUEST, "Accept must list text/event-stream", "not_acceptable");
+        return plain_error(
+            406,
+            INVALID_REQUEST,
+            "Accept must list text/event-stream",
+            "not_acceptable",
+        );
     }
     let Some(slot) = edge.stream_slot() else { return busy(b"") };
     // A second stream takes over: the first is most likely a connection that died unseen.
     let token = tokio_util::sync::CancellationToken::new();
-    let old = std::mem::replace(
-        &mut *session.stream.lock().expect("no panic while held"),
-        token.clone(),
-    );
+    let old =
+        std::mem::replace(&mut *session.stream.lock().expect("no panic while held"), token.clone());
     old.cancel();
     let listener = Listener {
         consumer: consumer.clone(),
@@ -377,12 +447,24 @@ async fn batch(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Parts, bytes:
         .flatten()
         .and_then(|id| edge.sessions.find(id, consumer));
     let Some(session) = session.filter(|s| s.revision == Revision::R2025_03_26) else {
-        return plain_error(400, INVALID_REQUEST, "a batch is accepted in a 2025-03-26 session only", "invalid_message");
+        return plain_error(
+            400,
+            INVALID_REQUEST,
+            "a batch is accepted in a 2025-03-26 session only",
+            "invalid_message",
+        );
     };
     let parsed: Result<Vec<&serde_json::value::RawValue>, _> = serde_json::from_slice(bytes);
     let items = match parsed {
         Ok(items) if !items.is_empty() && items.len() <= BATCH_MAX => items,
-        Ok(_) => return plain_error(400, INVALID_REQUEST, "a batch holds 1 to 100 messages", "invalid_message"),
+        Ok(_) => {
+            return plain_error(
+                400,
+                INVALID_REQUEST,
+                "a batch holds 1 to 100 messages",
+                "invalid_message",
+            );
+        }
         Err(e) => return plain_error(400, PARSE_ERROR, &e.to_string(), "invalid_message"),
     };
     let mut running = Vec::new();
@@ -509,7 +591,12 @@ fn finished(done: Option<Bytes>, revision: Revision) -> Out {
 
 async fn read(body: Incoming, max: usize, time: std::time::Duration) -> Result<Bytes, Out> {
     let too_large = || {
-        plain_error(413, INVALID_REQUEST, &format!("the body is larger than {max} bytes (gateway.max_body)"), Reason::TooLarge.as_str())
+        plain_error(
+            413,
+            INVALID_REQUEST,
+            &format!("the body is larger than {max} bytes (gateway.max_body)"),
+            Reason::TooLarge.as_str(),
+        )
     };
     if body.size_hint().lower() > max as u64 {
         return Err(too_large());
@@ -518,7 +605,12 @@ async fn read(body: Incoming, max: usize, time: std::time::Duration) -> Result<B
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => Err(too_large()),
         Ok(Err(_)) => Err(plain_error(400, INVALID_REQUEST, "the body ended early", "broken_body")),
-        Err(_) => Err(plain_error(408, INVALID_REQUEST, "the body did not arrive in time (gateway.body_timeout)", "slow_body")),
+        Err(_) => Err(plain_error(
+            408,
+            INVALID_REQUEST,
+            "the body did not arrive in time (gateway.body_timeout)",
+            "slow_body",
+        )),
     }
 }
 

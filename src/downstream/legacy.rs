@@ -12,9 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::call::{Consumer, Notices};
 use crate::gateway::router;
-use crate::protocol::error::{
-    ErrorObject, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND,
-};
+use crate::protocol::error::{ErrorObject, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND};
 use crate::protocol::message::{Frame, Kind, response};
 use crate::protocol::meta::{Members, ObjectWriter};
 use crate::protocol::method::{self, Handling};
@@ -70,8 +68,7 @@ pub struct Hello {
 /// Read `initialize`; an error text if its params are wrong.
 pub fn hello(frame: &Frame) -> Result<Hello, String> {
     let params = frame.params().ok_or("params.protocolVersion is missing")?;
-    let i: Initialize<'_> =
-        serde_json::from_slice(&params).map_err(|e| format!("params: {e}"))?;
+    let i: Initialize<'_> = serde_json::from_slice(&params).map_err(|e| format!("params: {e}"))?;
     Ok(Hello {
         revision: Revision::negotiate(&i.protocol_version),
         client_info: i.client_info.map(|r| r.get().into()),

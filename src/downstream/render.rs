@@ -5,11 +5,11 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::call::{Form, Terminal};
-use crate::protocol::form::{to_canonical, to_plain};
 use crate::protocol::error::{
     INTERNAL_ERROR, INVALID_PARAMS, LEGACY_RESOURCE_NOT_FOUND, LEGACY_URL_ELICITATION,
     is_reserved_unknown, tells_modern,
 };
+use crate::protocol::form::{to_canonical, to_plain};
 use crate::protocol::message::{Frame, Kind, response};
 use crate::protocol::meta::{Members, ObjectWriter};
 use crate::protocol::method::{AddressField, Method};
@@ -133,8 +133,12 @@ mod tests {
     fn across_eras_only_the_era_s_own_members_come_and_go() {
         let plain = r#"{"jsonrpc":"2.0","id":7,"result":{"content":[],"n":1.50}}"#;
         let modern = show(answer(plain, Form::Plain), "tools/call", Revision::LATEST);
-        assert!(modern.contains(r#""resultType":"complete""#) && modern.contains("1.50"), "{modern}");
-        let canonical = r#"{"jsonrpc":"2.0","id":7,"result":{"resultType":"complete","content":[],"n":1.50}}"#;
+        assert!(
+            modern.contains(r#""resultType":"complete""#) && modern.contains("1.50"),
+            "{modern}"
+        );
+        let canonical =
+            r#"{"jsonrpc":"2.0","id":7,"result":{"resultType":"complete","content":[],"n":1.50}}"#;
         let old = show(answer(canonical, Form::Canonical), "tools/call", Revision::R2024_11_05);
         assert!(!old.contains("resultType") && old.contains("1.50"), "{old}");
     }
@@ -142,10 +146,14 @@ mod tests {
     #[test]
     fn codes_are_said_in_the_caller_s_words() {
         let error = |code: i32| {
-            format!(r#"{{"jsonrpc":"2.0","id":7,"error":{{"code":{code},"message":"Resource not found","data":{{"a":1.0}}}}}}"#)
+            format!(
+                r#"{{"jsonrpc":"2.0","id":7,"error":{{"code":{code},"message":"Resource not found","data":{{"a":1.0}}}}}}"#
+            )
         };
-        let modern = |c| show(answer(&error(c), Form::Canonical), "resources/read", Revision::LATEST);
-        let old = |c| show(answer(&error(c), Form::Canonical), "resources/read", Revision::R2025_11_25);
+        let modern =
+            |c| show(answer(&error(c), Form::Canonical), "resources/read", Revision::LATEST);
+        let old =
+            |c| show(answer(&error(c), Form::Canonical), "resources/read", Revision::R2025_11_25);
         assert!(modern(-32002).contains("-32602") && modern(-32002).contains("1.0"));
         assert!(old(-32602).contains("-32002"));
         assert!(modern(-32020).contains("-32603"));

@@ -119,8 +119,7 @@ impl Pipe {
             (None, _) => {}
             (Some(session), _) => {
                 let session = session.clone();
-                let handled =
-                    legacy::handle(&self.edge, &session, "stdio", frame, None).await;
+                let handled = legacy::handle(&self.edge, &session, "stdio", frame, None).await;
                 self.finish(handled, id, None).await;
             }
         }
@@ -293,7 +292,11 @@ enum Line {
     End,
 }
 
-async fn read_line(input: &mut (impl AsyncBufReadExt + Unpin), line: &mut Vec<u8>, max: usize) -> Line {
+async fn read_line(
+    input: &mut (impl AsyncBufReadExt + Unpin),
+    line: &mut Vec<u8>,
+    max: usize,
+) -> Line {
     let mut too_long = false;
     loop {
         let Ok(chunk) = input.fill_buf().await else { return Line::End };

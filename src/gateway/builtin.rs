@@ -56,9 +56,7 @@ pub fn slice() -> Arc<Slice> {
     };
     let mut builder = SliceBuilder::new(about, 16);
     let tools = Bytes::from(serde_json::to_vec(&tools).expect("our own values"));
-    builder
-        .add_page(ListKind::Tools, &tools)
-        .expect("our own tools are valid");
+    builder.add_page(ListKind::Tools, &tools).expect("our own tools are valid");
     Arc::new(builder.finish())
 }
 

@@ -26,9 +26,14 @@ pub fn plan(view: &View, call: &Call, settings: &Settings) -> Result<Plan, Refus
         Handling::List(kind) => {
             let params = call.frame.params().unwrap_or_default();
             let cursor = cursor(&params)?;
-            let page = view
-                .page(kind, cursor.as_deref(), settings.page_size, call.form)
-                .map_err(|_| Refusal::new(Reason::InvalidParams, "the cursor is not valid; list again from the start"))?;
+            let page = view.page(kind, cursor.as_deref(), settings.page_size, call.form).map_err(
+                |_| {
+                    Refusal::new(
+                        Reason::InvalidParams,
+                        "the cursor is not valid; list again from the start",
+                    )
+                },
+            )?;
             Ok(answer(page, call.form))
         }
         Handling::Forward => {

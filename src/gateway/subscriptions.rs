@@ -94,10 +94,8 @@ impl Changes {
                 let at = ListKind::ALL.iter().position(|k| *k == kind).expect("one of four");
                 now[at] != self.known[at]
             };
-            let topics: Vec<Topic> = Topic::ALL
-                .into_iter()
-                .filter(|t| t.kinds().iter().any(|k| changed(*k)))
-                .collect();
+            let topics: Vec<Topic> =
+                Topic::ALL.into_iter().filter(|t| t.kinds().iter().any(|k| changed(*k))).collect();
             self.known = now;
             if !topics.is_empty() {
                 return topics;

@@ -170,9 +170,7 @@ mod tests {
 
     fn pauses(config: RetryConfig, share: Share) -> Vec<Option<Duration>> {
         let retry = Retry::new(config, share);
-        (1..6)
-            .map(|n| retry.pause(&fault(Delivery::NotSent), false, n, Duration::ZERO))
-            .collect()
+        (1..6).map(|n| retry.pause(&fault(Delivery::NotSent), false, n, Duration::ZERO)).collect()
     }
 
     #[test]

@@ -121,6 +121,7 @@ fn may_hold(text: &[u8], key: &str) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use proptest::prelude::*;
 

@@ -161,6 +161,7 @@ pub fn string(raw: &[u8]) -> Option<Cow<'_, str>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use proptest::prelude::*;
 

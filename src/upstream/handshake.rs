@@ -22,7 +22,9 @@ use crate::protocol::message::{Frame, Kind, message};
 use crate::protocol::meta::ObjectWriter;
 use crate::protocol::revision::{Era, Revision};
 
-use super::link::{Agreement, Answered, Unanswered, Wire, exchange, headers_for, notify, own_request};
+use super::link::{
+    Agreement, Answered, Unanswered, Wire, exchange, headers_for, notify, own_request,
+};
 use super::outbound::client_info;
 use super::transport::Unasked;
 
@@ -235,11 +237,10 @@ fn initialized(frame: &Frame, session: Option<HeaderValue>) -> Result<Agreement,
     let outcome = frame.outcome();
     let i: Initialized<'_> = serde_json::from_slice(&outcome)
         .map_err(|e| garbled("the upstream's handshake answer is not valid".into()).because(e))?;
-    let revision = Revision::parse(&i.protocol_version)
-        .filter(|r| r.era() == Era::Legacy)
-        .ok_or_else(|| {
-            garbled(format!("the upstream wants protocol version {:?}", i.protocol_version))
-        })?;
+    let revision =
+        Revision::parse(&i.protocol_version).filter(|r| r.era() == Era::Legacy).ok_or_else(
+            || garbled(format!("the upstream wants protocol version {:?}", i.protocol_version)),
+        )?;
     Ok(Agreement {
         revision,
         capabilities: i.capabilities.get().into(),

@@ -94,7 +94,8 @@ fn says_throttled(result: &[u8], texts: &[String]) -> bool {
     if texts.is_empty() {
         return false;
     }
-    let hay = String::from_utf8_lossy(&result[..result.len().min(THROTTLE_SCAN_MAX)]).to_lowercase();
+    let hay =
+        String::from_utf8_lossy(&result[..result.len().min(THROTTLE_SCAN_MAX)]).to_lowercase();
     texts.iter().any(|t| hay.contains(&t.to_lowercase()))
 }
 

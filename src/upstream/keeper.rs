@@ -295,18 +295,16 @@ impl Keeper {
     ) -> Result<(Wire, mpsc::Sender<Unasked>, mpsc::Receiver<Unasked>), Fault> {
         match &config.transport {
             TransportConfig::Stdio(stdio) => {
-                let (wire, rx) = StdioWire::start(
-                    Launch {
-                        upstream: self.name.clone(),
-                        config: Arc::new(stdio.clone()),
-                        shim: self.site.shim.clone(),
-                        state_dir: self.site.state_dir.clone(),
-                        cache_dir: self.site.cache_dir.clone(),
-                        scrubber: self.scrubber.clone(),
-                        max_message: config.max_message,
-                        counters: self.stdio.clone(),
-                    },
-                )
+                let (wire, rx) = StdioWire::start(Launch {
+                    upstream: self.name.clone(),
+                    config: Arc::new(stdio.clone()),
+                    shim: self.site.shim.clone(),
+                    state_dir: self.site.state_dir.clone(),
+                    cache_dir: self.site.cache_dir.clone(),
+                    scrubber: self.scrubber.clone(),
+                    max_message: config.max_message,
+                    counters: self.stdio.clone(),
+                })
                 .await?;
                 // A pipe puts what comes unasked into its own channel.
                 let (tx, _) = mpsc::channel(1);
@@ -314,12 +312,8 @@ impl Keeper {
             }
             TransportConfig::Http(http) => {
                 let (tx, rx) = mpsc::channel(UNASKED_MAX);
-                let wire = HttpWire::new(
-                    self.name.clone(),
-                    http,
-                    config.max_message,
-                    self.http.clone(),
-                )?;
+                let wire =
+                    HttpWire::new(self.name.clone(), http, config.max_message, self.http.clone())?;
                 Ok((Wire::Http(wire), tx, rx))
             }
         }

@@ -45,8 +45,9 @@ impl Agreement {
     /// Whether the upstream declared `capability` (a dotted path such as `tools.listChanged`
     /// means a truthy leaf).
     pub fn offers(&self, capability: &str) -> bool {
-        let Ok(mut value) = serde_json::from_str::<&serde_json::value::RawValue>(&self.capabilities)
-            .and_then(|r| serde_json::from_str::<Value>(r.get()))
+        let Ok(mut value) =
+            serde_json::from_str::<&serde_json::value::RawValue>(&self.capabilities)
+                .and_then(|r| serde_json::from_str::<Value>(r.get()))
         else {
             return false;
         };
@@ -195,10 +196,7 @@ pub fn headers_for(
 ) -> Vec<(HeaderName, HeaderValue)> {
     let mut out = Vec::with_capacity(4);
     if agreed.revision >= Revision::R2025_06_18 {
-        out.push((
-            header::PROTOCOL_VERSION,
-            HeaderValue::from_static(agreed.revision.as_str()),
-        ));
+        out.push((header::PROTOCOL_VERSION, HeaderValue::from_static(agreed.revision.as_str())));
     }
     if agreed.revision.era() == Era::Modern {
         if let Ok(v) = HeaderValue::from_str(method) {

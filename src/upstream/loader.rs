@@ -36,12 +36,12 @@ pub async fn load(link: &Link, config: &UpstreamConfig) -> Result<Slice, Fault> 
         tokio::time::timeout(config.list_timeout, pages(link, config, kind, &mut builder))
             .await
             .map_err(|_| {
-                Fault::new(
-                    Reason::DeadlineExceeded,
-                    Delivery::Unknown,
-                    format!("{} took longer than {:?}", kind.method(), config.list_timeout),
-                )
-            })??;
+            Fault::new(
+                Reason::DeadlineExceeded,
+                Delivery::Unknown,
+                format!("{} took longer than {:?}", kind.method(), config.list_timeout),
+            )
+        })??;
     }
     Ok(builder.finish())
 }
@@ -56,10 +56,9 @@ async fn pages(
     for _ in 0..config.max_pages {
         let params = match &cursor {
             // An empty string is a cursor like any other (any revision, server/utilities/pagination).
-            Some(c) => vec![(
-                "cursor",
-                Bytes::from(serde_json::to_vec(c).expect("a string serialises")),
-            )],
+            Some(c) => {
+                vec![("cursor", Bytes::from(serde_json::to_vec(c).expect("a string serialises")))]
+            }
             None => vec![],
         };
         let frame = link.ask(kind.method(), &params).await?;

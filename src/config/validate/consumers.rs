@@ -25,12 +25,21 @@ pub fn views(root: &Section<'_>, upstreams: &[UpstreamConfig]) -> BTreeMap<Arc<s
                         || "name an upstream of this file".to_owned(),
                         |n| format!("did you mean {n:?}?"),
                     );
-                    s.wrong_at(&item.span, "upstreams", format!("no upstream {:?}", item.value), remedy);
+                    s.wrong_at(
+                        &item.span,
+                        "upstreams",
+                        format!("no upstream {:?}", item.value),
+                        remedy,
+                    );
                 }
             }
         }
         let upstreams = s.has("upstreams").then_some(seen);
-        let patterns = patterns(&s, "Public names that are seen; * stands for anything; absent: all.", "Public names that are not seen; wins over allow.");
+        let patterns = patterns(
+            &s,
+            "Public names that are seen; * stands for anything; absent: all.",
+            "Public names that are not seen; wins over allow.",
+        );
         s.finish();
         out.insert(name.as_str().into(), ViewRule { upstreams, patterns });
     }
@@ -41,17 +50,35 @@ pub fn views(root: &Section<'_>, upstreams: &[UpstreamConfig]) -> BTreeMap<Arc<s
 pub fn all(root: &Section<'_>, views: &BTreeMap<Arc<str>, ViewRule>) -> Vec<ConsumerConfig> {
     let mut out: Vec<ConsumerConfig> = Vec::new();
     for (name, s) in root.tables("consumers", "Who may call.") {
-        let mut texts: Vec<_> = s.text("key", "Digest of its key, as `weir key new NAME` prints it.").into_iter().collect();
+        let mut texts: Vec<_> = s
+            .text("key", "Digest of its key, as `weir key new NAME` prints it.")
+            .into_iter()
+            .collect();
         texts.extend(s.strings("keys", "Several digests, while keys are being changed."));
         if texts.is_empty() && !s.recording() {
-            s.wrong_at(&s.span, "key", "is missing", format!("run `weir key new {name}` and paste what it prints"));
+            s.wrong_at(
+                &s.span,
+                "key",
+                "is missing",
+                format!("run `weir key new {name}` and paste what it prints"),
+            );
         }
         let mut keys: Vec<ConsumerKey> = Vec::new();
         for text in texts {
             match ConsumerKey::parse(&text.value) {
-                None => s.wrong_at(&text.span, "key", "is no digest of the form sha256:<64 hex digits>", format!("the key itself does not belong here; run `weir key new {name}`")),
+                None => s.wrong_at(
+                    &text.span,
+                    "key",
+                    "is no digest of the form sha256:<64 hex digits>",
+                    format!("the key itself does not belong here; run `weir key new {name}`"),
+                ),
                 Some(key) if out.iter().flat_map(|c| &c.keys).any(|k| k.same(&key)) => {
-                    s.wrong_at(&text.span, "key", "is the key of another consumer too", "give each consumer a key of its own");
+                    s.wrong_at(
+                        &text.span,
+                        "key",
+                        "is the key of another consumer too",
+                        "give each consumer a key of its own",
+                    );
                 }
                 Some(key) => keys.push(key),
             }

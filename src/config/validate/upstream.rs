@@ -40,14 +40,20 @@ pub fn all(
     read_file: ReadFile<'_>,
 ) -> Vec<UpstreamConfig> {
     let mut out: Vec<UpstreamConfig> = Vec::new();
-    for (order, (name, s)) in root.tables("upstreams", "An MCP server behind the gateway.").into_iter().enumerate() {
+    for (order, (name, s)) in
+        root.tables("upstreams", "An MCP server behind the gateway.").into_iter().enumerate()
+    {
         if !s.recording() {
             check_name(&s, &name, builtin);
         }
         let mut resolver = Resolver { s: &s, env, read_file, absent: None };
         let upstream = one(&s, &name, order, &mut resolver);
         if !upstream.prefixed && out.iter().any(|u| !u.prefixed) {
-            s.wrong("prefix", "another upstream is unprefixed already", "leave `prefix` out here: one upstream at most can go without");
+            s.wrong(
+                "prefix",
+                "another upstream is unprefixed already",
+                "leave `prefix` out here: one upstream at most can go without",
+            );
         }
         s.finish();
         out.push(upstream);
@@ -63,7 +69,12 @@ fn check_name(s: &Section<'_>, name: &str, builtin: bool) {
         s.wrong_at(&s.span, "", format!("{name:?} is no upstream name"), "use up to 16 of a-z, 0-9 and -, beginning with a letter; `_` ends the prefix of public names");
     }
     if name == "weir" && builtin {
-        s.wrong_at(&s.span, "", "\"weir\" is the name of the gateway's own tools", "choose another name, or set gateway.builtin = false");
+        s.wrong_at(
+            &s.span,
+            "",
+            "\"weir\" is the name of the gateway's own tools",
+            "choose another name, or set gateway.builtin = false",
+        );
     }
 }
 
@@ -86,7 +97,12 @@ impl Resolver<'_, '_> {
                 Template::literal(&text.value)
             }
             Err(Missing::Malformed(why)) => {
-                self.s.wrong_at(&text.span, key, why, "write ${NAME}, ${NAME:-default}, or file:/path as the whole value");
+                self.s.wrong_at(
+                    &text.span,
+                    key,
+                    why,
+                    "write ${NAME}, ${NAME:-default}, or file:/path as the whole value",
+                );
                 Template::literal(&text.value)
             }
         }
@@ -109,11 +125,20 @@ fn one(
         }
     };
     let transport = transport(s, resolver);
-    let call_timeout = s.duration("call_timeout", seconds(60), "Time for a call; progress gives it the same again.");
+    let call_timeout = s.duration(
+        "call_timeout",
+        seconds(60),
+        "Time for a call; progress gives it the same again.",
+    );
     // Ten minutes: longer work belongs in tasks, and clients give up before.
-    let max_call_timeout = s.duration("max_call_timeout", seconds(600), "What progress can extend a call to at most.");
+    let max_call_timeout =
+        s.duration("max_call_timeout", seconds(600), "What progress can extend a call to at most.");
     if max_call_timeout < call_timeout {
-        s.wrong("max_call_timeout", "is shorter than call_timeout", "raise it, or lower call_timeout");
+        s.wrong(
+            "max_call_timeout",
+            "is shorter than call_timeout",
+            "raise it, or lower call_timeout",
+        );
     }
     UpstreamConfig {
         name: name.into(),
@@ -145,25 +170,47 @@ fn one(
 
 fn transport(s: &Section<'_>, r: &mut Resolver<'_, '_>) -> TransportConfig {
     let url = s.text("url", "Streamable HTTP endpoint; may hold ${VAR}.");
-    let command = s.text("command", "Program to start, by path or name; it speaks over stdin and stdout.");
-    let package = s.text("package", "Pinned package to install and start: \"npm:@scope/name@1.2.3\" or \"pypi:name@1.2.3\".");
-    let given = [("url", url.is_some()), ("command", command.is_some()), ("package", package.is_some())];
+    let command =
+        s.text("command", "Program to start, by path or name; it speaks over stdin and stdout.");
+    let package = s.text(
+        "package",
+        "Pinned package to install and start: \"npm:@scope/name@1.2.3\" or \"pypi:name@1.2.3\".",
+    );
+    let given =
+        [("url", url.is_some()), ("command", command.is_some()), ("package", package.is_some())];
     let given: Vec<_> = given.iter().filter(|(_, g)| *g).map(|(k, _)| *k).collect();
     if given.len() != 1 && !s.recording() {
-        let message = if given.is_empty() { "says not how it is reached".to_owned() } else { format!("has {} at once", given.join(" and ")) };
+        let message = if given.is_empty() {
+            "says not how it is reached".to_owned()
+        } else {
+            format!("has {} at once", given.join(" and "))
+        };
         s.wrong_at(&s.span, "", message, "give it exactly one of url, command and package");
     }
     let stdio = stdio(s, r, command, package);
     let http = http(s, r, url);
     let foreign: &[&str] = match given.first() {
-        Some(&"url") => &["args", "env", "inherit_env", "cwd", "bin", "stderr_per_minute", "restart_backoff", "restart_backoff_max"],
+        Some(&"url") => &[
+            "args",
+            "env",
+            "inherit_env",
+            "cwd",
+            "bin",
+            "stderr_per_minute",
+            "restart_backoff",
+            "restart_backoff_max",
+        ],
         Some(_) => &["headers", "bearer", "pool_idle", "dial_timeout"],
         None => &[],
     };
     for key in foreign.iter().filter(|k| s.has(k)) {
         s.wrong(key, format!("means nothing with {}", given[0]), "remove it");
     }
-    if given.first() == Some(&"url") { TransportConfig::Http(http) } else { TransportConfig::Stdio(stdio) }
+    if given.first() == Some(&"url") {
+        TransportConfig::Http(http)
+    } else {
+        TransportConfig::Stdio(stdio)
+    }
 }
 
 fn stdio(
@@ -183,24 +230,45 @@ fn stdio(
         },
         (Some(c), None) => {
             if c.value.trim().is_empty() {
-                s.wrong("command", "is empty", "name a program, such as \"/usr/bin/my-server\"; arguments go into args");
+                s.wrong(
+                    "command",
+                    "is empty",
+                    "name a program, such as \"/usr/bin/my-server\"; arguments go into args",
+                );
             } else if c.value.contains(' ') && !c.value.contains('/') {
-                s.wrong("command", "holds spaces", "name only the program here and put its arguments into args = [...]");
+                s.wrong(
+                    "command",
+                    "holds spaces",
+                    "name only the program here and put its arguments into args = [...]",
+                );
             }
             Program::Command(c.value)
         }
         (None, None) => Program::Command(String::new()),
     };
-    let args = s.strings("args", "Its arguments; may hold ${VAR}.").iter().map(|a| r.resolve("args", a)).collect();
+    let args = s
+        .strings("args", "Its arguments; may hold ${VAR}.")
+        .iter()
+        .map(|a| r.resolve("args", a))
+        .collect();
     let mut env = BTreeMap::new();
     for (name, value) in s.map("env", "Its variables; may hold ${VAR} or be file:/path.") {
         check_env(s, &name, &value);
         env.insert(name.clone(), r.resolve(&format!("env.{name}"), &value));
     }
-    let inherit_env = s.strings("inherit_env", "Variables of the gateway that it gets too, if set.").into_iter().inspect(|v| check_env(s, &v.value, v)).map(|v| v.value).collect();
+    let inherit_env = s
+        .strings("inherit_env", "Variables of the gateway that it gets too, if set.")
+        .into_iter()
+        .inspect(|v| check_env(s, &v.value, v))
+        .map(|v| v.value)
+        .collect();
     let cwd = s.text("cwd", "Working directory; absent: an empty one of its own.").map(|c| {
         if !PathBuf::from(&c.value).is_absolute() {
-            s.wrong("cwd", format!("{:?} is not absolute", c.value), "write the whole path, from /");
+            s.wrong(
+                "cwd",
+                format!("{:?} is not absolute", c.value),
+                "write the whole path, from /",
+            );
         }
         PathBuf::from(c.value)
     });
@@ -211,15 +279,32 @@ fn stdio(
         inherit_env,
         cwd,
         // A vendor's stack trace is 8 KB; this is thirty of them a minute.
-        stderr_per_minute: s.size("stderr_per_minute", 256 << 10, "Bytes of its stderr that reach the log per minute."),
-        restart_backoff: s.duration("restart_backoff", Duration::from_millis(500), "First pause before a restart; doubles, with jitter."),
-        restart_backoff_max: s.duration("restart_backoff_max", seconds(30), "Longest pause before a restart."),
+        stderr_per_minute: s.size(
+            "stderr_per_minute",
+            256 << 10,
+            "Bytes of its stderr that reach the log per minute.",
+        ),
+        restart_backoff: s.duration(
+            "restart_backoff",
+            Duration::from_millis(500),
+            "First pause before a restart; doubles, with jitter.",
+        ),
+        restart_backoff_max: s.duration(
+            "restart_backoff_max",
+            seconds(30),
+            "Longest pause before a restart.",
+        ),
     }
 }
 
 fn check_env(s: &Section<'_>, name: &str, at: &At<String>) {
     if name.is_empty() || name.contains(['=', '\0']) {
-        s.wrong_at(&at.span, "env", format!("{name:?} is no variable name"), "use letters, digits and _");
+        s.wrong_at(
+            &at.span,
+            "env",
+            format!("{name:?} is no variable name"),
+            "use letters, digits and _",
+        );
     }
 }
 
@@ -234,7 +319,8 @@ fn parse_package(text: &str, bin: Option<String>) -> Result<PackageSpec, (String
     let at = rest.char_indices().skip(1).filter(|(_, c)| *c == '@').map(|(i, _)| i).last();
     let Some(at) = at else {
         return Err((
-            "is not pinned: without a version the program could change under you at any start".into(),
+            "is not pinned: without a version the program could change under you at any start"
+                .into(),
             sample,
         ));
     };
@@ -253,7 +339,9 @@ fn parse_package(text: &str, bin: Option<String>) -> Result<PackageSpec, (String
         && !version.split('.').any(|p| p == "x" || p.is_empty());
     if !exact {
         return Err((
-            format!("{version:?} is no exact version: a tag or range could change the program under you"),
+            format!(
+                "{version:?} is no exact version: a tag or range could change the program under you"
+            ),
             "name one version, such as 1.2.3".into(),
         ));
     }
@@ -261,50 +349,81 @@ fn parse_package(text: &str, bin: Option<String>) -> Result<PackageSpec, (String
 }
 
 fn http(s: &Section<'_>, r: &mut Resolver<'_, '_>, url: Option<At<String>>) -> HttpConfig {
-    let url = url.map_or_else(|| Template::literal("http://localhost/"), |url| {
-        let template = r.resolve("url", &url);
-        check_url(s, template.expose(), r.absent.is_some());
-        template
-    });
+    let url = url.map_or_else(
+        || Template::literal("http://localhost/"),
+        |url| {
+            let template = r.resolve("url", &url);
+            check_url(s, template.expose(), r.absent.is_some());
+            template
+        },
+    );
     let mut headers = Vec::new();
-    for (name, value) in s.map("headers", "Headers sent with each request; may hold ${VAR} or be file:/path.") {
+    for (name, value) in
+        s.map("headers", "Headers sent with each request; may hold ${VAR} or be file:/path.")
+    {
         let key = format!("headers.{name}");
         let lower = name.to_ascii_lowercase();
-        if OWNED_HEADERS.contains(&lower.as_str()) || lower.starts_with("mcp-") || lower == "last-event-id" {
+        if OWNED_HEADERS.contains(&lower.as_str())
+            || lower.starts_with("mcp-")
+            || lower == "last-event-id"
+        {
             s.wrong_at(&value.span, &key, "is set by the gateway itself", "remove it");
         } else if lower.parse::<hyper::header::HeaderName>().is_err() {
             s.wrong_at(&value.span, &key, "is no header name", "use letters, digits and -");
         }
         let template = r.resolve(&key, &value);
         if hyper::header::HeaderValue::from_str(template.expose()).is_err() {
-            s.wrong_at(&value.span, &key, "has a value that no header can carry", "use visible characters without line breaks");
+            s.wrong_at(
+                &value.span,
+                &key,
+                "has a value that no header can carry",
+                "use visible characters without line breaks",
+            );
         }
         headers.push((name, template));
     }
-    let bearer = s.text("bearer", "Token sent as `Authorization: Bearer`; ${VAR} or file:/path.").map(|b| {
-        let template = r.resolve("bearer", &b);
-        if hyper::header::HeaderValue::from_str(template.expose()).is_err() {
-            s.wrong("bearer", "has a value that no header can carry", "use visible characters without line breaks");
-        }
-        if headers.iter().any(|(n, _)| n.eq_ignore_ascii_case("authorization")) {
-            s.wrong("bearer", "and headers.Authorization are both given", "keep one of the two");
-        }
-        template
-    });
+    let bearer =
+        s.text("bearer", "Token sent as `Authorization: Bearer`; ${VAR} or file:/path.").map(|b| {
+            let template = r.resolve("bearer", &b);
+            if hyper::header::HeaderValue::from_str(template.expose()).is_err() {
+                s.wrong(
+                    "bearer",
+                    "has a value that no header can carry",
+                    "use visible characters without line breaks",
+                );
+            }
+            if headers.iter().any(|(n, _)| n.eq_ignore_ascii_case("authorization")) {
+                s.wrong(
+                    "bearer",
+                    "and headers.Authorization are both given",
+                    "keep one of the two",
+                );
+            }
+            template
+        });
     HttpConfig {
         url,
         headers,
         bearer,
         // Node and uvicorn close idle connections after 5 s.
-        pool_idle: s.duration("pool_idle", seconds(4), "How long an idle connection is kept; less than the upstream keeps it."),
+        pool_idle: s.duration(
+            "pool_idle",
+            seconds(4),
+            "How long an idle connection is kept; less than the upstream keeps it.",
+        ),
         dial_timeout: s.duration("dial_timeout", seconds(5), "Time to connect."),
     }
 }
 
 fn check_url(s: &Section<'_>, url: &str, absent: bool) {
-    let authority = url.split_once("://").map(|(_, r)| r.split(['/', '?', '#']).next().unwrap_or(""));
+    let authority =
+        url.split_once("://").map(|(_, r)| r.split(['/', '?', '#']).next().unwrap_or(""));
     if authority.is_some_and(|a| a.contains('@')) {
-        s.wrong("url", "holds user and password", "put the credential into `bearer` or `headers`, as ${VAR}: URLs end up in logs");
+        s.wrong(
+            "url",
+            "holds user and password",
+            "put the credential into `bearer` or `headers`, as ${VAR}: URLs end up in logs",
+        );
         return;
     }
     if url.contains('#') {
@@ -326,7 +445,12 @@ pub fn patterns(s: &Section<'_>, allow: &'static str, deny: &'static str) -> Pat
         let mut out = Vec::new();
         for item in s.strings(key, doc) {
             if item.value.is_empty() {
-                s.wrong_at(&item.span, key, "holds an empty pattern", "write a name, with * for anything");
+                s.wrong_at(
+                    &item.span,
+                    key,
+                    "holds an empty pattern",
+                    "write a name, with * for anything",
+                );
             } else {
                 out.push(item.value);
             }
@@ -347,7 +471,11 @@ pub fn rate(s: &Section<'_>, doc: &'static str) -> Option<RateConfig> {
     let s = s.table("rate", doc);
     let per_second = s.number("per_second", None, "Tokens per second.");
     let burst = non_zero(&s, "burst", 10, "Tokens that can be saved up.");
-    let max_wait = s.duration("max_wait", seconds(2), "Longest wait for a token; a longer one is refused at once.");
+    let max_wait = s.duration(
+        "max_wait",
+        seconds(2),
+        "Longest wait for a token; a longer one is refused at once.",
+    );
     s.finish();
     if !there {
         return None;
@@ -360,7 +488,12 @@ pub fn rate(s: &Section<'_>, doc: &'static str) -> Option<RateConfig> {
         }
         None => {
             if !s.has("per_second") {
-                s.wrong_at(&s.span, "per_second", "is missing", "write tokens per second, such as 4 or 0.5");
+                s.wrong_at(
+                    &s.span,
+                    "per_second",
+                    "is missing",
+                    "write tokens per second, such as 4 or 0.5",
+                );
             }
             None
         }
@@ -383,17 +516,33 @@ fn guard(s: &Section<'_>) -> GuardConfig {
         failure_share: b.share("failure_share", 0.5, "Share of failed calls that opens."),
         slow_call: b.duration("slow_call", seconds(30), "A call that takes longer is slow."),
         slow_share: b.share("slow_share", 0.8, "Share of slow calls that opens."),
-        consecutive: non_zero(&b, "consecutive", 5, "So many failures in a row open, whatever the window says."),
-        open_for: b.duration("open_for", seconds(15), "How long calls are refused before one is tried."),
+        consecutive: non_zero(
+            &b,
+            "consecutive",
+            5,
+            "So many failures in a row open, whatever the window says.",
+        ),
+        open_for: b.duration(
+            "open_for",
+            seconds(15),
+            "How long calls are refused before one is tried.",
+        ),
         probes: non_zero(&b, "probes", 1, "Tries that must succeed before all calls pass again."),
     };
     b.finish();
-    let r = s.table("retry", "Repeating of calls that may be repeated: reads, and what never left.");
+    let r =
+        s.table("retry", "Repeating of calls that may be repeated: reads, and what never left.");
     let retry = RetryConfig {
         attempts: r.count_or_none("attempts", 2, "Attempts besides the first; 0: none."),
-        backoff: r.duration("backoff", Duration::from_millis(100), "First pause; doubles, with jitter."),
+        backoff: r.duration(
+            "backoff",
+            Duration::from_millis(100),
+            "First pause; doubles, with jitter.",
+        ),
         backoff_max: r.duration("backoff_max", seconds(2), "Longest pause."),
-        budget: r.number("budget", Some(0.1), "Retries per call over the last seconds, 0 to 1.").unwrap_or(0.1),
+        budget: r
+            .number("budget", Some(0.1), "Retries per call over the last seconds, 0 to 1.")
+            .unwrap_or(0.1),
     };
     if !(0.0..=1.0).contains(&retry.budget) {
         r.wrong("budget", format!("is {}", retry.budget), "write a share from 0 to 1");
@@ -403,7 +552,12 @@ fn guard(s: &Section<'_>) -> GuardConfig {
     let mut texts = Vec::new();
     for item in t.strings("texts", "Texts in a tool's error that mean throttling, in any case.") {
         if item.value.trim().is_empty() {
-            t.wrong_at(&item.span, "texts", "holds an empty text", "every error would mean throttling; write words such as \"rate limit\"");
+            t.wrong_at(
+                &item.span,
+                "texts",
+                "holds an empty text",
+                "every error would mean throttling; write words such as \"rate limit\"",
+            );
         } else {
             texts.push(item.value);
         }
@@ -419,14 +573,26 @@ fn guard(s: &Section<'_>) -> GuardConfig {
 
 fn tools(s: &Section<'_>) -> Vec<ToolRule> {
     let mut out = Vec::new();
-    for (pattern, t) in s.tables("tools", "What holds for some of its tools: [upstreams.NAME.tools.\"PATTERN\"], first match counts.") {
+    for (pattern, t) in s.tables(
+        "tools",
+        "What holds for some of its tools: [upstreams.NAME.tools.\"PATTERN\"], first match counts.",
+    ) {
         if pattern.is_empty() {
-            t.wrong_at(&t.span, "", "is an empty pattern", "write a tool's own name, with * for anything");
+            t.wrong_at(
+                &t.span,
+                "",
+                "is an empty pattern",
+                "write a tool's own name, with * for anything",
+            );
         }
         let rule = ToolRule {
             pattern,
             call_timeout: t.maybe_duration("call_timeout", None, "Time for a call of it."),
-            read_only: t.maybe_flag("read_only", None, "Whether it changes nothing and may be repeated, whatever it says of itself."),
+            read_only: t.maybe_flag(
+                "read_only",
+                None,
+                "Whether it changes nothing and may be repeated, whatever it says of itself.",
+            ),
             rate: rate(&t, "A rate limit of its own, besides the upstream's."),
         };
         t.finish();

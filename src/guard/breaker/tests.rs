@@ -73,13 +73,8 @@ impl Bench {
 
 #[test]
 fn the_state_machine() {
-    let events = [
-        Event::Tripped,
-        Event::Rested,
-        Event::Recovered,
-        Event::Relapsed,
-        Event::SwitchedOff,
-    ];
+    let events =
+        [Event::Tripped, Event::Rested, Event::Recovered, Event::Relapsed, Event::SwitchedOff];
     let mut table = String::new();
     for state in State::ALL {
         for event in events {
@@ -399,7 +394,8 @@ impl Model {
         }
         let slow = now - begun > self.config.slow_call;
         self.history.push((now, failed, slow));
-        let step = |at: Duration| (at.as_nanos() * STEPS as u128 / self.config.window.as_nanos()) as usize;
+        let step =
+            |at: Duration| (at.as_nanos() * STEPS as u128 / self.config.window.as_nanos()) as usize;
         let period = &self.history[self.since.1..];
         let recent: Vec<_> =
             period.iter().filter(|(at, ..)| step(*at) + STEPS > step(now)).collect();

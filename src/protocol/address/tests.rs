@@ -161,7 +161,7 @@ fn block() -> impl Strategy<Value = String> {
         Just(()).prop_perturb(|(), mut rng| rng.random::<u8>()),
     )
         .prop_map(|(kind, own, nested, odd, turn)| {
-            let mut members = vec![
+            let mut members = [
                 format!("\"type\": \"{kind}\""),
                 format!("\"uri\":{own}"),
                 format!("\"resource\" :{{\"odd\":{odd},\"uri\":\t{nested}}}"),

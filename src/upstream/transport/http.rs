@@ -16,7 +16,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, USER_AGENT};
+use hyper::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, USER_AGENT,
+};
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use tokio::sync::mpsc;
 
@@ -217,8 +219,7 @@ impl HttpWire {
     ) -> Result<EventStream, StreamRefused> {
         let mut request = self.build(Method::GET, &self.0.uri, headers, Bytes::new());
         request.headers_mut().insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
-        let response =
-            self.0.client.send(request).await.map_err(StreamRefused::Fault)?;
+        let response = self.0.client.send(request).await.map_err(StreamRefused::Fault)?;
         let events = media_type(response.headers()).as_deref() == Some("text/event-stream");
         match response.status() {
             status if status.is_success() && events => Ok(EventStream {
@@ -263,10 +264,7 @@ impl HttpWire {
             let mut request = self.build(Method::POST, &uri, out.headers, out.message.clone());
             let headers = request.headers_mut();
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            headers.insert(
-                ACCEPT,
-                HeaderValue::from_static("application/json, text/event-stream"),
-            );
+            headers.insert(ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
             let response = self.0.client.send(request).await?;
             // Only these two keep the method and the body (RFC 9110, 15.4).
             if !matches!(

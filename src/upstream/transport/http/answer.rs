@@ -110,15 +110,24 @@ mod tests {
         };
         assert_eq!(to("/mcp/").as_deref(), Some("https://a.example/mcp/"));
         assert_eq!(to("https://A.example:443/x").as_deref(), Some("https://A.example:443/x"));
-        for elsewhere in ["https://b.example/mcp", "http://a.example/mcp", "//b.example/x", "https://a.example:8443/"] {
+        for elsewhere in [
+            "https://b.example/mcp",
+            "http://a.example/mcp",
+            "//b.example/x",
+            "https://a.example:8443/",
+        ] {
             assert_eq!(to(elsewhere), None, "{elsewhere}");
         }
     }
 
     #[test]
     fn statuses_say_whether_something_may_have_happened() {
-        let f = |code: u16| status_fault(StatusCode::from_u16(code).unwrap(), &HeaderMap::new()).fault;
-        assert_eq!((f(401).reason, f(401).delivery), (Reason::CredentialRefused, Delivery::Refused));
+        let f =
+            |code: u16| status_fault(StatusCode::from_u16(code).unwrap(), &HeaderMap::new()).fault;
+        assert_eq!(
+            (f(401).reason, f(401).delivery),
+            (Reason::CredentialRefused, Delivery::Refused)
+        );
         assert_eq!((f(429).reason, f(429).delivery), (Reason::Throttled, Delivery::Refused));
         assert_eq!((f(502).reason, f(502).delivery), (Reason::UpstreamStatus, Delivery::Unknown));
         assert_eq!((f(404).reason, f(404).delivery), (Reason::UpstreamStatus, Delivery::Refused));
