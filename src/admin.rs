@@ -57,9 +57,8 @@ fn answer(edge: &Edge, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         return text(405, "only GET is served here\n");
     }
     match request.uri().path() {
-        "/livez" => text(200, "ok\n"),
         "/readyz" if edge.gateway.is_draining() => text(503, "draining\n"),
-        "/readyz" => text(200, "ok\n"),
+        "/livez" | "/readyz" => text(200, "ok\n"),
         "/metrics" => {
             let mut out = text(200, &edge.gateway.observe.render(gather(edge)));
             out.headers_mut().insert(

@@ -96,10 +96,10 @@ impl Notices {
     /// Hand over one complete notification message, canonical. Never waits: a client that does
     /// not read must not hold up the upstream's reader, which others share.
     pub fn send(&self, message: Bytes) {
-        if let Some(tx) = &self.tx {
-            if tx.try_send(message).is_err() {
-                self.dropped.fetch_add(1, Ordering::Relaxed);
-            }
+        if let Some(tx) = &self.tx
+            && tx.try_send(message).is_err()
+        {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 

@@ -160,7 +160,7 @@ impl Control {
         }
         let catalog =
             Arc::new(Catalog::build(self.number, parts, before.map(|b| b.catalog.as_ref())));
-        self.report_drops(&catalog, before);
+        Self::report_drops(&catalog, before);
         let identity = Arc::new(Identity::new(&config, before.map(|b| b.identity.as_ref())));
         let mut views = HashMap::new();
         views.insert(None, Arc::new(View::new(&catalog, None)));
@@ -186,7 +186,7 @@ impl Control {
         }
     }
 
-    fn report_drops(&self, catalog: &Catalog, before: Option<&Snapshot>) {
+    fn report_drops(catalog: &Catalog, before: Option<&Snapshot>) {
         for drop in catalog.drops() {
             let known = before.is_some_and(|b| b.catalog.drops().contains(drop));
             if !known {

@@ -90,12 +90,12 @@ impl Reader {
                     let _ = line.split_to(3);
                 }
             }
-            self.take(line, out);
+            self.take(&line, out);
         }
         Ok(())
     }
 
-    fn take(&mut self, line: Bytes, out: &mut Vec<Event>) {
+    fn take(&mut self, line: &Bytes, out: &mut Vec<Event>) {
         if line.is_empty() {
             self.size = 0;
             if std::mem::take(&mut self.any) {
@@ -108,7 +108,7 @@ impl Reader {
         if line[0] == b':' {
             return;
         }
-        let (name, value) = match memchr::memchr(b':', &line) {
+        let (name, value) = match memchr::memchr(b':', line) {
             None => (line.clone(), Bytes::new()),
             Some(at) => {
                 let space = usize::from(line.get(at + 1) == Some(&b' '));

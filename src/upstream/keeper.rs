@@ -312,8 +312,7 @@ impl Keeper {
             }
             TransportConfig::Http(http) => {
                 let (tx, rx) = mpsc::channel(UNASKED_MAX);
-                let wire =
-                    HttpWire::new(self.name.clone(), http, config.max_message, self.http.clone())?;
+                let wire = HttpWire::new(&self.name, http, config.max_message, self.http.clone())?;
                 Ok((Wire::Http(wire), tx, rx))
             }
         }

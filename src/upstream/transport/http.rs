@@ -131,7 +131,7 @@ impl StreamRefused {
 impl HttpWire {
     /// A wire to the configured endpoint; connects when used.
     pub fn new(
-        upstream: Arc<str>,
+        upstream: &str,
         config: &HttpConfig,
         max_message: usize,
         counters: Arc<HttpCounters>,
@@ -158,7 +158,7 @@ impl HttpWire {
             USER_AGENT,
             HeaderValue::from_static(concat!("weirkeeper/", env!("CARGO_PKG_VERSION"))),
         );
-        let client = Client::new(&upstream, config, uri.scheme_str() == Some("https"))?;
+        let client = Client::new(upstream, config, uri.scheme_str() == Some("https"))?;
         Ok(HttpWire(Arc::new(Inner { client, uri, headers, max_message, counters })))
     }
 
@@ -185,7 +185,7 @@ impl HttpWire {
                 frame
             }
             Some("text/event-stream") => {
-                self.from_events(id, response.into_body(), on_notice, unasked).await?
+                self.read_events(id, response.into_body(), on_notice, unasked).await?
             }
             _ => {
                 return Err(Fault::new(
@@ -316,7 +316,7 @@ impl HttpWire {
         }
     }
 
-    async fn from_events(
+    async fn read_events(
         &self,
         id: u64,
         mut body: Incoming,

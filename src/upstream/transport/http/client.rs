@@ -37,7 +37,7 @@ fn tls() -> Result<Tls, Fault> {
                 .map_err(|e| e.to_string())?
                 .with_native_roots()
                 .map_err(|e| e.to_string())
-                .map(|roots| roots.with_no_client_auth())
+                .map(rustls::ConfigBuilder::<Tls, _>::with_no_client_auth)
         })
         .clone()
         .map_err(|e| {
