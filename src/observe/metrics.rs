@@ -109,23 +109,20 @@ families! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionRefusal {
     /// As many are open as may be.
-    Limit,
-    /// The gateway is stopping.
-    Draining,
+    MaxConnections,
     /// The system could not accept it: no descriptors left, or gone before it was accepted.
-    AcceptFailed,
+    AcceptError,
 }
 
 impl ConnectionRefusal {
-    const ALL: [ConnectionRefusal; 3] =
-        [ConnectionRefusal::Limit, ConnectionRefusal::Draining, ConnectionRefusal::AcceptFailed];
+    const ALL: [ConnectionRefusal; 2] =
+        [ConnectionRefusal::MaxConnections, ConnectionRefusal::AcceptError];
 
     /// The label.
     pub fn as_str(self) -> &'static str {
         match self {
-            ConnectionRefusal::Limit => "limit",
-            ConnectionRefusal::Draining => "draining",
-            ConnectionRefusal::AcceptFailed => "accept_failed",
+            ConnectionRefusal::MaxConnections => "max_connections",
+            ConnectionRefusal::AcceptError => "accept_error",
         }
     }
 }

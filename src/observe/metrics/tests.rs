@@ -1,10 +1,11 @@
-#![allow(clippy::unwrap_used)]
+// Counts are whole numbers, which f64 holds exactly.
+#![allow(clippy::unwrap_used, clippy::float_cmp)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::observe::Observe;
 use crate::observe::record::{Outcome, Record};
-use crate::observe::{Observe, trace::Tracer};
 
 use super::*;
 
@@ -342,7 +343,7 @@ fn a_refused_reload_shows_and_the_next_good_one_clears_it() {
 
 #[test]
 fn what_log_and_tracer_dropped_is_put_in() {
-    let observe = Observe::new(Tracer::off(), None);
+    let observe = Observe::quiet();
     let page = observe.render(Gathered { log_lines_dropped: 99, ..Gathered::default() });
     assert_eq!(samples(&page)["weir_log_lines_dropped_total"], 0.0);
     assert_eq!(samples(&page)["weir_spans_dropped_total"], 0.0);
