@@ -16,14 +16,9 @@ pub mod trace;
 
 use std::time::Duration;
 
-use crate::config;
 use log::LogHandle;
 use metrics::{Gathered, Metrics};
 use trace::Tracer;
-
-/// How long the last spans and lines may take on their way out: a collector that is there needs
-/// milliseconds, and one that is gone must not hold up a restart.
-const SHUTDOWN_WAIT: Duration = Duration::from_secs(3);
 
 /// The three ways of telling, handed to whoever opens records.
 pub struct Observe {
@@ -35,20 +30,14 @@ pub struct Observe {
 }
 
 impl Observe {
-    /// Metrics that start at zero, with this tracing and this log. Needs a running tokio runtime
-    /// if the settings name a collector. One that cannot be used is said and costs the spans
-    /// only: agents' calls matter more than the pictures of them.
-    pub fn new(settings: &config::Trace, log: Option<LogHandle>) -> Observe {
-        let tracer = Tracer::new(settings).unwrap_or_else(|e| {
-            tracing::error!("no spans will be exported: {e}");
-            Tracer::off()
-        });
+    /// Metrics that start at zero, with this tracer and this log.
+    pub fn new(tracer: Tracer, log: Option<LogHandle>) -> Observe {
         Observe { metrics: Metrics::new(), tracer, log }
     }
 
     /// Metrics only: no spans, and log lines go wherever a subscriber takes them.
     pub fn quiet() -> Observe {
-        Observe { metrics: Metrics::new(), tracer: Tracer::off(), log: None }
+        Observe::new(Tracer::off(), None)
     }
 
     /// Change the level of the log. One that cannot be read is said and changes nothing.
@@ -68,11 +57,6 @@ impl Observe {
         self.metrics.render(&gathered)
     }
 
-    /// Hand over what still waits before the process ends.
-    pub async fn shutdown(&self) {
-        self.flush(SHUTDOWN_WAIT).await;
-    }
-
     /// Hand over what still waits, spans first; takes `bound` at most.
     pub async fn flush(&self, bound: Duration) {
         let began = tokio::time::Instant::now();
@@ -82,33 +66,5 @@ impl Observe {
             // The log's queue is emptied by a thread, and waiting for it blocks one.
             let _ = tokio::task::spawn_blocking(move || log.flush(rest)).await;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_collector_that_cannot_be_used_costs_spans_only() {
-        let settings = config::Trace {
-            otlp_endpoint: Some("collector".into()),
-            sample: 1.0,
-            service_name: "weir".into(),
-        };
-        let observe = Observe::new(&settings, None);
-        assert!(!observe.tracer.start(None).is_recorded());
-    }
-
-    #[tokio::test]
-    async fn a_bad_level_changes_nothing_and_flushing_ends() {
-        let log = log::init("info", config::LogFormat::Text);
-        let settings =
-            config::Trace { otlp_endpoint: None, sample: 1.0, service_name: "weir".into() };
-        let observe = Observe::new(&settings, Some(log.clone()));
-        observe.log_level("weirkeeper=loud");
-        observe.log_level("off");
-        observe.shutdown().await;
-        assert_eq!(log.dropped(), 0);
     }
 }

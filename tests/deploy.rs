@@ -4,8 +4,10 @@
 use std::collections::BTreeSet;
 
 use serde_json::Value;
+use weirkeeper::config::{Config, LogFormat};
 use weirkeeper::failure::Reason;
 use weirkeeper::observe::metrics::{Kind, Metrics};
+use weirkeeper::shim;
 use yaml_rust2::{Yaml, YamlLoader};
 
 const DASHBOARD: &str = include_str!("../deploy/grafana/weir.json");
@@ -198,12 +200,49 @@ fn kubernetes_mounts_the_folder_and_probes_the_admin_port() {
     assert!(DOCKERFILE.contains(&format!("USER {user}:{user}")));
 }
 
+fn sample_config() -> Config {
+    let text = kubernetes("ConfigMap")["data"]["upstreams.toml"].as_str().unwrap().to_owned();
+    let env = |name: &str| (name == "STRIPE_KEY").then(|| "sk_test_sample".to_owned());
+    let no_file = |_: &str| Err(std::io::ErrorKind::NotFound.into());
+    match weirkeeper::config::parse(&text, "the ConfigMap's upstreams.toml", &env, &no_file) {
+        Ok(config) => config,
+        Err(problems) => panic!("{problems}"),
+    }
+}
+
+#[test]
+fn the_sample_configuration_is_valid_and_reachable_from_outside_its_pod() {
+    let config = sample_config();
+    assert!(config.upstreams.iter().all(|u| u.dormant.is_none()));
+    assert!(config.gateway.listen.ip().is_unspecified());
+    assert!(config.admin.listen.unwrap().ip().is_unspecified());
+    assert_eq!(config.log.format, LogFormat::Json);
+}
+
+#[test]
+fn the_samples_wait_longer_than_stopping_takes() {
+    // Calls get the drain timeout; then each child its end of input, SIGTERM and SIGKILL.
+    let drain = sample_config().gateway.drain_timeout.as_secs() as i64;
+    let children = (shim::EOF_GRACE + shim::TERM_GRACE + shim::KILL_GRACE).as_secs() as i64;
+    let grace =
+        &kubernetes("Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"];
+    assert!(grace.as_i64().unwrap() > drain + children + 5);
+    let seconds = |text: &str, before: &str| -> i64 {
+        let tail = text.split_once(before).unwrap().1;
+        tail.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
+    };
+    assert!(seconds(SERVICE, "TimeoutStopSec=") > drain + children);
+    assert!(seconds(COMPOSE, "stop_grace_period: ") > drain + children);
+}
+
 #[test]
 fn ports_agree_everywhere() {
-    let text = kubernetes("ConfigMap")["data"]["upstreams.toml"].as_str().unwrap().to_owned();
-    let config: toml::Table = text.parse().unwrap();
+    let config = sample_config();
     let port = |section: &str| -> i64 {
-        config[section]["listen"].as_str().unwrap().rsplit_once(':').unwrap().1.parse().unwrap()
+        match section {
+            "gateway" => config.gateway.listen.port().into(),
+            _ => config.admin.listen.unwrap().port().into(),
+        }
     };
     let deployment = kubernetes("Deployment");
     let ports = &deployment["spec"]["template"]["spec"]["containers"][0]["ports"];

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::observe::Observe;
 use crate::observe::record::{Outcome, Record};
+use crate::observe::{Observe, trace::Tracer};
 
 use super::*;
 
@@ -29,7 +29,7 @@ fn samples(page: &str) -> BTreeMap<&str, f64> {
 fn facts() -> UpstreamFacts {
     UpstreamFacts {
         name: name("stripe"),
-        up: true,
+        up: Some(true),
         in_flight: 3,
         queued: 2,
         breaker: BreakerState::Open,
@@ -216,7 +216,7 @@ fn all_series_as_a_scrape_sees_them() {
     weir_upstream_stdout_noise_total counter
     weir_upstream_unmatched_answers_total Answers of an upstream to no request that was waiting.
     weir_upstream_unmatched_answers_total counter
-    weir_upstream_up Whether the upstream is connected.
+    weir_upstream_up Whether the upstream is connected. One without a credential is not meant to be, and absent.
     weir_upstream_up gauge
     ");
 }
@@ -330,6 +330,17 @@ fn totals_go_on_when_an_upstream_is_made_anew() {
 }
 
 #[test]
+fn a_dormant_upstream_is_not_down() {
+    let metrics = Metrics::new();
+    metrics.upstream(&name("stripe"), &[]);
+    for (up, told) in [(None, None), (Some(false), Some(&0.0)), (Some(true), Some(&1.0))] {
+        let upstreams = vec![UpstreamFacts { up, ..facts() }];
+        let page = metrics.render(&Gathered { upstreams, ..Gathered::default() });
+        assert_eq!(samples(&page).get(r#"weir_upstream_up{upstream="stripe"}"#), told);
+    }
+}
+
+#[test]
 fn a_refused_reload_shows_and_the_next_good_one_clears_it() {
     let metrics = Metrics::new();
     let ok =
@@ -343,7 +354,7 @@ fn a_refused_reload_shows_and_the_next_good_one_clears_it() {
 
 #[test]
 fn what_log_and_tracer_dropped_is_put_in() {
-    let observe = Observe::quiet();
+    let observe = Observe::new(Tracer::off(), None);
     let page = observe.render(Gathered { log_lines_dropped: 99, ..Gathered::default() });
     assert_eq!(samples(&page)["weir_log_lines_dropped_total"], 0.0);
     assert_eq!(samples(&page)["weir_spans_dropped_total"], 0.0);
