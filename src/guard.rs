@@ -186,7 +186,9 @@ impl Guard {
     /// `attempt` is given the number of the attempt, from 1. It is dropped when the deadline
     /// passes; whatever it sent must then be cancelled by its drop. A retry that is not let
     /// through any more ends with the fault that called for it.
-    // Not `AsyncFnMut`: a future that may borrow from its closure can't be shown to be `Send`.
+    ///
+    /// Decided: a closure that returns a future, and not an async closure, whose futures the
+    /// compiler cannot yet show to be `Send` for every lifetime; no call could run in a task.
     pub async fn run<T, F: Future<Output = Result<Done<T>, Fault>>>(
         &self,
         ask: &Ask<'_>,
@@ -322,7 +324,9 @@ impl Guard {
             return Err(self.late());
         }
         let admission = self.breaker.admit().map_err(|wait| self.resting(wait))?;
-        own.map(Token::spend);
+        if let Some(own) = own {
+            own.spend();
+        }
         shared.spend();
         Ok(admission)
     }

@@ -43,7 +43,7 @@ pub(super) enum Crowded {
 #[derive(Debug)]
 pub(super) struct Permit<'a> {
     home: &'a Concurrency,
-    permit: Option<SemaphorePermit<'a>>,
+    held: Option<SemaphorePermit<'a>>,
     /// Time in the line.
     pub(super) waited: Duration,
 }
@@ -69,9 +69,9 @@ impl Concurrency {
         *max = new;
         if new < old {
             self.debt.fetch_add(old - new, Ordering::AcqRel);
-            self.settle();
         } else {
             let mut more = new - old;
+            // First what is still owed: new permits would go to those in line at once.
             while more > 0 && self.owe_less() {
                 more -= 1;
             }
@@ -110,7 +110,7 @@ impl Concurrency {
 
     fn permit<'a>(&'a self, permit: SemaphorePermit<'a>, waited: Duration) -> Permit<'a> {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        Permit { home: self, permit: Some(permit), waited }
+        Permit { home: self, held: Some(permit), waited }
     }
 
     fn line_up(&self) -> Option<Slot<'_>> {
@@ -143,10 +143,10 @@ impl Concurrency {
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
         self.home.in_flight.fetch_sub(1, Ordering::Relaxed);
-        if self.home.owe_less() {
-            if let Some(permit) = self.permit.take() {
-                permit.forget();
-            }
+        if self.home.owe_less()
+            && let Some(permit) = self.held.take()
+        {
+            permit.forget();
         }
     }
 }
@@ -323,11 +323,57 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_is_in_line_does_not_slip_in_while_sizes_go_down_and_up() {
+        let places = places(3, 9);
+        let mut visits = Vec::new();
+        for _ in 0..5 {
+            visits.push(visit(&places).await);
+        }
+        places.reconfigure(config(1, 9));
+        places.reconfigure(config(3, 9));
+        yield_now().await;
+        assert_eq!((places.in_flight(), places.queued()), (3, 2));
+        for (visit, wait) in visits.into_iter().zip([0, 0, 0, 1, 1]) {
+            assert_eq!(visit.await.unwrap(), Ok(wait * S));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_new_queue_holds_for_the_next_to_come() {
         let places = places(1, 0);
         let _held = places.acquire(&long()).await.unwrap();
         places.reconfigure(config(1, 1));
         let _waits = visit(&places).await;
         assert_eq!(places.queued(), 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn nothing_is_lost_when_sizes_change_under_load() {
+        let places = places(4, 1000);
+        let mut tasks = Vec::new();
+        for _ in 0..8 {
+            let places = places.clone();
+            tasks.push(tokio::spawn(async move {
+                for _ in 0..200 {
+                    let permit = places.acquire(&long()).await.unwrap();
+                    yield_now().await;
+                    drop(permit);
+                }
+            }));
+        }
+        for max in (1..=6).cycle().take(600) {
+            places.reconfigure(config(max, 1000));
+            yield_now().await;
+        }
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!((places.in_flight(), places.queued()), (0, 0));
+        places.reconfigure(config(3, 0));
+        let mut all = Vec::new();
+        while let Ok(permit) = places.acquire(&long()).await {
+            all.push(permit);
+        }
+        assert_eq!(all.len(), 3);
     }
 }

@@ -119,8 +119,8 @@ mod tests {
         let witness = Arc::new(());
         let held = witness.clone();
         let hang = async move {
-            let _held = held;
             pending::<()>().await;
+            drop(held);
         };
         assert_eq!(deadline.run(hang).await, Err(Elapsed));
         assert_eq!(start.elapsed(), 2 * S);

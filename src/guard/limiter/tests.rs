@@ -211,6 +211,49 @@ async fn a_new_burst_keeps_the_tokens_there_are() {
     assert_eq!(limiter.tokens(), Some(2.0));
 }
 
+type Taking<'a> = Pin<Box<dyn Future<Output = Result<Token<'a>, Dry>> + 'a>>;
+
+/// Looks once whether the wait is over.
+fn look<'a>(taking: &mut Taking<'a>) -> Poll<Result<Token<'a>, Dry>> {
+    taking.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+}
+
+fn has_token(look: &Poll<Result<Token<'_>, Dry>>) -> bool {
+    matches!(look, Poll::Ready(Ok(_)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_slips_past_a_waiter_that_has_not_noticed_its_token_yet() {
+    let limiter = limiter(1.0, 3, 60 * S);
+    for _ in 0..3 {
+        limiter.try_take().unwrap();
+    }
+    let mut waiter: Taking<'_> = Box::pin(limiter.take(some_day()));
+    assert!(look(&mut waiter).is_pending());
+    advance(3 * S).await;
+    let mut newcomer: Taking<'_> = Box::pin(limiter.take(some_day()));
+    assert!(look(&mut newcomer).is_pending());
+    assert!(has_token(&look(&mut waiter)));
+    assert!(has_token(&look(&mut newcomer)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn patience_that_ends_in_the_tick_of_the_turn_is_enough() {
+    let ms = Duration::from_millis(1);
+    let limiter = limiter(2000.0, 2, ms);
+    limiter.try_take().unwrap();
+    limiter.try_take().unwrap();
+    // Their tokens come after half a millisecond and after one; both hear of it after one.
+    let mut first: Taking<'_> = Box::pin(limiter.take(some_day()));
+    let mut second: Taking<'_> = Box::pin(limiter.take(some_day()));
+    assert!(look(&mut first).is_pending() && look(&mut second).is_pending());
+    advance(ms).await;
+    assert!(look(&mut second).is_pending(), "it is not its turn, but it will be");
+    let Poll::Ready(Ok(token)) = look(&mut first) else { panic!("no token for the first") };
+    token.spend();
+    assert!(has_token(&look(&mut second)));
+}
+
 #[tokio::test(start_paused = true)]
 async fn extreme_rates_do_no_harm() {
     for per_second in [f64::MIN_POSITIVE, 1e-9, 1e12, f64::MAX] {
@@ -286,8 +329,6 @@ impl Model {
     }
 }
 
-type Taking<'a> = Pin<Box<dyn Future<Output = Result<Token<'a>, Dry>> + 'a>>;
-
 /// Lets the same visitors loose on the model and on the limiter.
 async fn compare(interval: u64, burst: u32, max_wait: u64, visitors: &[Visitor]) {
     let mut model = Model {
@@ -307,22 +348,20 @@ async fn compare(interval: u64, burst: u32, max_wait: u64, visitors: &[Visitor])
     let mut line: Vec<(usize, Taking<'_>)> = Vec::new();
 
     // Poll everyone in turn until nobody moves any more.
-    fn settle<'a>(line: &mut Vec<(usize, Taking<'a>)>, found: &mut [Option<Fate>], now: u64) {
+    fn settle(line: &mut Vec<(usize, Taking<'_>)>, found: &mut [Option<Fate>], now: u64) {
         loop {
             let before = line.len();
-            line.retain_mut(|(who, taking)| {
-                match taking.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                    Poll::Pending => true,
-                    Poll::Ready(Ok(token)) => {
-                        token.spend();
-                        found[*who] = Some(Fate::Started(now));
-                        false
-                    }
-                    Poll::Ready(Err(dry)) => {
-                        let retry_after = dry.retry_after.as_millis() as u64;
-                        found[*who] = Some(Fate::Refused { at: now, retry_after });
-                        false
-                    }
+            line.retain_mut(|(who, taking)| match look(taking) {
+                Poll::Pending => true,
+                Poll::Ready(Ok(token)) => {
+                    token.spend();
+                    found[*who] = Some(Fate::Started(now));
+                    false
+                }
+                Poll::Ready(Err(dry)) => {
+                    let retry_after = dry.retry_after.as_millis() as u64;
+                    found[*who] = Some(Fate::Refused { at: now, retry_after });
+                    false
                 }
             });
             if line.len() == before {
