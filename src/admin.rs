@@ -123,7 +123,8 @@ fn gather(edge: &Edge) -> Gathered {
             let catalog = &snapshot.catalog;
             UpstreamFacts {
                 name: u.name.clone(),
-                up: (condition.state != condition::State::Dormant).then_some(condition.link.is_some()),
+                up: (condition.state != condition::State::Dormant)
+                    .then_some(condition.link.is_some()),
                 in_flight: guard.in_flight.into(),
                 queued: guard.queued.into(),
                 breaker: match guard.breaker.state {
