@@ -1,3 +1,5 @@
+//! A scrape after everything that can happen, and after what must not.
+
 // Counts are whole numbers, which f64 holds exactly.
 #![allow(clippy::unwrap_used, clippy::float_cmp)]
 

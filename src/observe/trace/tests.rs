@@ -1,3 +1,5 @@
+//! Spans on the wire, read as a collector reads them.
+
 #![allow(clippy::unwrap_used)]
 
 use std::sync::{Arc, Mutex};
