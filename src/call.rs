@@ -60,6 +60,15 @@ pub enum Terminal {
 }
 
 impl Terminal {
+    /// Its size in bytes, as far as it was not made by us.
+    pub fn size(&self) -> usize {
+        match self {
+            Terminal::Answer(frame, _) => frame.bytes().len(),
+            Terminal::Own(result, _) => result.len(),
+            Terminal::Error(error) => error.message.len(),
+        }
+    }
+
     /// Whether it is an error response (not a tool result with `isError`).
     pub fn is_error(&self) -> bool {
         match self {

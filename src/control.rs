@@ -299,7 +299,10 @@ impl Control {
             return Ok("unchanged".into());
         }
         let plan = diff::upstreams(&before.config, &config);
-        let scrubber = Scrubber::new(config.secrets());
+        // The old secrets are still in use until what is retired has ended.
+        let secrets = before.config.secrets().into_iter().chain(config.secrets());
+        let scrubber = Scrubber::new(secrets);
+        gateway.scrub_logs(scrubber.clone());
         let mut upstreams = HashMap::new();
         let mut retired: Vec<Arc<Upstream>> = Vec::new();
         for c in config.upstreams.iter().filter(|c| c.enabled) {
@@ -328,6 +331,7 @@ impl Control {
         let next = self.snapshot(config, upstreams, Some(&before));
         gateway.current.publish(next);
         for old in retired {
+            self.observe.metrics.settle(&old.name, old.incarnation, old.totals());
             tokio::spawn(async move { old.retire(patience).await });
         }
         let said = plan.to_string();
