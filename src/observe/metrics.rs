@@ -1,8 +1,8 @@
 //! Every series, declared once: the doc comment is the help text, the label names stand beside.
 //!
-//! Two kinds. What happens to calls is *counted* as it happens, in [`series`]: a call touches
+//! Two kinds. What happens to calls is *counted* as it happens, in `series`: a call touches
 //! prepared handles and hashes no labels. What is a state, or is counted where it happens by
-//! parts that know no metrics, is *gathered* at scrape as plain numbers ([`gathered`]).
+//! parts that know no metrics, is *gathered* at scrape as plain numbers (`gathered`).
 //!
 //! The series form a tree (upstream, then method or tool) and a scrape walks it. Taking an
 //! upstream out is taking a branch off: a late call may still count into the branch, but nobody
