@@ -10,8 +10,10 @@
 
 pub mod address;
 pub mod error;
+pub mod header;
 pub mod message;
 pub mod meta;
 pub mod method;
 pub mod revision;
 pub mod splice;
+pub mod sse;

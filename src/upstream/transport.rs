@@ -6,6 +6,8 @@
 //! it is dropped before the answer came. What the upstream says unasked goes to the receiver of
 //! [`Unasked`] that the wire was started with.
 
+// pub mod http;
+
 use crate::protocol::message::Frame;
 
 /// Called with each notification that belongs to a running request; must not block.
