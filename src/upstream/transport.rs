@@ -6,7 +6,7 @@
 //! it is dropped before the answer came. What the upstream says unasked goes to the receiver of
 //! [`Unasked`] that the wire was started with.
 
-// pub mod http;
+pub mod http;
 
 use crate::protocol::message::Frame;
 

@@ -88,7 +88,9 @@ fn an_event_is_bounded_however_it_comes() {
     let long = [&b"data: "[..], &[b'x'; 101], b"\n\n"].concat();
     let lines = b"data: 0123456789\n".repeat(12);
     let id = [&b"id: "[..], &[b'x'; 120], b"\n\n"].concat();
-    for (text, size) in [(&long, 1), (&long, 7), (&long, 1000), (&lines, 5), (&lines, 500), (&id, 9)] {
+    for (text, size) in
+        [(&long, 1), (&long, 7), (&long, 1000), (&lines, 5), (&lines, 500), (&id, 9)]
+    {
         let mut parser = Parser::new(100);
         let mut failed = false;
         for chunk in text.chunks(size) {
@@ -159,7 +161,7 @@ fn what_is_written() {
 fn text(bytes: &Bytes) -> String {
     let text = String::from_utf8(bytes.to_vec()).unwrap();
     assert!(text.ends_with("\n\n"));
-    text.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
@@ -170,10 +172,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         retry: None,
         data: Bytes::from(data),
     });
-    let pause = (0u64..100_000).prop_map(|ms| Event {
-        retry: Some(Duration::from_millis(ms)),
-        ..Event::default()
-    });
+    let pause = (0u64..100_000)
+        .prop_map(|ms| Event { retry: Some(Duration::from_millis(ms)), ..Event::default() });
     prop::collection::vec(prop_oneof![4 => one, 1 => pause], 0..6)
 }
 

@@ -1,0 +1,397 @@
+//! Streamable HTTP towards an upstream: one POST per message, the answer as JSON or as events
+//! (2025-03-26 basic/transports to 2026-07-28 basic/transports/streamable-http).
+//!
+//! ```text
+//!  Outgoing ─► redirect ─► client ─► response ─┬─ JSON ────► answer ─┐
+//!              (same origin only)              ├─ events ──► events ─┼─► Answer | RequestError
+//!                                              └─ not 2xx ─► answer ─┘
+//! ```
+//!
+//! Each upstream has a client and a pool of its own, so one that hangs cannot use up another's.
+//! Dropping a request's future closes its response stream; for a modern upstream that *is* the
+//! cancellation. No task is started here. What is sent twice, and what is not, is decided in
+//! `client` and `redirect`.
+//!
+//! No content coding is asked for: compressed events are held back by what compresses them, and a
+//! small compressed body could grow without bound.
+
+mod answer;
+mod client;
+mod events;
+mod outcome;
+mod redirect;
+mod retry_after;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST,
+    HeaderName, HeaderValue, LOCATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
+};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use tokio::sync::mpsc;
+
+use crate::config::HttpConfig;
+use crate::failure::{Delivery, Fault, Reason};
+use crate::protocol::header::SESSION_ID;
+use crate::protocol::message::{Frame, Kind};
+
+use super::{OnNotice, Unasked};
+use answer::Media;
+use client::Client;
+use events::Events;
+
+pub use events::{EventStream, Rest};
+pub use outcome::{Answer, HttpFault, RequestError, StreamEnd, StreamRefused};
+
+/// How long the end of a session may take: nobody needs what comes of it.
+const DELETE_TIME: Duration = Duration::from_secs(2);
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
+const JSON_OR_EVENTS: HeaderValue = HeaderValue::from_static("application/json, text/event-stream");
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// Headers that the wire sets itself or that belong to one connection. A configured value would
+/// break the framing or the reading of answers.
+const OWN_HEADERS: [HeaderName; 11] = [
+    ACCEPT,
+    ACCEPT_ENCODING,
+    CONNECTION,
+    CONTENT_LENGTH,
+    CONTENT_TYPE,
+    HOST,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    LAST_EVENT_ID,
+];
+
+/// What a wire has counted; they outlive it, so that they never fall.
+#[derive(Debug, Default)]
+pub struct HttpCounters {
+    /// Bytes of message bodies sent.
+    pub sent_bytes: AtomicU64,
+    /// Bytes of response bodies received.
+    pub received_bytes: AtomicU64,
+    /// Answers on an event stream to what was not asked there.
+    pub unmatched_answers: AtomicU64,
+    /// Notifications that came with an answer.
+    pub notices: AtomicU64,
+    /// Requests of the upstream that found no room.
+    pub dropped_messages: AtomicU64,
+    /// Events on a session's stream that were no message.
+    pub garbled_messages: AtomicU64,
+}
+
+fn add(counter: &AtomicU64, n: usize) {
+    counter.fetch_add(n as u64, Ordering::Relaxed);
+}
+
+/// The way to one endpoint. Cloning shares the connections.
+#[derive(Clone)]
+pub struct HttpWire(Arc<Inner>);
+
+struct Inner {
+    upstream: Arc<str>,
+    client: Client,
+    uri: Uri,
+    headers: HeaderMap,
+    max_message: usize,
+    counters: Arc<HttpCounters>,
+}
+
+impl fmt::Debug for HttpWire {
+    // Path and query may hold a key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpWire").field("upstream", &self.0.upstream).finish_non_exhaustive()
+    }
+}
+
+/// One message on its way out, and what goes with it.
+pub struct Outgoing<'a> {
+    /// The id in the message; of no meaning to [`HttpWire::notify`].
+    pub id: u64,
+    /// The message.
+    pub message: Bytes,
+    /// Headers that belong to it: revision, session, mirrored fields, trace. They go before
+    /// configured ones of the same name.
+    pub headers: &'a [(HeaderName, HeaderValue)],
+}
+
+impl HttpWire {
+    /// A wire to the configured endpoint, which connects when used.
+    ///
+    /// # Errors
+    /// When the URL or a header is not valid with what was put in for its references, or the
+    /// endpoint is `https` and the system has no root certificates.
+    pub fn new(
+        upstream: Arc<str>,
+        config: &HttpConfig,
+        max_message: usize,
+        counters: Arc<HttpCounters>,
+    ) -> Result<HttpWire, Fault> {
+        let uri = endpoint(config)?;
+        let tls = if uri.scheme_str() == Some("https") {
+            client::tls_with_system_roots()?
+        } else {
+            client::tls_with(rustls::RootCertStore::empty())
+        };
+        HttpWire::build(upstream, config, max_message, counters, tls)
+    }
+
+    /// The same, trusting only `roots`.
+    #[cfg(test)]
+    fn with_roots(
+        upstream: Arc<str>,
+        config: &HttpConfig,
+        max_message: usize,
+        counters: Arc<HttpCounters>,
+        roots: rustls::RootCertStore,
+    ) -> Result<HttpWire, Fault> {
+        HttpWire::build(upstream, config, max_message, counters, client::tls_with(roots))
+    }
+
+    fn build(
+        upstream: Arc<str>,
+        config: &HttpConfig,
+        max_message: usize,
+        counters: Arc<HttpCounters>,
+        tls: rustls::ClientConfig,
+    ) -> Result<HttpWire, Fault> {
+        let uri = endpoint(config)?;
+        let headers = configured_headers(config)?;
+        let default_port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+        let port = uri.port_u16().unwrap_or(default_port);
+        let address = format!("{}:{port}", uri.host().unwrap_or("")).into();
+        let client = Client::new(config, tls, address);
+        Ok(HttpWire(Arc::new(Inner { upstream, client, uri, headers, max_message, counters })))
+    }
+
+    /// Send one request and wait for its answer, which ends the reading: what follows on the same
+    /// stream is not looked at. Notifications before it go to `on_notice`, requests to `unasked`;
+    /// one that finds no room there is dropped and counted.
+    ///
+    /// The time is the caller's to limit. Dropping the future cancels a modern request.
+    pub async fn request(
+        &self,
+        out: Outgoing<'_>,
+        on_notice: OnNotice<'_>,
+        unasked: &mpsc::Sender<Unasked>,
+    ) -> Result<Answer, RequestError> {
+        let inner = &*self.0;
+        let id = out.id;
+        let (head, body) = inner.post(out).await?.into_parts();
+        let status = head.status.as_u16();
+        let session = head.headers.get(SESSION_ID).cloned().map(|mut value| {
+            value.set_sensitive(true);
+            value
+        });
+        let answer = |frame, rest| Answer { frame, status, session, rest };
+        if !head.status.is_success() {
+            let (headers, counters) = (&head.headers, &inner.counters);
+            let frame = answer::refused_request(id, head.status, headers, body, counters).await?;
+            return Ok(answer(frame, None));
+        }
+        let failed = |fault| HttpFault { fault, status: Some(status) };
+        match answer::media(&head.headers) {
+            Media::Json | Media::Unnamed => {
+                let read = answer::read(body, inner.max_message, &inner.counters).await;
+                let frame = read.and_then(|bytes| answer::from_json(bytes, id)).map_err(failed)?;
+                Ok(answer(frame, None))
+            }
+            Media::Events => {
+                let mut events = Events::new(body, inner.max_message, inner.counters.clone());
+                let found = inner.await_answer(&mut events, id, on_notice, unasked).await;
+                match found.map_err(failed)? {
+                    Some(frame) => Ok(answer(frame, events.into_rest())),
+                    None => Err(RequestError::StreamEnded(StreamEnd {
+                        last_event_id: events.last_event_id,
+                        retry: events.retry,
+                        status,
+                        broken: events.broken,
+                    })),
+                }
+            }
+            Media::Other => {
+                let text = "the upstream's answer is neither JSON nor an event stream";
+                Err(failed(answer::garbled(text)).into())
+            }
+        }
+    }
+
+    /// Send a message that has no answer: a notification, or our response to a request of the
+    /// upstream. Any success will do; what else the response holds is not looked at.
+    pub async fn notify(&self, out: Outgoing<'_>) -> Result<(), HttpFault> {
+        let inner = &*self.0;
+        let (head, body) = inner.post(out).await?.into_parts();
+        if head.status.is_success() {
+            return Ok(());
+        }
+        Err(answer::refused(head.status, &head.headers, body, &inner.counters).await)
+    }
+
+    /// Open the stream of an old session, on which the upstream speaks unasked; with an event id,
+    /// the stream on which that event came, from there on (2025-11-25 basic/transports,
+    /// "listening for messages", "resumability and redelivery").
+    pub async fn stream(
+        &self,
+        headers: &[(HeaderName, HeaderValue)],
+        last_event_id: Option<&str>,
+    ) -> Result<EventStream, StreamRefused> {
+        let inner = &*self.0;
+        let fault = StreamRefused::Fault;
+        let mut own = vec![(ACCEPT, EVENTS)];
+        if let Some(id) = last_event_id {
+            // Event ids may hold any text; bytes beyond ASCII are legal in a header value.
+            let value = HeaderValue::from_bytes(id.as_bytes());
+            let value = value.map_err(|_| {
+                fault(answer::garbled("the upstream's event id cannot be sent back").into())
+            })?;
+            own.push((LAST_EVENT_ID, value));
+        }
+        own.extend_from_slice(headers);
+        let sent = inner.send(&Method::GET, &own, &Bytes::new()).await;
+        let (head, body) = sent.map_err(fault)?.into_parts();
+        match head.status {
+            StatusCode::METHOD_NOT_ALLOWED | StatusCode::NO_CONTENT => {
+                Err(StreamRefused::NotOffered)
+            }
+            status if !status.is_success() => {
+                let counters = &inner.counters;
+                Err(fault(answer::refused(status, &head.headers, body, counters).await))
+            }
+            _ if answer::media(&head.headers) == Media::Events => {
+                Ok(EventStream::new(Events::new(body, inner.max_message, inner.counters.clone())))
+            }
+            status => Err(fault(HttpFault {
+                fault: answer::garbled("the upstream's event stream is none"),
+                status: Some(status.as_u16()),
+            })),
+        }
+    }
+
+    /// End a session, within two seconds; what comes of it is not looked at.
+    pub async fn delete(&self, headers: &[(HeaderName, HeaderValue)]) {
+        let nothing = Bytes::new();
+        let sent = self.0.send(&Method::DELETE, headers, &nothing);
+        let _ = tokio::time::timeout(DELETE_TIME, sent).await;
+    }
+}
+
+impl Inner {
+    async fn post(&self, out: Outgoing<'_>) -> Result<Response<Incoming>, HttpFault> {
+        let mut headers = vec![(CONTENT_TYPE, JSON), (ACCEPT, JSON_OR_EVENTS)];
+        headers.extend_from_slice(out.headers);
+        self.send(&Method::POST, &headers, &out.message).await
+    }
+
+    async fn send(
+        &self,
+        method: &Method,
+        headers: &[(HeaderName, HeaderValue)],
+        body: &Bytes,
+    ) -> Result<Response<Incoming>, HttpFault> {
+        let mut uri = self.uri.clone();
+        let mut hops = 0;
+        loop {
+            let mut request = Request::new(Full::new(body.clone()));
+            *request.method_mut() = method.clone();
+            *request.uri_mut() = uri.clone();
+            request.headers_mut().clone_from(&self.headers);
+            for (name, value) in headers {
+                request.headers_mut().insert(name, value.clone());
+            }
+            add(&self.counters.sent_bytes, body.len());
+            let response = self.client.send(request).await?;
+            let status = response.status();
+            if !redirect::is_redirect(status) {
+                return Ok(response);
+            }
+            let location = response.headers().get(LOCATION);
+            uri = redirect::follow(method, status, &uri, location, hops)
+                .map_err(|fault| HttpFault { fault, status: Some(status.as_u16()) })?;
+            hops += 1;
+        }
+    }
+
+    // The answer among the messages of its stream; `None` if the stream ends without it.
+    async fn await_answer(
+        &self,
+        events: &mut Events,
+        id: u64,
+        on_notice: OnNotice<'_>,
+        unasked: &mpsc::Sender<Unasked>,
+    ) -> Result<Option<Frame>, Fault> {
+        while let Some(data) = events.next().await.map_err(events::too_large)? {
+            let frame = answer::scan(data)?;
+            match frame.kind() {
+                Kind::Notification => {
+                    add(&self.counters.notices, 1);
+                    on_notice(frame);
+                }
+                Kind::Request => {
+                    if let Err(error) = unasked.try_send(Unasked::Request(frame)) {
+                        add(&self.counters.dropped_messages, 1);
+                        tracing::debug!(upstream = %self.upstream, %error, "request dropped");
+                    }
+                }
+                Kind::Result | Kind::Error if answer::answers(&frame, id) => {
+                    return Ok(Some(frame));
+                }
+                Kind::Result | Kind::Error => add(&self.counters.unmatched_answers, 1),
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn not_configured(text: String) -> Fault {
+    Fault::new(Reason::ConnectFailed, Delivery::NotSent, text)
+}
+
+// The file's own check saw the text before the references were put in.
+fn endpoint(config: &HttpConfig) -> Result<Uri, Fault> {
+    let uri: Option<Uri> = config.url.expose().parse().ok();
+    uri.filter(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https"))
+            && uri.authority().is_some_and(|a| !a.as_str().contains('@') && !a.host().is_empty())
+    })
+    .ok_or_else(|| not_configured("the configured url is not a valid http or https URL".into()))
+}
+
+fn configured_headers(config: &HttpConfig) -> Result<HeaderMap, Fault> {
+    let value_of = |name: &str, text: &str| {
+        let value = HeaderValue::from_str(text);
+        let mut value = value.map_err(|_| {
+            not_configured(format!("the configured {name} holds bytes that no header may"))
+        })?;
+        value.set_sensitive(true);
+        Ok::<_, Fault>(value)
+    };
+    let mut headers = HeaderMap::new();
+    let agent = concat!("weirkeeper/", env!("CARGO_PKG_VERSION"));
+    headers.insert(USER_AGENT, HeaderValue::from_static(agent));
+    for (written, text) in &config.headers {
+        let name: Option<HeaderName> = written.parse().ok();
+        let name = name.filter(|name| !OWN_HEADERS.contains(name)).ok_or_else(|| {
+            not_configured(format!("the configured header {written:?} cannot be sent"))
+        })?;
+        let value = value_of(&format!("header {written:?}"), text.expose())?;
+        headers.insert(name, value);
+    }
+    if let Some(token) = &config.bearer {
+        headers.insert(AUTHORIZATION, value_of("bearer", &format!("Bearer {}", token.expose()))?);
+    }
+    Ok(headers)
+}
+
+#[cfg(test)]
+mod tests;
