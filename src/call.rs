@@ -31,6 +31,8 @@ pub struct Call {
     pub frame: Frame,
     /// What its `_meta` says, or what the old client's handshake said, put in the same words.
     pub meta: RequestMeta,
+    /// In which words the caller wants what is kept prepared in both.
+    pub form: Form,
     /// The caller's revision; for the record, and for nobody to branch on between the edges.
     pub revision: Revision,
     /// W3C `traceparent` and `tracestate` from HTTP headers, if any; `_meta` goes before them.
@@ -51,8 +53,8 @@ pub enum Terminal {
     /// A result or an error that came from an upstream or the catalog. The frame's id is not
     /// the caller's; the edge puts that in.
     Answer(Frame, Form),
-    /// The raw `result` that we made ourselves, canonical.
-    Own(Bytes),
+    /// The raw `result` that we made ourselves.
+    Own(Bytes, Form),
     /// The error that we made ourselves.
     Error(ErrorObject),
 }
@@ -62,7 +64,7 @@ impl Terminal {
     pub fn is_error(&self) -> bool {
         match self {
             Terminal::Answer(frame, _) => frame.kind() == Kind::Error,
-            Terminal::Own(_) => false,
+            Terminal::Own(..) => false,
             Terminal::Error(_) => true,
         }
     }

@@ -1,10 +1,17 @@
 //! What the operator wants: [`Config`], valid by construction.
 //!
-//! `file.rs` is the dumb mirror of `upstreams.toml`, `validate.rs` turns it into a [`Config`] or
-//! into *every* problem found, each with its line, key and remedy. Nothing else builds a
-//! `Config`, so the rest of the program never meets a zero rate or a dangling view.
+//! `section.rs` reads the file key by key, `validate.rs` turns it into a [`Config`] or into
+//! *every* problem found, each with its line, key and remedy. Nothing else builds a `Config`, so
+//! the rest of the program never meets a zero rate or a dangling view. `schema.rs` is the same
+//! reading turned into a JSON Schema.
 
+pub mod problem;
+pub mod schema;
 pub mod secret;
+pub mod section;
+pub mod validate;
+
+pub use validate::{load, parse};
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

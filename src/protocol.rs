@@ -10,6 +10,7 @@
 
 pub mod address;
 pub mod error;
+pub mod form;
 pub mod header;
 pub mod message;
 pub mod meta;
@@ -17,3 +18,4 @@ pub mod method;
 pub mod revision;
 pub mod splice;
 pub mod sse;
+pub mod walk;

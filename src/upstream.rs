@@ -1,3 +1,431 @@
 //! One configured MCP server that we call.
+//!
+//! ```text
+//!  Upstream ── guard ── link ── wire      send() is the only door: nothing reaches a link
+//!     │                                   without a Route and without the guard
+//!     └── keeper (one task): connect → agree → load the lists → wait → again
+//! ```
+//!
+//! The keeper owns the link; calls only read the newest [`Condition`]. What it does not do: it
+//! knows no views and no consumers, and it never repeats a call by itself; that is `guard`'s
+//! judgement.
 
+pub mod condition;
+pub mod handshake;
+pub mod inbound;
+pub mod keeper;
+pub mod link;
+pub mod loader;
+pub mod outbound;
 pub mod transport;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::call::{Call, Notices, Terminal};
+use crate::catalog::view::Route;
+use crate::config::secret::Scrubber;
+use crate::config::{ToolRule, UpstreamConfig};
+use crate::failure::{Delivery, Failure, Fault, Reason, Refusal};
+use crate::guard::{Ask, Deadline, Done, Guard, Limiter, Spent};
+use crate::observe::metrics::Totals;
+use crate::protocol::address::Parsed;
+use crate::protocol::message::Kind;
+use crate::protocol::method::ListKind;
+
+use condition::{Condition, State};
+use link::{Link, Unanswered};
+use transport::http::HttpCounters;
+use transport::stdio::StdioCounters;
+
+/// What all upstreams share of the machine.
+#[derive(Clone)]
+pub struct Site {
+    /// The program that supervises children, normally this one.
+    pub shim: PathBuf,
+    /// Kept catalogs and working directories.
+    pub state_dir: PathBuf,
+    /// Installed packages.
+    pub cache_dir: PathBuf,
+}
+
+static INCARNATIONS: AtomicU64 = AtomicU64::new(1);
+
+/// One configured MCP server.
+pub struct Upstream {
+    /// Its name.
+    pub name: Arc<str>,
+    config: ArcSwap<UpstreamConfig>,
+    guard: Guard,
+    // Buckets of tool rules, by pattern; replaced as a whole on reload.
+    tool_limiters: ArcSwap<HashMap<String, Arc<Limiter>>>,
+    condition: watch::Receiver<Condition>,
+    in_flight: Arc<AtomicU64>,
+    stop: CancellationToken,
+    stopped: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    born: tokio::time::Instant,
+    // Milliseconds after `born`, rounded up; 0: not yet.
+    lists_at: Arc<AtomicU64>,
+    /// Rises with each upstream that this process makes.
+    pub incarnation: u64,
+    /// Starts after the first.
+    pub restarts: Arc<AtomicU64>,
+    /// What a child said that was no message.
+    pub stdio: Arc<StdioCounters>,
+    /// Bytes and strays of the HTTP wire.
+    pub http: Arc<HttpCounters>,
+}
+
+/// How one call went, besides its terminal.
+#[derive(Default)]
+pub struct Sent {
+    /// Time in queues and attempts made.
+    pub spent: Spent,
+    /// The tool said `isError`.
+    pub tool_error: bool,
+}
+
+impl Upstream {
+    /// Start keeping an upstream. `events` hears of every new slice.
+    pub fn start(
+        config: Arc<UpstreamConfig>,
+        site: &Site,
+        scrubber: Scrubber,
+        events: keeper::Events,
+        kept: Option<Arc<crate::catalog::slice::Slice>>,
+    ) -> Arc<Upstream> {
+        let (condition_tx, condition) = watch::channel(Condition::starting());
+        let stop = CancellationToken::new();
+        let restarts = Arc::new(AtomicU64::new(0));
+        let stdio = Arc::new(StdioCounters::default());
+        let http = Arc::new(HttpCounters::default());
+        let upstream = Arc::new(Upstream {
+            name: config.name.clone(),
+            guard: Guard::new(config.name.clone(), &config.guard),
+            tool_limiters: ArcSwap::from_pointee(limiters(&config.tools, None)),
+            config: ArcSwap::new(config),
+            condition,
+            in_flight: Arc::default(),
+            born: tokio::time::Instant::now(),
+            lists_at: Arc::default(),
+            incarnation: INCARNATIONS.fetch_add(1, Ordering::Relaxed),
+            stop: stop.clone(),
+            stopped: Mutex::new(None),
+            restarts: restarts.clone(),
+            stdio: stdio.clone(),
+            http: http.clone(),
+        });
+        let keeper = keeper::Keeper {
+            config: Arc::downgrade(&upstream),
+            name: upstream.name.clone(),
+            site: site.clone(),
+            scrubber,
+            events,
+            condition: condition_tx,
+            stop,
+            restarts,
+            stdio,
+            http,
+            verdict: kept.as_ref().map(|s| s.about.revision),
+        };
+        let task = tokio::spawn(keeper.run());
+        *upstream.stopped.lock().expect("no panic while held") = Some(task);
+        upstream
+    }
+
+    /// The settings in force.
+    pub fn config(&self) -> Arc<UpstreamConfig> {
+        self.config.load_full()
+    }
+
+    fn lists_confirmed(&self) {
+        let ms = self.born.elapsed().as_millis() as u64 + 1;
+        self.lists_at.store(ms, Ordering::Relaxed);
+    }
+
+    /// How it is.
+    pub fn condition(&self) -> Condition {
+        self.condition.borrow().clone()
+    }
+
+    /// Wait until it is something else than starting; for commands that show the state once.
+    pub async fn settled(&self) -> Condition {
+        let mut rx = self.condition.clone();
+        loop {
+            let now = rx.borrow_and_update().clone();
+            if !matches!(now.state, State::Starting) || rx.changed().await.is_err() {
+                return now;
+            }
+        }
+    }
+
+    /// The guard's counters and state.
+    pub fn guard(&self) -> crate::guard::GuardSnapshot {
+        self.guard.snapshot()
+    }
+
+    /// What it counted since it was made.
+    pub fn totals(&self) -> Totals {
+        let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        let breaker = self.guard.snapshot().breaker;
+        Totals {
+            restarts: load(&self.restarts),
+            stdout_noise: load(&self.stdio.noise_lines),
+            stderr_dropped_bytes: load(&self.stdio.stderr_dropped_bytes),
+            unmatched_answers: load(&self.stdio.unmatched_answers)
+                + load(&self.http.unmatched_answers),
+            received_bytes: load(&self.stdio.bytes_in) + load(&self.http.received_bytes),
+            sent_bytes: load(&self.stdio.bytes_out) + load(&self.http.sent_bytes),
+            breaker_to: [breaker.closed, breaker.half_opened, breaker.opened],
+        }
+    }
+
+    /// Time since its lists were last confirmed; `None`: never by this process.
+    pub fn lists_age(&self) -> Option<Duration> {
+        let at = self.lists_at.load(Ordering::Relaxed);
+        (at > 0).then(|| self.born.elapsed().saturating_sub(Duration::from_millis(at)))
+    }
+
+    /// Calls being carried.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// New settings for the same process or endpoint: limits, breaker, timeouts, filters. Link,
+    /// breaker state and counters stay.
+    pub fn reconfigure(&self, config: Arc<UpstreamConfig>) {
+        self.guard.reconfigure(&config.guard);
+        let old = self.tool_limiters.load_full();
+        self.tool_limiters.store(Arc::new(limiters(&config.tools, Some(&old))));
+        self.config.store(config);
+    }
+
+    /// Finish: let calls in flight end (up to `patience`), then close the link and stop the child.
+    pub async fn retire(&self, patience: Duration) {
+        let end = tokio::time::Instant::now() + patience;
+        // A poll, since this is rare and a notification on every call would cost each of them.
+        while self.in_flight() > 0 && tokio::time::Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        if self.in_flight() > 0 {
+            tracing::warn!(upstream = %self.name, in_flight = self.in_flight(),
+                "calls did not finish in time and are cut off");
+        }
+        self.stop.cancel();
+        let task = self.stopped.lock().expect("no panic while held").take();
+        if let Some(task) = task {
+            let _ = task.await;
+        }
+    }
+
+    /// Carry one call. The only door to a link: it takes a [`Route`], which only a view makes.
+    pub async fn send(
+        &self,
+        route: Route,
+        parsed: &Parsed,
+        call: &Call,
+        traceparent: Option<&str>,
+        notices: &Notices,
+    ) -> (Result<Terminal, Failure>, Sent) {
+        let _count = InFlight::new(&self.in_flight);
+        let config = self.config.load_full();
+        let rule =
+            (route.kind() == ListKind::Tools).then(|| config.tool_rule(route.native())).flatten();
+        let read_only = call.method.read_only
+            || rule.and_then(|r| r.read_only).or(route.read_only()).unwrap_or(false);
+        let limiter = rule
+            .filter(|r| r.rate.is_some())
+            .and_then(|r| self.tool_limiters.load().get(&r.pattern).cloned());
+        let timeout = rule.and_then(|r| r.call_timeout).unwrap_or(config.call_timeout);
+        let deadline = Deadline::new(timeout, config.max_call_timeout.max(timeout));
+        let ask = Ask { repeatable: read_only, write: !read_only, tool: limiter.as_deref() };
+        let errand = Errand {
+            config: &config,
+            route: &route,
+            parsed,
+            call,
+            traceparent,
+            notices,
+            deadline: &deadline,
+        };
+        let (result, spent) = self.guard.run(&ask, &deadline, |_| self.attempt(&errand)).await;
+        match result {
+            Ok((terminal, tool_error)) => (Ok(terminal), Sent { spent, tool_error }),
+            Err(failure) => (Err(failure), Sent { spent, tool_error: false }),
+        }
+    }
+
+    async fn attempt(&self, errand: &Errand<'_>) -> Result<Done<(Terminal, bool)>, Fault> {
+        let link = self.link(errand.deadline).await?;
+        let arrived = carry(&link, errand).await?;
+        Ok(Done { value: (arrived.terminal, arrived.tool_error), signal: arrived.signal })
+    }
+
+    // The link of now. A starting upstream is waited for; one that is down is refused at once
+    // with what is known about it.
+    async fn link(&self, deadline: &Deadline) -> Result<Arc<Link>, Fault> {
+        let mut rx = self.condition.clone();
+        loop {
+            let now = rx.borrow_and_update().clone();
+            match (&now.state, now.link) {
+                (State::Ready, Some(link)) => return Ok(link),
+                (State::Starting, _) => {}
+                (state, _) => return Err(not_there(state, &now.why)),
+            }
+            match deadline.run(rx.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => {
+                    return Err(not_there(&State::Retired, "taken out of the configuration"));
+                }
+                Err(_) => {
+                    return Err(Fault::new(
+                        Reason::DeadlineExceeded,
+                        Delivery::NotSent,
+                        "the upstream is still starting",
+                    ));
+                }
+            }
+        }
+    }
+
+    /// The refusal that stands for the state, before anything is tried: dormant and retired
+    /// upstreams are no faults and must not move the breaker.
+    pub fn refusal(&self) -> Option<Refusal> {
+        let now = self.condition.borrow();
+        match now.state {
+            State::Dormant => {
+                Some(Refusal::new(Reason::Dormant, now.why.to_string()).at(&self.name))
+            }
+            State::Retired => {
+                Some(Refusal::new(Reason::Retired, "taken out of the configuration").at(&self.name))
+            }
+            State::Down => {
+                let refusal = Refusal::new(
+                    Reason::UpstreamDown,
+                    format!("the upstream is down since {}: {}", now.since_text(), now.why),
+                )
+                .at(&self.name);
+                Some(match now.next_try_in() {
+                    Some(after) => refusal.retry_after(after),
+                    None => refusal,
+                })
+            }
+            State::Starting | State::Ready => None,
+        }
+    }
+}
+
+fn not_there(state: &State, why: &str) -> Fault {
+    let reason = match state {
+        State::Dormant => Reason::Dormant,
+        State::Retired => Reason::Retired,
+        _ => Reason::UpstreamDown,
+    };
+    Fault::new(reason, Delivery::NotSent, format!("the upstream is {}: {why}", state.as_str()))
+}
+
+// What an attempt carries, the same for each.
+struct Errand<'a> {
+    config: &'a UpstreamConfig,
+    route: &'a Route,
+    parsed: &'a Parsed,
+    call: &'a Call,
+    traceparent: Option<&'a str>,
+    notices: &'a Notices,
+    deadline: &'a Deadline,
+}
+
+async fn carry(link: &Arc<Link>, errand: &Errand<'_>) -> Result<inbound::Arrived, Fault> {
+    let Errand { config, route, parsed, call, traceparent, notices, deadline } = *errand;
+    let id = link.mint();
+    let message = outbound::build(call, parsed, route.native(), link.era(), id, traceparent);
+    let method = call.method.name;
+    let name = matches!(method, "tools/call" | "prompts/get" | "resources/read")
+        .then(|| &**route.native());
+    let on_notice = |frame: crate::protocol::message::Frame| {
+        if frame.method() == "notifications/progress" {
+            deadline.extend();
+        }
+        if let Some(message) = inbound::notice(call, &link.upstream, &frame) {
+            notices.send(message);
+        }
+    };
+    let answered = match link.exchange(id, method, name, message, &on_notice).await {
+        Ok(answered) => answered,
+        Err(Unanswered { fault, status }) => {
+            // An ended session (2025-11-25 basic/transports, "session management"): the keeper
+            // makes a new one. The server said that it did not look at the request.
+            if status == Some(404) && link.agreed.session.is_some() {
+                link.lost();
+                return Err(Fault { delivery: Delivery::NotSent, ..fault });
+            }
+            return Err(fault);
+        }
+    };
+    if answered.frame.kind() == Kind::Error && link.agreed.session.is_some() {
+        match answered.status {
+            404 => {
+                link.lost();
+                return Err(Fault::new(
+                    Reason::ConnectionLost,
+                    Delivery::NotSent,
+                    "the upstream ended the session",
+                ));
+            }
+            // Some servers answer 400 for a session that they forgot. Not proof enough to repeat
+            // a write, but enough to make a new session.
+            400 => {
+                link.lost();
+                return Err(Fault::new(
+                    Reason::ConnectionLost,
+                    Delivery::Refused,
+                    "the upstream no longer knows the session",
+                ));
+            }
+            _ => {}
+        }
+    }
+    inbound::accept(call, config, route, link.era(), answered.frame)
+}
+
+struct InFlight<'a>(&'a AtomicU64);
+
+impl<'a> InFlight<'a> {
+    fn new(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        InFlight(count)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn limiters(
+    rules: &[ToolRule],
+    old: Option<&HashMap<String, Arc<Limiter>>>,
+) -> HashMap<String, Arc<Limiter>> {
+    rules
+        .iter()
+        .filter_map(|rule| {
+            let rate = rule.rate?;
+            let limiter = match old.and_then(|o| o.get(&rule.pattern)) {
+                Some(kept) => {
+                    kept.reconfigure(Some(&rate));
+                    kept.clone()
+                }
+                None => Arc::new(Limiter::new(Some(&rate))),
+            };
+            Some((rule.pattern.clone(), limiter))
+        })
+        .collect()
+}

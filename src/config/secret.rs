@@ -217,12 +217,20 @@ impl Scrubber {
             if json != s.expose() {
                 all.push(Secret::new(json));
             }
+            // A key of several lines may be shown line by line.
+            let lines = s.expose().lines().map(str::trim);
+            all.extend(lines.filter(|l| l.len() >= SCRUB_MIN && *l != s.expose()).map(Secret::new));
             all.push(s);
         }
         // Longest first, so that a value that holds another leaves no rest.
         all.sort_by_key(|s| std::cmp::Reverse(s.expose().len()));
         all.dedup();
         Scrubber(all.into())
+    }
+
+    /// Length in bytes of the longest text searched for: how far a cut text must be looked past.
+    pub fn longest(&self) -> usize {
+        self.0.first().map_or(0, |s| s.expose().len())
     }
 
     /// `text` with each secret value replaced.
@@ -271,6 +279,9 @@ mod tests {
         assert_eq!(scrub.scrub("k=s3cr\"et-value!"), "k=«secret»!");
         assert_eq!(scrub.scrub(r#"{"k":"s3cr\"et-value"}"#), r#"{"k":"«secret»"}"#);
         assert_eq!(scrub.scrub("harmless"), "harmless");
+        assert_eq!(scrub.longest(), r#"s3cr\"et-value"#.len());
+        let scrub = Scrubber::new([Secret::new("-----BEGIN KEY-----\nMIIabcdef\n\n")]);
+        assert_eq!(scrub.scrub("a MIIabcdef b"), "a «secret» b");
     }
 
     #[test]

@@ -1,1 +1,253 @@
-//! Read or replace the one field that routes.
+//! Where a message names what it is about, and how that is exchanged without touching the rest.
+//!
+//! *Requests* are read strictly: the address decides who gets the call, so a key that stands twice
+//! is refused; the upstream could take the other one. *Results* are read leniently: a call that
+//! had an effect must not lose its answer over an oddity in it.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use memchr::memmem;
+
+use super::meta::Members;
+use super::method::{AddressField, ListKind, Method};
+use super::splice::{Splice, range_of};
+use super::walk::{Walk, says, string};
+
+/// What the params of a request say that routes it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Parsed {
+    /// What is addressed; `None` for methods that address nothing.
+    pub address: Option<Address>,
+    /// Where the `_meta` object stands in the params.
+    pub meta: Option<Range<usize>>,
+}
+
+/// The thing that a request is about.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Address {
+    /// What it is. The `ref/resource` of a completion is a [`ListKind::Templates`].
+    pub kind: ListKind,
+    /// Its public name or URI, decoded.
+    pub value: String,
+    /// Where the value stands in the params, quotes included.
+    pub span: Range<usize>,
+}
+
+/// Why params cannot be routed; the sentence is for the caller.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    /// Not an object, or a key stands twice in it.
+    #[error("{0} must be an object without repeated keys: {1}")]
+    Object(&'static str, String),
+    /// The member that addresses is missing or no string.
+    #[error("{0} must be a string")]
+    NoString(&'static str),
+    /// A completion of something that is neither a prompt nor a resource.
+    #[error("params.ref.type must be \"ref/prompt\" or \"ref/resource\"")]
+    UnknownRef,
+}
+
+impl Parsed {
+    /// Read the params of a request for `method`.
+    pub fn read(method: &Method, params: Option<&[u8]>) -> Result<Parsed, AddressError> {
+        let Some(raw) = params else {
+            return Parsed::read(method, Some(b"{}"));
+        };
+        let params = object("params", raw)?;
+        let mut parsed = Parsed::default();
+        if let Some(meta) = params.get("_meta") {
+            object("params._meta", meta.get().as_bytes())?;
+            parsed.meta = Some(range_of(raw, meta.get().as_bytes()));
+        }
+        let take = |of: &Members<'_>, kind, key: &str, place| {
+            let value = of.get_str(key).ok_or(AddressError::NoString(place))?.into_owned();
+            let text = of.get(key).map_or("", |v| v.get());
+            Ok(Some(Address { kind, value, span: range_of(raw, text.as_bytes()) }))
+        };
+        parsed.address = match method.address {
+            AddressField::None => None,
+            AddressField::ToolName => take(&params, ListKind::Tools, "name", "params.name")?,
+            AddressField::PromptName => take(&params, ListKind::Prompts, "name", "params.name")?,
+            AddressField::Uri => take(&params, ListKind::Resources, "uri", "params.uri")?,
+            AddressField::Ref => {
+                let of = params.get("ref").map_or("null", |v| v.get());
+                let of = object("params.ref", of.as_bytes())?;
+                match of.get_str("type").as_deref() {
+                    Some("ref/prompt") => take(&of, ListKind::Prompts, "name", "params.ref.name")?,
+                    Some("ref/resource") => {
+                        take(&of, ListKind::Templates, "uri", "params.ref.uri")?
+                    }
+                    _ => return Err(AddressError::UnknownRef),
+                }
+            }
+        };
+        Ok(parsed)
+    }
+}
+
+impl Address {
+    /// The edit on the params that addresses `value` instead.
+    pub fn edit(&self, value: &str) -> Edit {
+        (self.span.clone(), json_string(value))
+    }
+}
+
+/// Put the bytes in the place of the range.
+pub type Edit = (Range<usize>, Vec<u8>);
+
+fn object<'a>(place: &'static str, raw: &'a [u8]) -> Result<Members<'a>, AddressError> {
+    Members::read(raw).map_err(|e| AddressError::Object(place, e.to_string()))
+}
+
+fn json_string(text: &str) -> Vec<u8> {
+    serde_json::to_vec(text).expect("a string serialises")
+}
+
+/// Messages that name resources by URI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UriHolder {
+    /// The result of `tools/call`.
+    ToolResult,
+    /// The result of `prompts/get`.
+    PromptResult,
+    /// The result of `resources/read`.
+    ReadResult,
+    /// The params of `notifications/resources/updated`.
+    Updated,
+    /// One tool of `tools/list` (its app's page).
+    Tool,
+}
+
+impl UriHolder {
+    /// What the result of this method is; `None` if it names no resource.
+    pub fn of_result(method: &str) -> Option<UriHolder> {
+        match method {
+            "tools/call" => Some(UriHolder::ToolResult),
+            "prompts/get" => Some(UriHolder::PromptResult),
+            "resources/read" => Some(UriHolder::ReadResult),
+            _ => None,
+        }
+    }
+
+    fn places(self) -> &'static Place {
+        match self {
+            UriHolder::ToolResult => &Place::Object(&[("content", Place::Each(&Place::Block))]),
+            UriHolder::PromptResult => &Place::Object(&[(
+                "messages",
+                Place::Each(&Place::Object(&[("content", Place::OneOrEach(&Place::Block))])),
+            )]),
+            UriHolder::ReadResult => {
+                &Place::Object(&[("contents", Place::Each(&Place::Object(&[("uri", Place::Uri)])))])
+            }
+            UriHolder::Updated => &Place::Object(&[("uri", Place::Uri)]),
+            UriHolder::Tool => &Place::Object(&[(
+                "_meta",
+                Place::Object(&[
+                    ("ui", Place::Object(&[("resourceUri", Place::Uri)])),
+                    ("ui/resourceUri", Place::Uri),
+                ]),
+            )]),
+        }
+    }
+
+    // The key that each of its places ends in: text without it has no such place.
+    fn needle(self) -> &'static [u8] {
+        if self == UriHolder::Tool { b"resourceUri" } else { b"uri" }
+    }
+}
+
+// Where URIs stand. URIs in text, HTML or structured content are not ours to find.
+enum Place {
+    // Here, if it is a string.
+    Uri,
+    // A content block: `uri` of a `resource_link`, `resource.uri` of a `resource`.
+    Block,
+    Object(&'static [(&'static str, Place)]),
+    Each(&'static Place),
+    // A prompt message's content is one block, in some servers a list of them.
+    OneOrEach(&'static Place),
+}
+
+impl Place {
+    fn find(&self, text: &[u8], walk: &mut Walk<'_>, out: &mut Vec<Range<usize>>) {
+        match self {
+            Place::Uri => {
+                let value = walk.skip();
+                if text[value.clone()].starts_with(b"\"") {
+                    out.push(value);
+                }
+            }
+            Place::Object(inner) if walk.enter(b'{') => {
+                while let Some(key) = walk.key() {
+                    match inner.iter().find(|(name, _)| says(&text[key.clone()], name)) {
+                        Some((_, place)) => place.find(text, walk, out),
+                        None => drop(walk.skip()),
+                    }
+                }
+            }
+            Place::Each(inner) if walk.enter(b'[') => {
+                while walk.item() {
+                    inner.find(text, walk, out);
+                }
+            }
+            Place::OneOrEach(inner) if walk.peek() == Some(b'[') => {
+                Place::Each(inner).find(text, walk, out);
+            }
+            Place::OneOrEach(inner) => inner.find(text, walk, out),
+            Place::Block if walk.enter(b'{') => {
+                // The type may stand behind what it decides on.
+                let (mut link, mut embedded) = (false, false);
+                let (mut own, mut nested) = (Vec::new(), Vec::new());
+                while let Some(key) = walk.key() {
+                    let key = &text[key];
+                    if says(key, "uri") {
+                        Place::Uri.find(text, walk, &mut own);
+                    } else if says(key, "resource") {
+                        Place::Object(&[("uri", Place::Uri)]).find(text, walk, &mut nested);
+                    } else {
+                        let value = walk.skip();
+                        if says(key, "type") {
+                            link |= says(&text[value.clone()], "resource_link");
+                            embedded |= says(&text[value], "resource");
+                        }
+                    }
+                }
+                if link {
+                    out.append(&mut own);
+                }
+                if embedded {
+                    out.append(&mut nested);
+                }
+            }
+            _ => drop(walk.skip()),
+        }
+    }
+}
+
+/// The edits that exchange the URIs in `raw`, in their addressed places only. `map` says what
+/// stands there instead, `None` to leave it.
+pub fn uri_edits(holder: UriHolder, raw: &[u8], map: &dyn Fn(&str) -> Option<String>) -> Vec<Edit> {
+    // Without the key, plain or escaped, there is nothing to walk for: most tool results.
+    if memmem::find(raw, holder.needle()).is_none() && memmem::find(raw, b"\\u").is_none() {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    holder.places().find(raw, &mut Walk::new(raw), &mut found);
+    found
+        .into_iter()
+        .filter_map(|at| Some((at.clone(), json_string(&map(&string(&raw[at])?)?))))
+        .collect()
+}
+
+/// `raw` with its URIs exchanged; shared when there are none.
+pub fn map_uris(holder: UriHolder, raw: &Bytes, map: &dyn Fn(&str) -> Option<String>) -> Bytes {
+    let mut splice = Splice::new();
+    for (range, with) in uri_edits(holder, raw, map) {
+        splice.replace(range, with);
+    }
+    splice.apply(raw)
+}
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,7 @@
 //! [`Unasked`] that the wire was started with.
 
 pub mod http;
+pub mod stdio;
 
 use crate::protocol::message::Frame;
 

@@ -1,3 +1,5 @@
+//! The forms of event streams, read in every cut, and written.
+
 use bytes::Bytes;
 use proptest::prelude::*;
 

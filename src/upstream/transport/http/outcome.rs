@@ -113,3 +113,16 @@ pub enum StreamRefused {
     /// Not now.
     Fault(HttpFault),
 }
+
+impl StreamRefused {
+    /// Whether asking again is of no use as long as the session lasts: the upstream has no stream,
+    /// or refuses with a status that names no passing state.
+    pub fn for_good(&self) -> bool {
+        match self {
+            StreamRefused::NotOffered => true,
+            StreamRefused::Fault(failed) => failed
+                .status
+                .is_some_and(|status| status < 500 && !matches!(status, 408 | 409 | 425 | 429)),
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Live, ready, metrics, status: on a listener of its own, for operators and their tools.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::downstream::Edge;
+use crate::gateway::builtin;
+use crate::guard::State;
+use crate::observe::metrics::{BreakerState, CatalogFacts, Gathered, UpstreamFacts};
+use crate::protocol::method::ListKind;
+
+/// Most connections at once: a scraper, a probe and a few curious people.
+const CONNECTIONS_MAX: usize = 64;
+/// Time for a request's headers.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Serve until the edge has stopped. It goes on while the gateway drains, so that probes see it.
+pub async fn run(edge: Arc<Edge>, listener: TcpListener) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let edge = edge.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let out = answer(&edge, &request);
+                async move { Ok::<_, Infallible>(out) }
+            });
+            let _ = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            drop(place);
+        });
+    }
+}
+
+fn answer(edge: &Edge, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return text(405, "only GET is served here\n");
+    }
+    match request.uri().path() {
+        "/livez" => text(200, "ok\n"),
+        "/readyz" if edge.gateway.is_draining() => text(503, "draining\n"),
+        "/readyz" => text(200, "ok\n"),
+        "/metrics" => {
+            let mut out = text(200, &edge.gateway.observe.render(gather(edge)));
+            out.headers_mut().insert(
+                CONTENT_TYPE,
+                HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
+            );
+            out
+        }
+        "/status" => {
+            let body = serde_json::to_string_pretty(&status(edge)).expect("our own values");
+            let mut out = text(200, &(body + "\n"));
+            out.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            out
+        }
+        _ => text(404, "served here: /livez /readyz /metrics /status\n"),
+    }
+}
+
+fn text(status: u16, body: &str) -> Response<Full<Bytes>> {
+    let mut out = Response::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
+    *out.status_mut() = StatusCode::from_u16(status).expect("a status of ours");
+    out.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    out
+}
+
+/// The whole state as JSON.
+pub fn status(edge: &Edge) -> Value {
+    let snapshot = edge.gateway.current.load();
+    let all = snapshot.views.get(&None).expect("the view of everything is always there");
+    let mut out = builtin::status(&edge.gateway, &snapshot, all);
+    let set = |out: &mut Value, key: &str, value: Value| {
+        out.as_object_mut().expect("an object").insert(key.into(), value);
+    };
+    set(&mut out, "version", env!("CARGO_PKG_VERSION").into());
+    set(&mut out, "snapshot", snapshot.number.into());
+    set(&mut out, "calls_in_flight", edge.gateway.in_flight().into());
+    set(&mut out, "sessions", edge.sessions.len().into());
+    let drops: Vec<Value> = snapshot
+        .catalog
+        .drops()
+        .iter()
+        .map(|d| {
+            json!({"upstream": d.upstream, "kind": d.kind.as_str(), "native": d.native,
+                "exposed": d.exposed, "why": d.why.to_string()})
+        })
+        .collect();
+    set(&mut out, "dropped_entries", drops.into());
+    out
+}
+
+fn gather(edge: &Edge) -> Gathered {
+    use std::sync::atomic::Ordering::Relaxed;
+    let snapshot = edge.gateway.current.load();
+    let upstreams = snapshot
+        .upstreams
+        .values()
+        .map(|u| {
+            let guard = u.guard();
+            let catalog = &snapshot.catalog;
+            UpstreamFacts {
+                name: u.name.clone(),
+                up: u.condition().link.is_some(),
+                in_flight: guard.in_flight.into(),
+                queued: guard.queued.into(),
+                breaker: match guard.breaker.state {
+                    State::Closed => BreakerState::Closed,
+                    State::HalfOpen => BreakerState::Probing,
+                    State::Open => BreakerState::Open,
+                },
+                catalog: ListKind::ALL
+                    .map(|kind| {
+                        let (entries, bytes) = catalog.facts(&u.name, kind);
+                        CatalogFacts {
+                            kind: kind.as_str(),
+                            entries: entries as u64,
+                            bytes: bytes as u64,
+                        }
+                    })
+                    .to_vec(),
+                catalog_age: u.lists_age(),
+                catalog_dropped: catalog.drops().iter().filter(|d| d.upstream == u.name).count()
+                    as u64,
+                incarnation: u.incarnation,
+                totals: u.totals(),
+            }
+        })
+        .collect();
+    Gathered {
+        upstreams,
+        sessions: edge.sessions.len() as u64,
+        streams: edge.streams.load(Relaxed) as u64,
+        connections: edge.connections.load(Relaxed) as u64,
+        ..Gathered::default()
+    }
+}

@@ -1,0 +1,432 @@
+//! The composition root: a configuration in, a running gateway out.
+
+pub mod limits;
+pub mod report;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::admin;
+use crate::call::{Call, Consumer, Form, Notices, Terminal};
+use crate::config::secret::Scrubber;
+use crate::config::{Config, LogFormat};
+use crate::control::{self, Control, Order, watch};
+use crate::downstream::{Edge, listener, stdio};
+use crate::gateway::Gateway;
+use crate::observe::Observe;
+use crate::observe::log::LogHandle;
+use crate::observe::record::Record;
+use crate::observe::trace::Tracer;
+use crate::protocol::message::{Frame, message};
+use crate::protocol::meta::{ObjectWriter, RequestMeta};
+use crate::protocol::method::{self, ListKind};
+use crate::protocol::revision::Revision;
+use crate::upstream::Site;
+
+use report::{CallReport, CatalogReport, ConsumerReport, ListReport, UpstreamReport};
+
+/// Orders that wait for the writer.
+const ORDERS_MAX: usize = 16;
+/// How often idle sessions are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// How long the last spans and log lines may take to leave.
+const FLUSH_WAIT: Duration = Duration::from_secs(2);
+
+/// What the command line can say besides the file.
+#[derive(Clone, Debug)]
+pub struct ServeOptions {
+    /// Path of the configuration.
+    pub config: PathBuf,
+    /// Instead of `gateway.listen`.
+    pub listen: Option<SocketAddr>,
+    /// Instead of `log.format`.
+    pub log_format: Option<LogFormat>,
+}
+
+/// Why the gateway could not start or go on. The text is for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The configuration is wrong; all problems, a line each.
+    #[error("{0}")]
+    Config(String),
+    /// The machine said no.
+    #[error("{0}")]
+    Start(String),
+    /// No such consumer or name.
+    #[error("{0}")]
+    Unknown(String),
+}
+
+/// A running gateway.
+pub struct Running {
+    /// Its edges.
+    pub edge: Arc<Edge>,
+    /// The way to the one writer.
+    pub orders: mpsc::Sender<Order>,
+    site: Site,
+}
+
+fn read(options: &ServeOptions) -> Result<Config, AppError> {
+    let mut config = crate::config::load(&options.config, &|name| std::env::var(name).ok())
+        .map_err(|problems| AppError::Config(problems.to_string()))?;
+    adjust(options, &mut config).map_err(AppError::Config)?;
+    Ok(config)
+}
+
+// What the command line says goes before what the file says, at each reload too.
+fn adjust(options: &ServeOptions, config: &mut Config) -> Result<(), String> {
+    if let Some(listen) = options.listen {
+        config.gateway.listen = listen;
+        if config.consumers.is_empty() && !listen.ip().is_loopback() {
+            return Err(format!(
+                "--listen {listen}: without consumers the gateway serves loopback only; add one \
+                 with `weir key new NAME`, or listen on 127.0.0.1"
+            ));
+        }
+    }
+    if let Some(format) = options.log_format {
+        config.log.format = format;
+    }
+    Ok(())
+}
+
+/// Start everything but the listeners.
+pub fn start(
+    config: Config,
+    options: Option<ServeOptions>,
+    log: Option<LogHandle>,
+    shim: PathBuf,
+) -> Result<Running, AppError> {
+    let config = Arc::new(config);
+    let site = Site {
+        shim,
+        state_dir: config.gateway.state_dir.clone(),
+        cache_dir: config.gateway.cache_dir.clone(),
+    };
+    let tracer = Tracer::new(&config.trace).map_err(|e| AppError::Start(e.to_string()))?;
+    if let Some(log) = &log {
+        log.scrub(Scrubber::new(config.secrets()));
+    }
+    let observe = Arc::new(Observe::new(tracer, log));
+    let (mut control, events) = Control::new(site.clone(), observe.clone());
+    let gateway = Arc::new(Gateway::new(control.first(config.clone()), observe));
+    let (orders, orders_rx) = mpsc::channel(ORDERS_MAX);
+    let load: control::Load = match options {
+        Some(options) => {
+            tokio::spawn(watch::file(options.config.clone(), orders.clone()));
+            tokio::spawn(watch::hangup(orders.clone()));
+            control::load_from(options.config.clone(), move |c| adjust(&options, c))
+        }
+        None => Box::new(|| Err("this command does not reload".to_owned())),
+    };
+    tokio::spawn(control.run(gateway.clone(), events, orders_rx, load));
+    let edge = Edge::new(gateway);
+    tokio::spawn(sweep(edge.clone()));
+    Ok(Running { edge, orders, site })
+}
+
+async fn sweep(edge: Arc<Edge>) {
+    let mut tick = tokio::time::interval(SWEEP_EVERY);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = edge.stop.cancelled() => return,
+        }
+        edge.sessions.expire(edge.gateway.current.load().config.gateway.session_idle);
+    }
+}
+
+impl Running {
+    /// Finish: no new calls, calls in flight end, children stop.
+    pub async fn stop(self) {
+        let patience = self.edge.gateway.current.load().config.gateway.drain_timeout;
+        self.edge.gateway.drain();
+        let end = tokio::time::Instant::now() + patience;
+        while self.edge.gateway.in_flight() > 0 && tokio::time::Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let cut = self.edge.gateway.in_flight();
+        if cut > 0 {
+            tracing::warn!(calls = cut, "calls did not finish within gateway.drain_timeout");
+        }
+        self.edge.stop.cancel();
+        self.edge.tasks.close();
+        let (done, stopped) = oneshot::channel();
+        if self.orders.send(Order::Stop(done)).await.is_ok() {
+            let _ = stopped.await;
+        }
+        self.edge.gateway.observe.flush(FLUSH_WAIT).await;
+        tracing::debug!(state_dir = %self.site.state_dir.display(), "stopped");
+    }
+
+    /// Wait until each upstream has settled, for commands that show things once.
+    pub async fn settled(&self) {
+        let snapshot = self.edge.gateway.current.load();
+        for upstream in snapshot.upstreams.values() {
+            let config = upstream.config();
+            let patience = config.connect_timeout + config.list_timeout * 2;
+            let _ = tokio::time::timeout(patience, upstream.settled()).await;
+        }
+        // The slice was sent before the state; give the writer its turn.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// This program, for supervising children, even when its file was replaced meanwhile.
+pub fn own_program() -> PathBuf {
+    if cfg!(target_os = "linux") {
+        PathBuf::from("/proc/self/exe")
+    } else {
+        std::env::current_exe().unwrap_or_else(|_| "weir".into())
+    }
+}
+
+async fn bind(what: &str, address: SocketAddr) -> Result<TcpListener, AppError> {
+    TcpListener::bind(address).await.map_err(|e| {
+        AppError::Start(format!(
+            "{what} {address} cannot be listened on: {e}; is another gateway running? \
+             Choose another address in the configuration"
+        ))
+    })
+}
+
+fn init_log(level: &str, format: LogFormat) -> Result<LogHandle, AppError> {
+    crate::observe::log::init(level, format).map_err(|e| AppError::Start(e.to_string()))
+}
+
+/// `weir serve`: run until SIGTERM or SIGINT. `ready` gets the lines that say what is served.
+pub async fn serve(options: ServeOptions, ready: impl FnOnce(&str)) -> Result<(), AppError> {
+    let config = read(&options)?;
+    let log = init_log(&config.log.level, config.log.format)?;
+    limits::raise();
+    // Both sockets before anything else starts: a second gateway must not start children first.
+    let socket = bind("gateway.listen", config.gateway.listen).await?;
+    let admin_socket = match config.admin.listen {
+        Some(address) => Some(bind("admin.listen", address).await?),
+        None => None,
+    };
+    let local = socket.local_addr().map_err(|e| AppError::Start(e.to_string()))?;
+    let admin_local = admin_socket.as_ref().and_then(|s| s.local_addr().ok());
+    let running = start(config, Some(options), Some(log), own_program())?;
+    if let Some(admin_socket) = admin_socket {
+        tokio::spawn(admin::run(running.edge.clone(), admin_socket));
+    }
+    let serving = tokio::spawn(listener::run(running.edge.clone(), socket));
+    ready(&report::banner(&running.edge.gateway.current.load(), local, admin_local));
+    ended_by_signal().await;
+    tracing::info!("stopping");
+    running.stop().await;
+    let _ = serving.await;
+    Ok(())
+}
+
+async fn ended_by_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
+
+/// `weir stdio`: the same gateway over stdin and stdout.
+pub async fn serve_stdio(options: ServeOptions, consumer: Option<String>) -> Result<(), AppError> {
+    let config = read(&options)?;
+    let log = init_log(&config.log.level, config.log.format)?;
+    limits::raise();
+    let running = start(config, Some(options), Some(log), own_program())?;
+    let consumer = match whose(&running, consumer.as_deref()) {
+        Ok(consumer) => consumer,
+        Err(e) => {
+            running.stop().await;
+            return Err(e);
+        }
+    };
+    let pipe =
+        stdio::serve(running.edge.clone(), consumer, tokio::io::stdin(), tokio::io::stdout());
+    tokio::select! {
+        () = pipe => {}
+        () = ended_by_signal() => {}
+    }
+    running.stop().await;
+    Ok(())
+}
+
+// Who a local command acts as: the named consumer, or the operator, who sees everything.
+fn whose(running: &Running, name: Option<&str>) -> Result<Arc<Consumer>, AppError> {
+    let snapshot = running.edge.gateway.current.load();
+    match name {
+        None => Ok(Arc::new(Consumer { name: "operator".into(), view: None })),
+        Some(name) => snapshot.identity.named(name).map(|m| m.consumer.clone()).ok_or_else(|| {
+            let known: Vec<_> =
+                snapshot.identity.members().map(|m| m.consumer.name.to_string()).collect();
+            AppError::Unknown(format!(
+                "no consumer {name:?} in the configuration; there are: {}",
+                known.join(", ")
+            ))
+        }),
+    }
+}
+
+fn quiet(options: &ServeOptions) -> Result<Running, AppError> {
+    let config = read(options)?;
+    let log = init_log("warn", LogFormat::Text)?;
+    limits::raise();
+    start(config, None, Some(log), own_program())
+}
+
+/// `weir check --connect`: try each upstream.
+pub async fn probe(options: ServeOptions) -> Result<Vec<UpstreamReport>, AppError> {
+    let running = quiet(&options)?;
+    running.settled().await;
+    let out = upstream_reports(&running);
+    running.stop().await;
+    Ok(out)
+}
+
+fn upstream_reports(running: &Running) -> Vec<UpstreamReport> {
+    let snapshot = running.edge.gateway.current.load();
+    snapshot
+        .config
+        .upstreams
+        .iter()
+        .map(|c| match snapshot.upstreams.get(&c.name) {
+            None => UpstreamReport {
+                name: c.name.to_string(),
+                state: "disabled".into(),
+                revision: None,
+                why: None,
+                lists: vec![],
+            },
+            Some(upstream) => {
+                let condition = upstream.condition();
+                UpstreamReport {
+                    name: c.name.to_string(),
+                    state: condition.state.as_str().into(),
+                    revision: condition.link.as_ref().map(|l| l.agreed.revision.to_string()),
+                    why: (!condition.why.is_empty()).then(|| condition.why.to_string()),
+                    lists: ListKind::ALL
+                        .map(|kind| {
+                            let (entries, bytes) = snapshot.catalog.facts(&c.name, kind);
+                            ListReport { kind: kind.as_str().into(), entries, bytes }
+                        })
+                        .to_vec(),
+                }
+            }
+        })
+        .collect()
+}
+
+/// `weir catalog`: what each consumer would see.
+pub async fn catalog(
+    options: ServeOptions,
+    consumer: Option<String>,
+) -> Result<CatalogReport, AppError> {
+    let running = quiet(&options)?;
+    let out = catalog_of(&running, consumer.as_deref()).await;
+    running.stop().await;
+    out
+}
+
+async fn catalog_of(running: &Running, only: Option<&str>) -> Result<CatalogReport, AppError> {
+    if only.is_some() {
+        whose(running, only)?;
+    }
+    running.settled().await;
+    let snapshot = running.edge.gateway.current.load();
+    let mut consumers = Vec::new();
+    for member in snapshot.identity.members() {
+        if only.is_some_and(|n| n != &*member.consumer.name) {
+            continue;
+        }
+        let view = snapshot.view(&member.consumer);
+        let names = |kind| view.items(kind).map(|(name, _)| name.to_string()).collect();
+        consumers.push(ConsumerReport {
+            name: member.consumer.name.to_string(),
+            view: member.consumer.view.as_ref().map(ToString::to_string),
+            tools: names(ListKind::Tools),
+            prompts: names(ListKind::Prompts),
+            resources: names(ListKind::Resources),
+            templates: names(ListKind::Templates),
+        });
+    }
+    Ok(CatalogReport { consumers, upstreams: upstream_reports(running) })
+}
+
+/// `weir call`: one tool call through the same walk.
+pub async fn call(
+    options: ServeOptions,
+    consumer: Option<String>,
+    name: String,
+    arguments: String,
+) -> Result<CallReport, AppError> {
+    let arguments: &serde_json::value::RawValue = serde_json::from_str(&arguments)
+        .map_err(|e| AppError::Unknown(format!("the arguments are no valid JSON: {e}")))?;
+    if !arguments.get().starts_with('{') {
+        return Err(AppError::Unknown("the arguments must be a JSON object".into()));
+    }
+    let running = quiet(&options)?;
+    let out = call_on(&running, consumer.as_deref(), &name, arguments.get()).await;
+    running.stop().await;
+    out
+}
+
+async fn call_on(
+    running: &Running,
+    consumer: Option<&str>,
+    name: &str,
+    arguments: &str,
+) -> Result<CallReport, AppError> {
+    let consumer = whose(running, consumer)?;
+    running.settled().await;
+    let params =
+        ObjectWriter::new().value("name", &name).raw("arguments", arguments.as_bytes()).finish();
+    let frame = Frame::scan(message(Some(b"1"), "tools/call", Some(&params)))
+        .map_err(|e| AppError::Unknown(e.to_string()))?;
+    let method = method::find("tools/call", Revision::LATEST).expect("a row of the table");
+    let call = Call {
+        consumer: consumer.clone(),
+        method,
+        frame,
+        meta: RequestMeta::default(),
+        form: Form::Canonical,
+        revision: Revision::LATEST,
+        trace_headers: None,
+    };
+    let gateway = &running.edge.gateway;
+    let record = Record::open(
+        &gateway.observe,
+        &consumer.name,
+        method.name,
+        "cli",
+        Revision::LATEST.as_str(),
+        None,
+    );
+    let terminal = gateway.handle(&call, record, &Notices::none()).await;
+    let (body, failed) = match &terminal {
+        Terminal::Own(result, _) => (result.clone(), is_tool_error(result)),
+        Terminal::Answer(frame, _) => {
+            (frame.outcome(), terminal.is_error() || is_tool_error(&frame.outcome()))
+        }
+        Terminal::Error(error) => (error.to_raw().get().as_bytes().to_vec().into(), true),
+    };
+    Ok(CallReport { body: String::from_utf8_lossy(&body).into_owned(), failed })
+}
+
+fn is_tool_error(result: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Shallow {
+        #[serde(default, rename = "isError")]
+        is_error: bool,
+    }
+    serde_json::from_slice::<Shallow>(result).is_ok_and(|s| s.is_error)
+}

@@ -1,0 +1,160 @@
+#![allow(clippy::unwrap_used)]
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::catalog::testing::{part, part_with, slice, tools};
+use crate::catalog::view::View;
+
+fn names(catalog: &Catalog, kind: ListKind) -> Vec<&str> {
+    catalog.entries(kind).map(|(_, e)| &*e.exposed).collect()
+}
+
+fn report(catalog: &Catalog) -> String {
+    let line = |d: &Drop| {
+        let native = d.native.as_deref().unwrap_or("?");
+        format!("{} {} {native}: {}", d.upstream, d.kind.as_str(), d.why)
+    };
+    catalog.drops().iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn lists_are_joined_in_the_order_of_the_configuration() {
+    let b = tools(&["z", "a"]);
+    let a = tools(&["y"]);
+    let catalog = Catalog::build(7, vec![part("b", &b), part("a", &a)], None);
+    assert_eq!(names(&catalog, ListKind::Tools), ["b__z", "b__a", "a__y"]);
+    assert_eq!((catalog.number(), catalog.drops()), (7, &[][..]));
+}
+
+#[test]
+fn only_the_name_and_the_uris_of_an_item_change() {
+    let s = slice(&[
+        (
+            ListKind::Tools,
+            r#"[{ "x":1.10,"_meta":{"ui":{"resourceUri":"ui://p/1"}}, "name" : "n" ,"inputSchema":{"name":"n"}}]"#,
+        ),
+        (ListKind::Resources, r#"[{"name":"n","uri":"file:///n"}]"#),
+        (ListKind::Templates, r#"[{"uriTemplate":"file:///{n}","name":"n"}]"#),
+    ]);
+    let raws = |catalog: &Catalog| {
+        let all = ListKind::ALL.iter().flat_map(|k| catalog.entries(*k));
+        all.map(|(_, e)| String::from_utf8(e.raw.to_vec()).unwrap()).collect::<Vec<_>>().join("\n")
+    };
+    insta::assert_snapshot!(raws(&Catalog::build(0, vec![part("crm", &s)], None)), @r#"
+    { "x":1.10,"_meta":{"ui":{"resourceUri":"ui://crm/p/1"}}, "name" : "crm__n" ,"inputSchema":{"name":"n"}}
+    {"name":"n","uri":"crm+file:///n"}
+    {"uriTemplate":"crm+file:///{n}","name":"n"}
+    "#);
+    let bare = Catalog::build(0, vec![part_with("crm", &s, |c| c.prefixed = false)], None);
+    let item = &s.list(ListKind::Tools).items[0].raw;
+    assert_eq!(bare.entries(ListKind::Tools).next().unwrap().1.raw.as_ptr(), item.as_ptr());
+}
+
+#[test]
+fn filters_work_on_native_names() {
+    let s = tools(&["get", "delete_all", "list"]);
+    let filtered = part_with("crm", &s, |c| c.filter.deny = vec!["delete_*".into()]);
+    let catalog = Catalog::build(0, vec![filtered], None);
+    assert_eq!(names(&catalog, ListKind::Tools), ["crm__get", "crm__list"]);
+    assert!(catalog.drops().is_empty());
+}
+
+#[test]
+fn of_two_with_one_public_name_the_first_stays_and_the_other_is_reported() {
+    // The second native name is exactly what the first is turned into.
+    let short = exposed_name("erp", true, "a.b");
+    let erp = tools(&["a.b", short.strip_prefix("erp__").unwrap()]);
+    let bare = tools(&["erp__c"]);
+    let also = tools(&["c"]);
+    let parts = vec![
+        part_with("bare", &bare, |c| c.prefixed = false),
+        part("erp", &also),
+        part("zoo", &slice(&[(ListKind::Tools, r#"[7,{"name":"x"}]"#)])),
+    ];
+    let catalog = Catalog::build(0, parts, None);
+    assert_eq!(names(&catalog, ListKind::Tools), ["erp__c"]);
+    insta::assert_snapshot!(report(&catalog), @r#"
+    erp tools c: its public name is taken by "erp__c" of bare
+    zoo tools ?: it is not an object without repeated keys
+    zoo tools x: it has no object as "inputSchema"
+    "#);
+    let catalog = Catalog::build(0, vec![part("erp", &erp)], None);
+    assert_eq!(names(&catalog, ListKind::Tools), [short.as_str()]);
+    assert_eq!(catalog.drops()[0].exposed.as_deref(), Some(short.as_str()));
+}
+
+#[test]
+fn an_unknown_upstream_takes_its_place_without_lists() {
+    let mut nothing = part("crm", &tools(&["x"]));
+    nothing.slice = None;
+    let catalog = Catalog::build(0, vec![nothing, part("erp", &tools(&["y"]))], None);
+    assert_eq!(names(&catalog, ListKind::Tools), ["erp__y"]);
+    assert_eq!(catalog.upstreams().count(), 2);
+}
+
+#[test]
+fn one_upstreams_change_leaves_the_others_lists_as_they_are() {
+    let many =
+        |of: &str, n: usize| tools(&(0..n).map(|i| format!("{of}-tool {i}")).collect::<Vec<_>>());
+    let mut slices: Vec<_> = (0..6).map(|n| (format!("up{n}"), many("small", 100))).collect();
+    slices.push(("large".into(), many("large", 10_000)));
+    let parts = |slices: &[(String, Arc<Slice>)]| {
+        slices.iter().map(|(name, s)| part(name, s)).collect::<Vec<_>>()
+    };
+    let before = Catalog::build(1, parts(&slices), None);
+    assert_eq!(before.entries(ListKind::Tools).count(), 10_600);
+
+    slices[3].1 = many("changed", 101);
+    let after = Catalog::build(2, parts(&slices), Some(&before));
+    assert_eq!(after.entries(ListKind::Tools).count(), 10_601);
+    for (name, _) in &slices {
+        let list = |c: &Catalog| c.part(name).unwrap().list(ListKind::Tools).unwrap().clone();
+        assert_eq!(Arc::ptr_eq(&list(&before), &list(&after)), name != "up3", "{name}");
+    }
+
+    // A new filter makes the list anew, another setting does not.
+    let list = |c: &Catalog| c.part("large").unwrap().list(ListKind::Tools).unwrap().clone();
+    for (change, same) in [(false, true), (true, false)] {
+        let changed = part_with("large", &slices[6].1, |c| {
+            c.max_pages += 1;
+            if change {
+                c.filter.deny = vec!["*9".into()];
+            }
+        });
+        let next = Catalog::build(3, vec![changed], Some(&after));
+        assert_eq!(Arc::ptr_eq(&list(&next), &list(&after)), same);
+    }
+}
+
+proptest! {
+    // Decoding is a look-up in the catalog: what was exposed leads back, and what is not exposed
+    // is reported.
+    #[test]
+    fn every_native_name_is_reached_again_or_reported(
+        ups in proptest::collection::btree_map(
+            "[a-c]{1,2}",
+            proptest::collection::btree_set("([a-c]|__|\\.|é|[a-c]{30}){1,4}", 0..6),
+            1..4,
+        ),
+        bare: bool,
+    ) {
+        let parts: Vec<_> = ups.iter().enumerate().map(|(n, (name, natives))| {
+            let natives: Vec<_> = natives.iter().collect();
+            part_with(name, &tools(&natives), |c| c.prefixed = !(bare && n == 0))
+        }).collect();
+        let catalog = Arc::new(Catalog::build(0, parts, None));
+        let view = View::new(&catalog, None);
+        for (n, (name, natives)) in ups.iter().enumerate() {
+            for native in natives {
+                let exposed = exposed_name(name, !(bare && n == 0), native);
+                let route = view.resolve(ListKind::Tools, &exposed).unwrap();
+                let reached = &**route.upstream() == name && &**route.native() == native;
+                let reported = catalog.drops().iter().any(|d| {
+                    &*d.upstream == name && d.native.as_deref() == Some(native)
+                });
+                prop_assert!(reached != reported, "{} {}", name, native);
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! The permission to call one thing.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::catalog::naming::exposed_uri;
+use crate::catalog::slice::{Hints, Item};
+use crate::config::UpstreamConfig;
+use crate::protocol::method::ListKind;
+
+/// The way to one tool, prompt or resource that a consumer may use. Only
+/// [`View::resolve`](super::View::resolve) makes one, so a call without permission cannot be
+/// written down.
+#[derive(Clone, Debug)]
+pub struct Route {
+    kind: ListKind,
+    upstream: Arc<str>,
+    prefixed: bool,
+    native: Arc<str>,
+    exposed: Arc<str>,
+    hints: Hints,
+    schema: Option<Bytes>,
+    listed: bool,
+}
+
+impl Route {
+    pub(super) fn listed(
+        kind: ListKind,
+        exposed: Arc<str>,
+        item: &Item,
+        config: &UpstreamConfig,
+    ) -> Route {
+        Route {
+            kind,
+            upstream: config.name.clone(),
+            prefixed: config.prefixed,
+            native: item.key.clone(),
+            exposed,
+            hints: item.hints,
+            schema: item.schema(),
+            listed: true,
+        }
+    }
+
+    pub(super) fn unlisted(
+        kind: ListKind,
+        exposed: &str,
+        native: &str,
+        config: &UpstreamConfig,
+    ) -> Route {
+        Route {
+            kind,
+            upstream: config.name.clone(),
+            prefixed: config.prefixed,
+            native: native.into(),
+            exposed: exposed.into(),
+            hints: Hints::default(),
+            schema: None,
+            listed: false,
+        }
+    }
+
+    /// What it leads to.
+    pub fn kind(&self) -> ListKind {
+        self.kind
+    }
+
+    /// Whose it is.
+    pub fn upstream(&self) -> &Arc<str> {
+        &self.upstream
+    }
+
+    /// Its name or URI there.
+    pub fn native(&self) -> &Arc<str> {
+        &self.native
+    }
+
+    /// Its public name or URI.
+    pub fn exposed(&self) -> &Arc<str> {
+        &self.exposed
+    }
+
+    /// The tool's own `readOnlyHint`. The operator's word goes before it.
+    pub fn read_only(&self) -> Option<bool> {
+        self.hints.read_only
+    }
+
+    /// All that the tool says about its effects.
+    pub fn hints(&self) -> Hints {
+        self.hints
+    }
+
+    /// A tool's raw `inputSchema`, as its upstream wrote it.
+    pub fn schema(&self) -> Option<&Bytes> {
+        self.schema.as_ref()
+    }
+
+    /// Whether it stands in a list; a URI need not.
+    pub fn is_listed(&self) -> bool {
+        self.listed
+    }
+
+    /// The public form of a URI in this upstream's answers; `None` if it is the same.
+    pub fn public_uri(&self, native: &str) -> Option<String> {
+        self.prefixed.then(|| exposed_uri(&self.upstream, true, native))
+    }
+}

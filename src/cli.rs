@@ -1,0 +1,259 @@
+//! The command line.
+
+pub mod render;
+
+use std::io::{IsTerminal as _, Write as _};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::app::{self, AppError, ServeOptions};
+use crate::config::secret::{ConsumerKey, new_key};
+use crate::config::{self, LogFormat};
+
+/// Exit codes, as the help says them.
+const EXIT_PROBLEM: u8 = 1;
+const EXIT_START: u8 = 3;
+
+const AFTER: &str = "\
+Examples:
+  weir                                   serve ./upstreams.toml at its gateway.listen
+  weir --config /etc/weir/upstreams.toml --log-format json
+  weir check                             every problem of the file, with its line
+  weir check --connect                   and try each upstream
+  weir catalog --consumer px-bot         what px-bot would see
+  weir call hubspot__hubspot-get-user-details '{}'
+  weir key new px-bot                    a key for a new consumer
+  weir schema > upstreams.schema.json    for your editor
+
+Exit codes: 0 done; 1 problems found, or the call failed; 2 wrong usage; 3 could not start.";
+
+/// One MCP endpoint in front of many MCP servers.
+#[derive(Parser)]
+#[command(name = "weir", version, about, after_help = AFTER)]
+struct Args {
+    /// The configuration
+    #[arg(long, short, global = true, default_value = "upstreams.toml", value_name = "PATH")]
+    config: PathBuf,
+    /// Listen here instead of at gateway.listen
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Form of log lines, instead of log.format
+    #[arg(long, global = true, value_name = "FORM")]
+    log_format: Option<Format>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    /// One JSON object a line
+    Json,
+    /// For people
+    Text,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve the endpoint (this is what `weir` alone does)
+    Serve,
+    /// Serve over stdin and stdout, as a child of a desktop client
+    #[command(
+        after_help = "Example, in a client's configuration:\n  { \"mcpServers\": { \"weir\": { \"command\": \"weir\", \"args\": [\"stdio\", \"--config\", \"/etc/weir/upstreams.toml\"] } } }"
+    )]
+    Stdio {
+        /// See what this consumer sees; without it: everything
+        #[arg(long, value_name = "NAME")]
+        consumer: Option<String>,
+    },
+    /// Validate the configuration without starting anything
+    #[command(
+        after_help = "Prints every problem at once, as FILE:LINE:COLUMN: KEY: what is wrong, and what to do.\nExit code 0 if there is none, else 1. With --connect also 1 if an upstream cannot be reached;\na dormant one (no credential yet) is no failure."
+    )]
+    Check {
+        /// Also start or connect each upstream and load its lists
+        #[arg(long)]
+        connect: bool,
+    },
+    /// Show what each consumer would see
+    #[command(
+        after_help = "Starts the upstreams, loads their lists, prints, and stops them again.\n\nExamples:\n  weir catalog\n  weir catalog --json | jq '.upstreams[] | {name, lists}'"
+    )]
+    Catalog {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        /// Only this consumer
+        #[arg(long, value_name = "NAME")]
+        consumer: Option<String>,
+    },
+    /// Call one tool through the same walk as an agent's call
+    #[command(
+        after_help = "Prints the result as it came. Exit code 1 if the call failed or the tool says isError.\n\nExample:\n  weir call time__get_current_time '{\"timezone\":\"UTC\"}'"
+    )]
+    Call {
+        /// Public name of the tool
+        name: String,
+        /// Its arguments, a JSON object
+        #[arg(default_value = "{}")]
+        arguments: String,
+        /// Call as this consumer; without it: as the operator, who sees everything
+        #[arg(long, value_name = "NAME")]
+        consumer: Option<String>,
+    },
+    /// Print the JSON Schema of the configuration
+    #[command(
+        after_help = "Example (taplo and the editors that use it read the first line of upstreams.toml):\n  weir schema > upstreams.schema.json\n  #:schema ./upstreams.schema.json"
+    )]
+    Schema,
+    /// Keys of consumers
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum KeyCommand {
+    /// Make a key and print it once, with the section to paste
+    #[command(
+        after_help = "The key goes to stdout, once and alone; the section for upstreams.toml, which holds only\nits digest, to stderr.\n\nExample:\n  weir key new px-bot > px-bot.key"
+    )]
+    New {
+        /// Name of the consumer
+        name: String,
+    },
+}
+
+/// Run the command line.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    let options = ServeOptions {
+        config: args.config,
+        listen: args.listen,
+        log_format: args.log_format.map(|f| match f {
+            Format::Json => LogFormat::Json,
+            Format::Text => LogFormat::Text,
+        }),
+    };
+    match args.command.unwrap_or(Command::Serve) {
+        Command::Check { connect: false } => check(&options),
+        Command::Schema => {
+            out(&(serde_json::to_string_pretty(&config::schema::schema())
+                .expect("our own values")
+                + "\n"));
+            ExitCode::SUCCESS
+        }
+        Command::Key { command: KeyCommand::New { name } } => key_new(&name),
+        command => match runtime() {
+            Ok(runtime) => {
+                let code = runtime.block_on(run(command, options));
+                // A blocked read of stdin must not hold up the end.
+                runtime.shutdown_background();
+                code
+            }
+            Err(e) => failed(EXIT_START, &format!("the runtime cannot be started: {e}")),
+        },
+    }
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+}
+
+async fn run(command: Command, options: ServeOptions) -> ExitCode {
+    let done = match command {
+        Command::Serve => app::serve(options, say).await.map(|()| ExitCode::SUCCESS),
+        Command::Stdio { consumer } => {
+            app::serve_stdio(options, consumer).await.map(|()| ExitCode::SUCCESS)
+        }
+        Command::Check { .. } => app::probe(options).await.map(|upstreams| {
+            out(&render::upstreams(&upstreams, color()));
+            let bad = upstreams
+                .iter()
+                .any(|u| !matches!(u.state.as_str(), "ready" | "dormant" | "disabled"));
+            if bad { ExitCode::from(EXIT_PROBLEM) } else { ExitCode::SUCCESS }
+        }),
+        Command::Catalog { json, consumer } => {
+            app::catalog(options, consumer).await.map(|report| {
+                if json {
+                    let text = serde_json::to_string_pretty(&report).expect("our own values");
+                    out(&(text + "\n"));
+                } else {
+                    out(&render::catalog(&report, color()));
+                }
+                ExitCode::SUCCESS
+            })
+        }
+        Command::Call { name, arguments, consumer } => {
+            app::call(options, consumer, name, arguments).await.map(|report| {
+                out(&(report.body + "\n"));
+                if report.failed { ExitCode::from(EXIT_PROBLEM) } else { ExitCode::SUCCESS }
+            })
+        }
+        Command::Schema | Command::Key { .. } => unreachable!("handled without a runtime"),
+    };
+    done.unwrap_or_else(|e| match e {
+        AppError::Config(text) | AppError::Unknown(text) => failed(EXIT_PROBLEM, &text),
+        AppError::Start(text) => failed(EXIT_START, &text),
+    })
+}
+
+fn check(options: &ServeOptions) -> ExitCode {
+    match config::load(&options.config, &|name| std::env::var(name).ok()) {
+        Ok(config) => {
+            out(&render::checked(&options.config.display().to_string(), &config));
+            ExitCode::SUCCESS
+        }
+        Err(problems) => {
+            let n = problems.all.len();
+            let s = if n == 1 { "" } else { "s" };
+            failed(EXIT_PROBLEM, &format!("{problems}\n{n} problem{s}"))
+        }
+    }
+}
+
+fn key_new(name: &str) -> ExitCode {
+    let key = new_key();
+    let digest = ConsumerKey::of(key.expose()).to_text();
+    out(&format!("{}\n", key.expose()));
+    say(&format!(
+        "The key above is shown once and kept nowhere. Paste this into upstreams.toml:\n\n\
+         [consumers.{name}]\nkey = \"{digest}\"\n"
+    ));
+    ExitCode::SUCCESS
+}
+
+// Whether stdout is a terminal whose user did not opt out of colour (no-color.org).
+fn color() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+}
+
+// A closed pipe (`weir catalog | head`) is no reason to shout.
+fn out(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    let _ = std::io::stdout().flush();
+}
+
+fn say(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+    let _ = std::io::stderr().write_all(b"\n");
+}
+
+fn failed(code: u8, text: &str) -> ExitCode {
+    say(text);
+    ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Args::command().debug_assert();
+    }
+}

@@ -1,0 +1,166 @@
+//! Old × new configuration: what can't change, what is kept, built, retired.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::secret::Template;
+use crate::config::{
+    BreakerConfig, ConcurrencyConfig, Config, EraChoice, GuardConfig, HttpConfig, Patterns,
+    RetryConfig, ThrottleConfig, TransportConfig, UpstreamConfig,
+};
+use crate::gateway::builtin;
+
+/// Keys that differ and need a restart.
+pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let (o, n) = (&old.gateway, &new.gateway);
+    [
+        ("gateway.listen", o.listen != n.listen),
+        ("gateway.state_dir", o.state_dir != n.state_dir),
+        ("gateway.cache_dir", o.cache_dir != n.cache_dir),
+        ("gateway.max_connections", o.max_connections != n.max_connections),
+        ("admin.listen", old.admin.listen != new.admin.listen),
+        ("log.format", old.log.format != new.log.format),
+        ("trace", old.trace != new.trace),
+    ]
+    .into_iter()
+    .filter_map(|(key, differs)| differs.then_some(key))
+    .collect()
+}
+
+/// Whether nothing differs.
+pub fn same(old: &Config, new: &Config) -> bool {
+    let consumers = |c: &Config| {
+        c.consumers
+            .iter()
+            .map(|c| {
+                let keys: Vec<_> =
+                    c.keys.iter().map(crate::config::secret::ConsumerKey::to_text).collect();
+                (c.name.clone(), keys, c.view.clone(), c.rate)
+            })
+            .collect::<Vec<_>>()
+    };
+    old.gateway == new.gateway
+        && old.admin == new.admin
+        && old.log == new.log
+        && old.trace == new.trace
+        && old.upstreams == new.upstreams
+        && old.views == new.views
+        && consumers(old) == consumers(new)
+}
+
+/// What happens to the upstreams.
+#[derive(Default, Debug)]
+pub struct Plan {
+    /// Same process or endpoint; limits and filters may be new.
+    pub keep: BTreeSet<Arc<str>>,
+    /// Started, for the first time or anew.
+    pub build: BTreeSet<Arc<str>>,
+    /// Finished.
+    pub retire: BTreeSet<Arc<str>>,
+}
+
+/// Compare the upstreams.
+pub fn upstreams(old: &Config, new: &Config) -> Plan {
+    let mut plan = Plan::default();
+    let running = |c: &Config, name: &str| {
+        c.upstreams.iter().find(|u| u.enabled && &*u.name == name).cloned()
+    };
+    for n in new.upstreams.iter().filter(|u| u.enabled) {
+        match running(old, &n.name) {
+            Some(o) if same_link(&o, n) => plan.keep.insert(n.name.clone()),
+            Some(_) => {
+                plan.retire.insert(n.name.clone());
+                plan.build.insert(n.name.clone())
+            }
+            None => plan.build.insert(n.name.clone()),
+        };
+    }
+    for o in old.upstreams.iter().filter(|u| u.enabled) {
+        if running(new, &o.name).is_none() {
+            plan.retire.insert(o.name.clone());
+        }
+    }
+    plan
+}
+
+// What a link is made of. Everything else can change under a running one.
+fn same_link(o: &UpstreamConfig, n: &UpstreamConfig) -> bool {
+    o.transport == n.transport
+        && o.era == n.era
+        && o.dormant == n.dormant
+        && o.max_message == n.max_message
+        && o.max_items == n.max_items
+        && o.max_pages == n.max_pages
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |s: &BTreeSet<Arc<str>>| {
+            if s.is_empty() {
+                "none".to_owned()
+            } else {
+                s.iter().map(|n| &**n).collect::<Vec<_>>().join(", ")
+            }
+        };
+        write!(
+            f,
+            "kept {}; started {}; retired {}",
+            list(&self.keep),
+            list(&self.build),
+            list(&self.retire)
+        )
+    }
+}
+
+/// The settings of the gateway's own tools, where the catalog wants some. They never travel, so
+/// no transport is used.
+pub fn builtin_config(order: usize) -> UpstreamConfig {
+    let long = Duration::from_secs(60);
+    let one = NonZeroU32::MIN;
+    UpstreamConfig {
+        name: builtin::NAME.into(),
+        order,
+        prefixed: true,
+        enabled: true,
+        transport: TransportConfig::Http(HttpConfig {
+            url: Template::literal(""),
+            headers: vec![],
+            bearer: None,
+            pool_idle: long,
+            dial_timeout: long,
+        }),
+        era: EraChoice::Auto,
+        instructions: false,
+        filter: Patterns::default(),
+        dormant: None,
+        connect_timeout: long,
+        list_timeout: long,
+        call_timeout: long,
+        max_call_timeout: long,
+        refresh: long,
+        max_items: 16,
+        max_pages: 1,
+        max_message: 1 << 20,
+        guard: GuardConfig {
+            concurrency: ConcurrencyConfig { max: one, queue: 0 },
+            rate: None,
+            breaker: BreakerConfig {
+                enabled: false,
+                window: long,
+                min_calls: one,
+                failure_share: 1.0,
+                slow_call: long,
+                slow_share: 1.0,
+                consecutive: one,
+                open_for: long,
+                probes: one,
+            },
+            retry: RetryConfig { attempts: 0, backoff: long, backoff_max: long, budget: 0.0 },
+            throttle: ThrottleConfig { texts: vec![], pause: long, pause_max: long },
+        },
+        tools: vec![],
+    }
+}

@@ -1,0 +1,58 @@
+//! File change and signals become the same order.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+
+use super::{Order, Why};
+
+/// How often the file is looked at. Reading a few kilobytes costs microseconds, and reading the
+/// content sees every way of saving: rename-over, writing in place, a ConfigMap's symlink swap,
+/// also on file systems that tell nobody.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Largest file that is watched; the loader has the same bound.
+pub const FILE_MAX: u64 = 4 << 20;
+
+/// Watch `path`; each change that stays the same for one more look is told. A file that is being
+/// written changes between looks and so is not read half.
+pub async fn file(path: PathBuf, orders: mpsc::Sender<Order>) {
+    let mut applied = read(&path).await;
+    let mut seen = applied.clone();
+    let mut tick = tokio::time::interval(LOOK_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let now = read(&path).await;
+        let settled = now == seen;
+        seen = now;
+        // A file that is gone for a moment (rename, symlink swap) is no change.
+        if settled && seen.is_some() && seen != applied {
+            applied.clone_from(&seen);
+            if orders.send(Order::Reload(Why::File, None)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+async fn read(path: &std::path::Path) -> Option<Vec<u8>> {
+    let meta = tokio::fs::metadata(path).await.ok()?;
+    if meta.len() > FILE_MAX {
+        return None;
+    }
+    tokio::fs::read(path).await.ok()
+}
+
+/// SIGHUP.
+pub async fn hangup(orders: mpsc::Sender<Order>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut signals) = signal(SignalKind::hangup()) else { return };
+    while signals.recv().await.is_some() {
+        if orders.send(Order::Reload(Why::Signal, None)).await.is_err() {
+            return;
+        }
+    }
+}

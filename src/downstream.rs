@@ -1,0 +1,79 @@
+//! Where clients come in: the listener, streamable HTTP in both eras, stdin and stdout.
+//!
+//! The edges know eras, HTTP and sessions so that nothing behind them has to. A message becomes a
+//! [`crate::call::Call`] here and a terminal becomes a message again.
+
+pub mod body;
+pub mod canonical;
+pub mod checks;
+pub mod http;
+pub mod legacy;
+pub mod listen;
+pub mod listener;
+pub mod modern;
+pub mod render;
+pub mod session;
+pub mod stdio;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::gateway::Gateway;
+use session::Sessions;
+
+/// What all edges share.
+pub struct Edge {
+    /// The heart.
+    pub gateway: Arc<Gateway>,
+    /// Sessions of old clients.
+    pub sessions: Sessions,
+    /// Calls of old clients, which outlive their connection.
+    pub tasks: TaskTracker,
+    /// Set when the gateway stops.
+    pub stop: CancellationToken,
+    /// Open notification streams.
+    pub streams: Arc<AtomicUsize>,
+    /// Open connections.
+    pub connections: Arc<AtomicUsize>,
+}
+
+impl Edge {
+    /// Edges of one gateway.
+    pub fn new(gateway: Arc<Gateway>) -> Arc<Edge> {
+        Arc::new(Edge {
+            gateway,
+            sessions: Sessions::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            streams: Arc::default(),
+            connections: Arc::default(),
+        })
+    }
+
+    /// A place among the open streams; `None` if all are taken.
+    pub fn stream_slot(&self) -> Option<Slot> {
+        let max = self.gateway.current.load().config.gateway.max_streams;
+        Slot::take(&self.streams, max)
+    }
+}
+
+/// A counted place that is given back when dropped.
+pub struct Slot(Arc<AtomicUsize>);
+
+impl Slot {
+    /// Take one of `max`.
+    pub fn take(count: &Arc<AtomicUsize>, max: usize) -> Option<Slot> {
+        let taken = count.fetch_add(1, Ordering::Relaxed);
+        let slot = Slot(count.clone());
+        (taken < max).then_some(slot)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,74 @@
+//! A checked message becomes a call, whichever era and transport it came by.
+
+use std::sync::Arc;
+
+use crate::call::{Call, Consumer, Form};
+use crate::observe::record::Record;
+use crate::protocol::message::Frame;
+use crate::protocol::meta::{Members, RequestMeta};
+use crate::protocol::method::{METHODS, Method};
+use crate::protocol::revision::{Era, Revision};
+
+use super::Edge;
+
+/// W3C trace context as HTTP headers bring it.
+pub type TraceHeaders = Option<(Box<str>, Option<Box<str>>)>;
+
+/// A call with its opened record.
+pub struct Opened {
+    /// The call.
+    pub call: Call,
+    /// Its record.
+    pub record: Record,
+}
+
+/// Make a call of a request.
+pub fn open(
+    edge: &Edge,
+    transport: &'static str,
+    consumer: &Arc<Consumer>,
+    method: &'static Method,
+    frame: Frame,
+    meta: RequestMeta,
+    revision: Revision,
+    trace_headers: TraceHeaders,
+) -> Opened {
+    let form = match revision.era() {
+        Era::Modern => Form::Canonical,
+        Era::Legacy => Form::Plain,
+    };
+    let context = meta.traceparent.clone().map(|p| (p, None)).or_else(|| trace_headers.clone());
+    let mut record = Record::open(
+        &edge.gateway.observe,
+        &consumer.name,
+        method.name,
+        transport,
+        revision.as_str(),
+        context.as_ref().map(|(p, s)| (&**p, s.as_deref())),
+    );
+    record.bytes_in(frame.bytes().len());
+    let call =
+        Call { consumer: consumer.clone(), method, frame, meta, form, revision, trace_headers };
+    Opened { call, record }
+}
+
+/// The `_meta` of a request's params: `None` if there is none. An error text if it is not an
+/// object or says something twice.
+pub fn meta_of(frame: &Frame) -> Result<Option<RequestMeta>, String> {
+    let Some(params) = frame.params() else { return Ok(None) };
+    if params.first() != Some(&b'{') {
+        return Err("params must be an object".into());
+    }
+    let members = Members::read(&params).map_err(|e| format!("params: {e}"))?;
+    match members.get("_meta") {
+        None => Ok(None),
+        Some(raw) => RequestMeta::read(raw.get().as_bytes())
+            .map(Some)
+            .map_err(|e| format!("params._meta: {e}")),
+    }
+}
+
+/// The method as a metric label: one of the table, or `_other`.
+pub fn label(method: &str) -> &'static str {
+    METHODS.iter().find(|m| m.name == method).map_or("_other", |m| m.name)
+}

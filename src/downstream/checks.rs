@@ -1,0 +1,209 @@
+//! What is checked of an HTTP request before its message counts.
+
+use std::net::{IpAddr, SocketAddr};
+
+use hyper::HeaderMap;
+use hyper::header::{ACCEPT, CONTENT_TYPE, HOST, HeaderName, ORIGIN};
+
+use crate::config::Gateway as Settings;
+use crate::protocol::error::{ErrorObject, HEADER_MISMATCH};
+use crate::protocol::header;
+use crate::protocol::message::Frame;
+use crate::protocol::meta::{Members, RequestMeta};
+
+/// Whether `Host` (or the authority of HTTP/2) is ours (any revision, "DNS rebinding").
+pub fn host(settings: &Settings, headers: &HeaderMap, authority: Option<&str>) -> bool {
+    let Some(host) = headers.get(HOST).and_then(|h| h.to_str().ok()).or(authority) else {
+        return false;
+    };
+    let name = host_name(host);
+    if settings.allowed_hosts.iter().any(|a| a == "*" || a.eq_ignore_ascii_case(name)) {
+        return true;
+    }
+    if is_loopback_name(name) {
+        return settings.listen.ip().is_loopback() || settings.listen.ip().is_unspecified();
+    }
+    name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip == settings.listen.ip())
+}
+
+/// Whether `Origin` is allowed; none comes from no browser.
+pub fn origin(settings: &Settings, headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get(ORIGIN) else { return true };
+    let Ok(origin) = origin.to_str() else { return false };
+    if settings.allowed_origins.iter().any(|a| a == "*" || a.eq_ignore_ascii_case(origin)) {
+        return true;
+    }
+    let Some((_, rest)) = origin.split_once("://") else { return false };
+    settings.listen.ip().is_loopback() && is_loopback_name(host_name(rest))
+}
+
+fn host_name(host: &str) -> &str {
+    if let Some(end) = host.find(']') {
+        return &host[..=end];
+    }
+    host.rsplit_once(':').map_or(host, |(name, _)| name)
+}
+
+fn is_loopback_name(name: &str) -> bool {
+    name.eq_ignore_ascii_case("localhost")
+        || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// The key a caller presents.
+pub fn key(headers: &HeaderMap) -> Option<&str> {
+    if let Some(value) = headers.get(hyper::header::AUTHORIZATION) {
+        let (scheme, key) = value.to_str().ok()?.split_once(' ')?;
+        return scheme.eq_ignore_ascii_case("bearer").then(|| key.trim());
+    }
+    headers.get(HeaderName::from_static("x-api-key"))?.to_str().ok().map(str::trim)
+}
+
+/// Whether the media type is JSON, whatever its parameters.
+pub fn is_json(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()) else {
+        return false;
+    };
+    value.split(';').next().is_some_and(|t| t.trim().eq_ignore_ascii_case("application/json"))
+}
+
+/// What the client accepts. A missing header accepts all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accepts {
+    /// `application/json`
+    pub json: bool,
+    /// `text/event-stream`
+    pub events: bool,
+}
+
+/// Read all `Accept` lines, with wildcards; `q=0` means no.
+pub fn accepts(headers: &HeaderMap) -> Accepts {
+    let mut out = Accepts { json: false, events: false };
+    let mut any = false;
+    for line in headers.get_all(ACCEPT) {
+        let Ok(line) = line.to_str() else { continue };
+        for part in line.split(',') {
+            any = true;
+            let mut pieces = part.split(';').map(str::trim);
+            let kind = pieces.next().unwrap_or("").to_ascii_lowercase();
+            let refused = pieces.any(|p| {
+                p.strip_prefix("q=").and_then(|q| q.parse::<f32>().ok()).is_some_and(|q| q <= 0.0)
+            });
+            if refused {
+                continue;
+            }
+            out.json |= matches!(kind.as_str(), "*/*" | "application/*" | "application/json");
+            out.events |= matches!(kind.as_str(), "*/*" | "text/*" | "text/event-stream");
+        }
+    }
+    if any { out } else { Accepts { json: true, events: true } }
+}
+
+/// Whether an address may call without a key: only this machine.
+pub fn is_local(peer: &SocketAddr) -> bool {
+    peer.ip().to_canonical().is_loopback()
+}
+
+/// The single value of a header; an error if it stands twice or is not text.
+pub fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, ()> {
+    let mut all = headers.get_all(name).iter();
+    match (all.next(), all.next()) {
+        (None, _) => Ok(None),
+        (Some(v), None) => v.to_str().map(|v| Some(v.trim_matches([' ', '\t']))).map_err(|_| ()),
+        _ => Err(()),
+    }
+}
+
+fn mismatch(text: impl Into<String>) -> ErrorObject {
+    ErrorObject::new(HEADER_MISMATCH, text)
+        .with_data(serde_json::json!({"reason": "header_mismatch"}))
+}
+
+/// The version header of a modern request equals its body's
+/// (2026-07-28 basic/transports/streamable-http).
+pub fn version(headers: &HeaderMap, meta: &RequestMeta) -> Result<(), ErrorObject> {
+    match single(headers, &header::PROTOCOL_VERSION) {
+        Ok(Some(v)) if Some(v) == meta.protocol_version.as_deref() => Ok(()),
+        Ok(None) => Err(mismatch("the header MCP-Protocol-Version is missing")),
+        _ => Err(mismatch("the header MCP-Protocol-Version differs from params._meta")),
+    }
+}
+
+/// `Mcp-Method` and `Mcp-Name` mirror the body (2026-07-28 basic/transports/streamable-http).
+pub fn mirrored(headers: &HeaderMap, frame: &Frame) -> Result<(), ErrorObject> {
+    match single(headers, &header::METHOD) {
+        Ok(Some(v)) if v == frame.method() => {}
+        Ok(None) => return Err(mismatch("the header Mcp-Method is missing")),
+        _ => return Err(mismatch("the header Mcp-Method differs from the body's method")),
+    }
+    let field = match frame.method() {
+        "tools/call" | "prompts/get" => "name",
+        "resources/read" => "uri",
+        _ => return Ok(()),
+    };
+    let params = frame.params().unwrap_or_default();
+    let body = Members::read(&params).ok().and_then(|m| m.get_str(field).map(|c| c.into_owned()));
+    // Without a readable name the params are wrong, and that is said later.
+    let Some(body) = body else { return Ok(()) };
+    match single(headers, &header::NAME) {
+        Ok(Some(v)) => match header::decode(v) {
+            Some(name) if name == body => Ok(()),
+            Some(_) => Err(mismatch(format!("the header Mcp-Name differs from params.{field}"))),
+            None => Err(mismatch("the header Mcp-Name has a bad base64 value")),
+        },
+        Ok(None) => Err(mismatch("the header Mcp-Name is missing")),
+        Err(()) => Err(mismatch("the header Mcp-Name stands twice or is not text")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hyper::header::HeaderValue;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (k, v) in pairs {
+            map.append(*k, HeaderValue::from_str(v).unwrap());
+        }
+        map
+    }
+
+    #[test]
+    fn accept_is_parsed_and_not_searched() {
+        let a =
+            |v: &[&str]| accepts(&headers(&v.iter().map(|v| ("accept", *v)).collect::<Vec<_>>()));
+        assert_eq!(a(&[]), Accepts { json: true, events: true });
+        assert_eq!(a(&["*/*"]), Accepts { json: true, events: true });
+        assert_eq!(
+            a(&["application/json;q=0.9", "Text/Event-Stream"]),
+            Accepts { json: true, events: true }
+        );
+        assert_eq!(
+            a(&["text/event-stream;q=0, application/json"]),
+            Accepts { json: true, events: false }
+        );
+        assert_eq!(a(&["text/html"]), Accepts { json: false, events: false });
+        assert_eq!(a(&["application/json-seq"]), Accepts { json: false, events: false });
+    }
+
+    #[test]
+    fn json_is_a_media_type_with_or_without_parameters() {
+        for (v, yes) in [
+            ("application/json", true),
+            ("Application/JSON; charset=utf-8", true),
+            ("text/plain", false),
+            ("application/jsonp", false),
+        ] {
+            assert_eq!(is_json(&headers(&[("content-type", v)])), yes, "{v}");
+        }
+    }
+
+    #[test]
+    fn keys_come_in_two_headers() {
+        assert_eq!(key(&headers(&[("authorization", "Bearer k")])), Some("k"));
+        assert_eq!(key(&headers(&[("authorization", "bearer  k ")])), Some("k"));
+        assert_eq!(key(&headers(&[("authorization", "Basic k")])), None);
+        assert_eq!(key(&headers(&[("x-api-key", "k")])), Some("k"));
+        assert_eq!(key(&headers(&[])), None);
+    }
+}

@@ -1,0 +1,221 @@
+//! An old client made to look canonical: the handshake, the session's own methods, its requests.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::call::{Consumer, Notices};
+use crate::gateway::router;
+use crate::protocol::error::{ErrorObject, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND};
+use crate::protocol::message::{Frame, Kind, response};
+use crate::protocol::meta::{Members, ObjectWriter};
+use crate::protocol::method::{self, Handling};
+use crate::protocol::revision::Revision;
+use crate::upstream::inbound::LOG_LEVELS;
+
+use super::Edge;
+use super::canonical::{Opened, TraceHeaders, meta_of, open};
+use super::render::render;
+use super::session::{SESSION_CALLS_MAX, Session};
+
+/// What became of a message.
+pub enum Handled {
+    /// There is nothing to say.
+    Accepted,
+    /// The answer is this message.
+    Message(Bytes),
+    /// The answer is being made.
+    Running(Running),
+    /// A stream of notices (newest revision only).
+    Listen(Vec<crate::gateway::subscriptions::Topic>),
+}
+
+/// A call under way.
+pub struct Running {
+    /// Ends with the response message, or with nothing if it was cancelled.
+    pub work: Pin<Box<dyn Future<Output = Option<Bytes>> + Send>>,
+    /// The notices it causes meanwhile.
+    pub notices: mpsc::Receiver<Bytes>,
+}
+
+/// An error response.
+pub fn error(id: &[u8], code: i32, text: impl Into<String>) -> Bytes {
+    response(id, Kind::Error, ErrorObject::new(code, text).to_raw().get().as_bytes())
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Initialize<'a> {
+    protocol_version: String,
+    #[serde(borrow, default)]
+    client_info: Option<&'a RawValue>,
+}
+
+/// What a handshake asks for.
+pub struct Hello {
+    /// The revision it gets.
+    pub revision: Revision,
+    /// `clientInfo`, raw.
+    pub client_info: Option<Box<str>>,
+}
+
+/// Read `initialize`; an error text if its params are wrong.
+pub fn hello(frame: &Frame) -> Result<Hello, String> {
+    let params = frame.params().ok_or("params.protocolVersion is missing")?;
+    let i: Initialize<'_> = serde_json::from_slice(&params).map_err(|e| format!("params: {e}"))?;
+    Ok(Hello {
+        revision: Revision::negotiate(&i.protocol_version),
+        client_info: i.client_info.map(|r| r.get().into()),
+    })
+}
+
+/// The answer to `initialize`, from memory (2025-11-25 basic/lifecycle).
+pub fn welcome(edge: &Edge, session: &Session, id: &[u8]) -> Bytes {
+    let snapshot = edge.gateway.current.load();
+    let view = snapshot.view(&session.consumer);
+    let mut out = ObjectWriter::new();
+    out.value("protocolVersion", &session.revision.as_str())
+        .raw("capabilities", &view.capabilities())
+        .raw("serverInfo", &router::server_info());
+    if let Some(text) = router::instructions(&view, &snapshot.config.gateway) {
+        out.value("instructions", &text);
+    }
+    response(id, Kind::Result, &out.finish())
+}
+
+/// Handle one message of a session.
+pub async fn handle(
+    edge: &Arc<Edge>,
+    session: &Arc<Session>,
+    transport: &'static str,
+    frame: Frame,
+    trace: TraceHeaders,
+) -> Handled {
+    match frame.kind() {
+        Kind::Request => request(edge, session, transport, frame, trace).await,
+        Kind::Notification => {
+            if frame.method() == "notifications/cancelled" {
+                cancel(session, &frame);
+            }
+            Handled::Accepted
+        }
+        // We ask old clients nothing, so an answer answers nothing.
+        Kind::Result | Kind::Error => Handled::Accepted,
+    }
+}
+
+// 2025-11-25 basic/utilities/cancellation: unknown and finished ids are ignored.
+fn cancel(session: &Session, frame: &Frame) {
+    let Some(params) = frame.params() else { return };
+    let Ok(members) = Members::read(&params) else { return };
+    if let Some(id) = members.get("requestId") {
+        if let Some(running) = session.running.get(id.get().as_bytes()) {
+            running.cancel();
+        }
+    }
+}
+
+async fn request(
+    edge: &Arc<Edge>,
+    session: &Arc<Session>,
+    transport: &'static str,
+    frame: Frame,
+    trace: TraceHeaders,
+) -> Handled {
+    let id = frame.id().expect("a request has an id");
+    let Some(method) = method::find(frame.method(), session.revision) else {
+        return unknown(&id, frame.method());
+    };
+    let meta = match meta_of(&frame) {
+        Ok(meta) => meta,
+        Err(text) => return Handled::Message(error(&id, INVALID_PARAMS, text)),
+    };
+    match (method.handling, method.name) {
+        (Handling::Edge, "ping") => {
+            return Handled::Message(response(&id, Kind::Result, b"{}"));
+        }
+        (Handling::Edge, "logging/setLevel") => return set_level(session, &id, &frame),
+        (Handling::Edge, "initialize") => {
+            return Handled::Message(error(&id, INVALID_REQUEST, "already initialized"));
+        }
+        (Handling::Edge | Handling::Listen | Handling::Discover, _) => {
+            return unknown(&id, frame.method());
+        }
+        (Handling::List(_) | Handling::Forward, _) => {}
+    }
+    // The handshake and the session say what a modern request says of itself.
+    let mut meta = meta.unwrap_or_default();
+    meta.client_info.clone_from(&session.client_info);
+    meta.client_capabilities = None;
+    meta.protocol_version = None;
+    meta.log_level.clone_from(&session.log_level.lock().expect("no panic while held"));
+    let Opened { call, record } =
+        open(edge, transport, &session.consumer, method, frame, meta, session.revision, trace);
+    if method.handling != Handling::Forward {
+        let terminal = edge.gateway.handle(&call, record, &Notices::none()).await;
+        return Handled::Message(render(terminal, &id, method, session.revision));
+    }
+    if session.running.len() >= SESSION_CALLS_MAX {
+        return Handled::Message(error(&id, INVALID_REQUEST, "too many requests in flight"));
+    }
+    let token = CancellationToken::new();
+    if session.running.insert(id.clone(), token.clone()).is_some() {
+        // 2025-11-25 basic: an id must not be used twice in a session. The first goes on; its
+        // token is put back so that it can still be cancelled.
+        session.running.insert(id.clone(), token);
+        return Handled::Message(error(&id, INVALID_REQUEST, "this id is already in flight"));
+    }
+    let (notices, notices_rx) = Notices::channel();
+    let (done, answer) = oneshot::channel();
+    let (edge2, session2) = (edge.clone(), session.clone());
+    // Its own task: an old client's lost connection does not cancel (2025-11-25 basic/transports).
+    edge.tasks.spawn(async move {
+        let revision = session2.revision;
+        let out = tokio::select! {
+            terminal = edge2.gateway.handle(&call, record, &notices) => {
+                Some(render(terminal, &id, method, revision))
+            }
+            () = token.cancelled() => None,
+        };
+        session2.running.remove(&id);
+        let _ = done.send(out);
+    });
+    let work = Box::pin(async move { answer.await.ok().flatten() });
+    Handled::Running(Running { work, notices: notices_rx })
+}
+
+fn unknown(id: &[u8], method: &str) -> Handled {
+    let method: String = method.chars().take(64).collect();
+    let text = format!("Method not found: {method}");
+    let data = serde_json::json!({"reason": "unknown_method"});
+    let error = ErrorObject::new(METHOD_NOT_FOUND, text).with_data(data);
+    Handled::Message(response(id, Kind::Error, error.to_raw().get().as_bytes()))
+}
+
+fn set_level(session: &Session, id: &[u8], frame: &Frame) -> Handled {
+    let level = frame
+        .params()
+        .and_then(|p| Members::read(&p).ok()?.get_str("level").map(std::borrow::Cow::into_owned));
+    match level {
+        Some(level) if LOG_LEVELS.contains(&level.as_str()) => {
+            *session.log_level.lock().expect("no panic while held") = Some(level.into());
+            Handled::Message(response(id, Kind::Result, b"{}"))
+        }
+        _ => Handled::Message(error(
+            id,
+            INVALID_PARAMS,
+            format!("params.level must be one of {}", LOG_LEVELS.join(", ")),
+        )),
+    }
+}
+
+/// A session for a process's own pipe: it has no id and nobody else can name it.
+pub fn pipe_session(consumer: Arc<Consumer>, hello: Hello) -> Arc<Session> {
+    Arc::new(Session::new("".into(), consumer, hello.revision, hello.client_info))
+}

@@ -1,0 +1,127 @@
+//! A client of the newest revision: each request says everything itself.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::call::{Consumer, Notices};
+use crate::protocol::error::{
+    ErrorObject, INVALID_PARAMS, METHOD_NOT_FOUND, UNSUPPORTED_PROTOCOL_VERSION,
+};
+use crate::protocol::message::{Frame, Kind};
+use crate::protocol::meta::RequestMeta;
+use crate::protocol::method::{self, Handling};
+use crate::protocol::revision::{Era, Revision};
+
+use super::Edge;
+use super::canonical::{Opened, TraceHeaders, open};
+use super::legacy::{Handled, Running};
+use super::listen;
+use super::render::render;
+
+/// Whether a request is of the newest era: its `_meta` names a revision, or only that era has
+/// its method (2026-07-28 basic/versioning).
+pub fn is_modern(frame: &Frame, meta: Option<&RequestMeta>) -> bool {
+    meta.is_some_and(|m| m.protocol_version.is_some())
+        || matches!(frame.method(), "server/discover" | "subscriptions/listen")
+}
+
+/// The metadata that every request must carry (2026-07-28 basic/index, "_meta").
+pub fn required(meta: Option<RequestMeta>) -> Result<RequestMeta, ErrorObject> {
+    let missing = |key: &str| {
+        ErrorObject::new(INVALID_PARAMS, format!("params._meta lacks {key}"))
+            .with_data(serde_json::json!({"reason": "invalid_params"}))
+    };
+    let meta = meta.ok_or_else(|| missing("io.modelcontextprotocol/protocolVersion"))?;
+    if meta.protocol_version.is_none() {
+        return Err(missing("io.modelcontextprotocol/protocolVersion"));
+    }
+    match &meta.client_capabilities {
+        Some(raw) if raw.starts_with('{') => Ok(meta),
+        _ => Err(missing("io.modelcontextprotocol/clientCapabilities (an object)")),
+    }
+}
+
+/// The revision, if we serve it (2026-07-28 basic/versioning).
+pub fn served(meta: &RequestMeta) -> Result<Revision, ErrorObject> {
+    match meta.revision() {
+        Some(revision) if revision.era() == Era::Modern => Ok(revision),
+        _ => Err(ErrorObject::new(UNSUPPORTED_PROTOCOL_VERSION, "Unsupported protocol version")
+            .with_data(serde_json::json!({
+                "supported": [Revision::LATEST.as_str()],
+                "requested": meta.protocol_version,
+            }))),
+    }
+}
+
+/// Handle one request whose metadata was checked.
+pub async fn handle(
+    edge: &Arc<Edge>,
+    consumer: &Arc<Consumer>,
+    transport: &'static str,
+    frame: Frame,
+    meta: RequestMeta,
+    revision: Revision,
+    trace: TraceHeaders,
+) -> Result<Handled, ErrorObject> {
+    if frame.kind() != Kind::Request {
+        return Ok(Handled::Accepted);
+    }
+    let id = frame.id().expect("a request has an id");
+    let unknown = || {
+        let name: String = frame.method().chars().take(64).collect();
+        ErrorObject::new(METHOD_NOT_FOUND, format!("Method not found: {name}"))
+            .with_data(serde_json::json!({"reason": "unknown_method"}))
+    };
+    let method = method::find(frame.method(), revision).ok_or_else(unknown)?;
+    match method.handling {
+        Handling::Edge => return Err(unknown()),
+        Handling::Listen => {
+            let topics = listen::wished(&frame).map_err(|e| ErrorObject::new(INVALID_PARAMS, e))?;
+            return Ok(Handled::Listen(topics));
+        }
+        Handling::Discover | Handling::List(_) | Handling::Forward => {}
+    }
+    let Opened { call, record } =
+        open(edge, transport, consumer, method, frame, meta, revision, trace);
+    if method.handling != Handling::Forward {
+        let terminal = edge.gateway.handle(&call, record, &Notices::none()).await;
+        return Ok(Handled::Message(render(terminal, &id, method, revision)));
+    }
+    let (notices, notices_rx) = Notices::channel();
+    let edge = edge.clone();
+    let work = Box::pin(async move {
+        let terminal = edge.gateway.handle(&call, record, &notices).await;
+        Some(render(terminal, &id, method, revision))
+    });
+    Ok(Handled::Running(Running { work, notices: notices_rx }))
+}
+
+/// The HTTP status of a response message (2026-07-28 basic/transports/streamable-http): an
+/// unknown method is 404, errors of the request's form are 400, all others travel with 200.
+pub fn status(message: &Bytes) -> u16 {
+    // Only our own short errors can have such a code; answers are not parsed for it.
+    const SHORT: usize = 4096;
+    if message.len() > SHORT {
+        return 200;
+    }
+    let code = Frame::scan(message.clone()).ok().and_then(|f| f.error_code());
+    match code.and_then(|c| i32::try_from(c).ok()) {
+        Some(c) => status_of(c),
+        None => 200,
+    }
+}
+
+/// The HTTP status of an error that we make before a call begins.
+pub fn status_of(code: i32) -> u16 {
+    use crate::protocol::error as e;
+    match code {
+        e::METHOD_NOT_FOUND => 404,
+        e::PARSE_ERROR
+        | e::INVALID_REQUEST
+        | e::HEADER_MISMATCH
+        | e::MISSING_CLIENT_CAPABILITY
+        | e::UNSUPPORTED_PROTOCOL_VERSION => 400,
+        _ => 200,
+    }
+}

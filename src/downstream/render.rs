@@ -1,0 +1,163 @@
+//! A terminal as the caller's revision says it.
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::call::{Form, Terminal};
+use crate::protocol::error::{
+    INTERNAL_ERROR, INVALID_PARAMS, LEGACY_RESOURCE_NOT_FOUND, LEGACY_URL_ELICITATION,
+    is_reserved_unknown, tells_modern,
+};
+use crate::protocol::form::{to_canonical, to_plain};
+use crate::protocol::message::{Frame, Kind, response};
+use crate::protocol::meta::{Members, ObjectWriter};
+use crate::protocol::method::{AddressField, Method};
+use crate::protocol::revision::{Era, Revision};
+
+/// The response message with the caller's id.
+pub fn render(terminal: Terminal, id: &[u8], method: &Method, revision: Revision) -> Bytes {
+    let era = revision.era();
+    match terminal {
+        Terminal::Own(result, form) => {
+            response(id, Kind::Result, &in_form(&result, form, era, method))
+        }
+        Terminal::Error(error) => {
+            let mut error = error;
+            // A resource that is not there has a code of its own in the old revisions
+            // (2025-11-25 server/resources, "error handling").
+            if era == Era::Legacy
+                && method.address == AddressField::Uri
+                && error.data.as_ref().is_some_and(|d| d["reason"] == "unknown_name")
+            {
+                error.code = LEGACY_RESOURCE_NOT_FOUND;
+            }
+            response(id, Kind::Error, error.to_raw().get().as_bytes())
+        }
+        Terminal::Answer(frame, _) if frame.kind() == Kind::Error => {
+            match mapped_error(&frame.outcome(), era, method) {
+                Some(error) => response(id, Kind::Error, &error),
+                None => frame.with_id(id),
+            }
+        }
+        Terminal::Answer(frame, form) => {
+            let result = frame.outcome();
+            let said = in_form(&result, form, era, method);
+            if said.as_ptr() == result.as_ptr() && said.len() == result.len() {
+                return frame.with_id(id);
+            }
+            with_outcome(&frame, &said, id)
+        }
+    }
+}
+
+// The answer with another result and another id; what else stands in the envelope stays.
+fn with_outcome(frame: &Frame, result: &Bytes, id: &[u8]) -> Bytes {
+    let mut s = crate::protocol::splice::Splice::new();
+    s.replace(frame.id_span().expect("a result has an id"), id.to_vec());
+    s.replace(frame.outcome_span().expect("a result has a result"), result.to_vec());
+    s.apply(frame.bytes())
+}
+
+fn in_form(result: &Bytes, form: Form, era: Era, method: &Method) -> Bytes {
+    match (form, era) {
+        (Form::Plain, Era::Modern) => to_canonical(result, method.cacheable),
+        (Form::Canonical, Era::Legacy) => to_plain(result),
+        _ => result.clone(),
+    }
+}
+
+#[derive(Deserialize)]
+struct Code<'a> {
+    code: i64,
+    #[serde(borrow)]
+    message: &'a RawValue,
+}
+
+// Codes that mean nothing, or something else, in the caller's revision; `None` keeps the error as
+// it came.
+fn mapped_error(error: &[u8], era: Era, method: &Method) -> Option<Vec<u8>> {
+    let code: Code<'_> = serde_json::from_slice(error).ok()?;
+    let resource = method.address == AddressField::Uri;
+    let new = match (era, i32::try_from(code.code)) {
+        (Era::Modern, Ok(LEGACY_RESOURCE_NOT_FOUND)) => INVALID_PARAMS,
+        (Era::Legacy, Ok(INVALID_PARAMS)) if resource && says_not_found(code.message.get()) => {
+            LEGACY_RESOURCE_NOT_FOUND
+        }
+        (Era::Modern, Ok(LEGACY_URL_ELICITATION)) => INTERNAL_ERROR,
+        // The three modern codes speak of our own request to the upstream, not of the caller's.
+        _ if tells_modern(code.code) || is_reserved_unknown(code.code) => INTERNAL_ERROR,
+        _ => return None,
+    };
+    let members = Members::read(error).ok()?;
+    let mut out = ObjectWriter::new();
+    for (k, v) in &members.0 {
+        if k == "code" {
+            out.value("code", &new);
+        } else {
+            out.raw(k, v.get().as_bytes());
+        }
+    }
+    Some(out.finish())
+}
+
+fn says_not_found(message: &str) -> bool {
+    let message = message.to_lowercase();
+    message.contains("not found") || message.contains("unknown resource")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::method;
+
+    fn answer(text: &str, form: Form) -> Terminal {
+        Terminal::Answer(Frame::scan(Bytes::copy_from_slice(text.as_bytes())).unwrap(), form)
+    }
+
+    fn show(terminal: Terminal, method: &str, revision: Revision) -> String {
+        let m = method::find(method, revision).unwrap();
+        String::from_utf8(render(terminal, b"\"c\"", m, revision).to_vec()).unwrap()
+    }
+
+    #[test]
+    fn an_answer_keeps_every_byte_but_the_id_within_one_era() {
+        let text = r#"{ "x":1.10, "jsonrpc":"2.0","id":  7,"result":{"content":[],"n":1e400} }"#;
+        assert_eq!(
+            show(answer(text, Form::Plain), "tools/call", Revision::R2025_06_18),
+            r#"{ "x":1.10, "jsonrpc":"2.0","id":  "c","result":{"content":[],"n":1e400} }"#
+        );
+    }
+
+    #[test]
+    fn across_eras_only_the_era_s_own_members_come_and_go() {
+        let plain = r#"{"jsonrpc":"2.0","id":7,"result":{"content":[],"n":1.50}}"#;
+        let modern = show(answer(plain, Form::Plain), "tools/call", Revision::LATEST);
+        assert!(
+            modern.contains(r#""resultType":"complete""#) && modern.contains("1.50"),
+            "{modern}"
+        );
+        let canonical =
+            r#"{"jsonrpc":"2.0","id":7,"result":{"resultType":"complete","content":[],"n":1.50}}"#;
+        let old = show(answer(canonical, Form::Canonical), "tools/call", Revision::R2024_11_05);
+        assert!(!old.contains("resultType") && old.contains("1.50"), "{old}");
+    }
+
+    #[test]
+    fn codes_are_said_in_the_caller_s_words() {
+        let error = |code: i32| {
+            format!(
+                r#"{{"jsonrpc":"2.0","id":7,"error":{{"code":{code},"message":"Resource not found","data":{{"a":1.0}}}}}}"#
+            )
+        };
+        let modern =
+            |c| show(answer(&error(c), Form::Canonical), "resources/read", Revision::LATEST);
+        let old =
+            |c| show(answer(&error(c), Form::Canonical), "resources/read", Revision::R2025_11_25);
+        assert!(modern(-32002).contains("-32602") && modern(-32002).contains("1.0"));
+        assert!(old(-32602).contains("-32002"));
+        assert!(modern(-32020).contains("-32603"));
+        assert!(modern(-32050).contains("-32603"));
+        assert!(modern(-7).contains("-7"));
+    }
+}

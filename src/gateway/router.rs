@@ -1,0 +1,125 @@
+//! Which plan answers a call: the method table × what the consumer sees.
+
+use bytes::Bytes;
+
+use crate::call::{Call, Form, Terminal};
+use crate::catalog::view::{Route, View};
+use crate::config::Gateway as Settings;
+use crate::failure::{Reason, Refusal};
+use crate::protocol::address::Parsed;
+use crate::protocol::meta::{Members, ObjectWriter, key};
+use crate::protocol::method::{AddressField, Handling};
+use crate::protocol::revision::Revision;
+
+/// What is to be done.
+pub enum Plan {
+    /// It is answered from memory.
+    Answer(Terminal),
+    /// Its owner answers. Holding the route is the permission.
+    Forward(Route, Parsed),
+}
+
+/// Decide.
+pub fn plan(view: &View, call: &Call, settings: &Settings) -> Result<Plan, Refusal> {
+    match call.method.handling {
+        Handling::Discover => Ok(answer(discover(view, settings).into(), Form::Canonical)),
+        Handling::List(kind) => {
+            let params = call.frame.params().unwrap_or_default();
+            let cursor = cursor(&params)?;
+            let page = view.page(kind, cursor.as_deref(), settings.page_size, call.form).map_err(
+                |_| {
+                    Refusal::new(
+                        Reason::InvalidParams,
+                        "the cursor is not valid; list again from the start",
+                    )
+                },
+            )?;
+            Ok(answer(page, call.form))
+        }
+        Handling::Forward => {
+            let params = call.frame.params();
+            let parsed = Parsed::read(call.method, params.as_deref())
+                .map_err(|e| Refusal::new(Reason::InvalidParams, e.to_string()))?;
+            let Some(address) = &parsed.address else {
+                return Err(Refusal::new(Reason::InvalidParams, "the request names nothing"));
+            };
+            if let Some(route) = view.resolve(address.kind, &address.value) {
+                return Ok(Plan::Forward(route, parsed));
+            }
+            if let Some(upstream) = view.unseen_owner(&address.value) {
+                let text = "nothing is known of this upstream yet: it has not answered since it was configured";
+                return Err(Refusal::new(Reason::UpstreamDown, text).at(upstream));
+            }
+            // Unknown and not visible are one answer on purpose.
+            let text = unknown(call.method.address, &address.value);
+            Err(Refusal::new(Reason::UnknownName, text))
+        }
+        Handling::Edge | Handling::Listen => {
+            Err(Refusal::new(Reason::UnknownMethod, "this method is not for here"))
+        }
+    }
+}
+
+fn unknown(field: AddressField, name: &str) -> String {
+    // A name is echoed, so cut: the caller sent it and may have sent a megabyte.
+    let name: String = name.chars().take(128).collect();
+    match field {
+        AddressField::ToolName => format!("Unknown tool: {name}"),
+        AddressField::PromptName => format!("Unknown prompt: {name}"),
+        AddressField::Uri => format!("Resource not found: {name}"),
+        _ => format!("Unknown reference: {name}"),
+    }
+}
+
+fn answer(result: Bytes, form: Form) -> Plan {
+    Plan::Answer(Terminal::Own(result, form))
+}
+
+fn cursor(params: &[u8]) -> Result<Option<String>, Refusal> {
+    let wrong = || Refusal::new(Reason::InvalidParams, "params.cursor must be a string");
+    if params.is_empty() {
+        return Ok(None);
+    }
+    let members = Members::read(params)
+        .map_err(|e| Refusal::new(Reason::InvalidParams, format!("params: {e}")))?;
+    match members.get("cursor").map(|r| r.get()) {
+        None | Some("null") => Ok(None),
+        Some(_) => members.get_str("cursor").map(|c| Some(c.into_owned())).ok_or_else(wrong),
+    }
+}
+
+/// Who we are, as `initialize` and `server/discover` say it.
+pub fn server_info() -> Vec<u8> {
+    ObjectWriter::new()
+        .value("name", &"weirkeeper")
+        .value("title", &"Weirkeeper")
+        .value("version", &env!("CARGO_PKG_VERSION"))
+        .finish()
+}
+
+/// What upstreams and we ourselves tell agents, as one text.
+pub fn instructions(view: &View, settings: &Settings) -> Option<String> {
+    let text = view.instructions(settings.instructions.then_some(settings.instructions_max));
+    (!text.is_empty()).then_some(text)
+}
+
+/// How long a client may keep the answer to discover: capabilities change with the configuration
+/// only, and a client hears of that on its listen stream.
+const DISCOVER_TTL_MS: u64 = 30_000;
+
+/// The result of `server/discover` (2026-07-28 server/discover). Only modern revisions are named:
+/// a modern client could not use the others without a handshake.
+pub fn discover(view: &View, settings: &Settings) -> Vec<u8> {
+    let mut out = ObjectWriter::new();
+    out.value("resultType", &"complete")
+        .value("supportedVersions", &[Revision::LATEST.as_str()])
+        .raw("capabilities", &view.capabilities());
+    if let Some(text) = instructions(view, settings) {
+        out.value("instructions", &text);
+    }
+    let meta = ObjectWriter::new().raw(key::SERVER_INFO, &server_info()).finish();
+    out.value("ttlMs", &DISCOVER_TTL_MS)
+        .value("cacheScope", &"private")
+        .raw("_meta", &meta)
+        .finish()
+}

@@ -1,0 +1,94 @@
+//! One immutable version of everything the data path reads, and the one place that holds it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use crate::call::Consumer;
+use crate::catalog::merge::Catalog;
+use crate::catalog::view::{Route, View};
+use crate::config::{Config, Patterns, ViewRule};
+use crate::failure::{Reason, Refusal};
+use crate::identity::Identity;
+use crate::observe::metrics::UpstreamSeries;
+use crate::upstream::Upstream;
+
+/// One version of everything.
+pub struct Snapshot {
+    /// Counts up with every change.
+    pub number: u64,
+    /// The configuration in force.
+    pub config: Arc<Config>,
+    /// The running upstreams.
+    pub upstreams: HashMap<Arc<str>, Arc<Upstream>>,
+    /// What they offer together.
+    pub catalog: Arc<Catalog>,
+    /// The consumers.
+    pub identity: Arc<Identity>,
+    /// What each view sees; `None` sees everything.
+    pub views: HashMap<Option<Arc<str>>, Arc<View>>,
+    /// Prepared metric handles.
+    pub series: HashMap<Arc<str>, Arc<UpstreamSeries>>,
+    /// Handles for what belongs to no upstream.
+    pub no_series: Arc<UpstreamSeries>,
+}
+
+impl Snapshot {
+    /// What a consumer sees.
+    pub fn view(&self, consumer: &Consumer) -> Arc<View> {
+        // A consumer whose view is gone since its call began sees nothing rather than all.
+        self.views.get(&consumer.view).cloned().unwrap_or_else(|| {
+            let nothing = ViewRule { upstreams: Some(vec![]), patterns: Patterns::default() };
+            Arc::new(View::new(&self.catalog, Some(&nothing)))
+        })
+    }
+
+    /// Take one from the consumer's quota.
+    pub fn quota(&self, consumer: &Consumer) -> Result<(), Refusal> {
+        let Some(quota) = self.identity.named(&consumer.name).and_then(|m| m.quota.as_ref()) else {
+            return Ok(());
+        };
+        quota.try_take().map_err(|after| {
+            Refusal::new(Reason::QuotaExceeded, "the consumer's rate quota is used up")
+                .retry_after(after)
+        })
+    }
+
+    /// The metric handles of a route's upstream.
+    pub fn series(&self, route: &Route) -> Arc<UpstreamSeries> {
+        self.series.get(route.upstream()).unwrap_or(&self.no_series).clone()
+    }
+}
+
+/// The newest snapshot, and word of each new one.
+pub struct Current {
+    swap: ArcSwap<Snapshot>,
+    changed: watch::Sender<u64>,
+}
+
+impl Current {
+    /// Start with `first`.
+    pub fn new(first: Snapshot) -> Current {
+        let changed = watch::Sender::new(first.number);
+        Current { swap: ArcSwap::from_pointee(first), changed }
+    }
+
+    /// The newest.
+    pub fn load(&self) -> Arc<Snapshot> {
+        self.swap.load_full()
+    }
+
+    /// Publish. Called by the one writer only.
+    pub fn publish(&self, next: Snapshot) {
+        let number = next.number;
+        self.swap.store(Arc::new(next));
+        self.changed.send_replace(number);
+    }
+
+    /// Hears of each new snapshot.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+}

@@ -1,0 +1,93 @@
+//! Who is calling?
+//!
+//! One scheme: a key, presented as `Authorization: Bearer` or `X-API-Key`. Anonymous is a
+//! consumer too, and exists only when none are configured. A digest of the presented key finds
+//! its candidates; the comparison itself takes constant time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::call::Consumer;
+use crate::config::Config;
+use crate::config::secret::ConsumerKey;
+use crate::failure::{Reason, Refusal};
+use crate::guard::Limiter;
+
+/// A consumer and its quota.
+pub struct Member {
+    /// Who.
+    pub consumer: Arc<Consumer>,
+    /// Its rate quota.
+    pub quota: Option<Arc<Limiter>>,
+}
+
+/// All consumers of one configuration.
+pub struct Identity {
+    by_digest: HashMap<u64, Vec<(ConsumerKey, usize)>>,
+    members: Vec<Member>,
+    anonymous: Option<Member>,
+}
+
+impl Identity {
+    /// The consumers of `config`; quotas of consumers that `before` had go on as they were.
+    pub fn new(config: &Config, before: Option<&Identity>) -> Identity {
+        let mut by_digest: HashMap<u64, Vec<_>> = HashMap::new();
+        let mut members = Vec::with_capacity(config.consumers.len());
+        for (index, c) in config.consumers.iter().enumerate() {
+            for key in &c.keys {
+                by_digest.entry(key.bucket()).or_default().push((key.clone(), index));
+            }
+            let quota = c.rate.as_ref().map(|rate| {
+                let kept = before
+                    .and_then(|b| b.members.iter().find(|m| m.consumer.name == c.name))
+                    .and_then(|m| m.quota.clone());
+                match kept {
+                    Some(quota) => {
+                        quota.reconfigure(Some(rate));
+                        quota
+                    }
+                    None => Arc::new(Limiter::new(Some(rate))),
+                }
+            });
+            let consumer = Consumer { name: c.name.clone(), view: c.view.clone() };
+            members.push(Member { consumer: Arc::new(consumer), quota });
+        }
+        let anonymous = config.consumers.is_empty().then(|| Member {
+            consumer: Arc::new(Consumer { name: "anonymous".into(), view: None }),
+            quota: None,
+        });
+        Identity { by_digest, members, anonymous }
+    }
+
+    /// The consumer who presents `key`. Without configured consumers everybody is anonymous,
+    /// whatever they present.
+    pub fn identify(&self, key: Option<&str>) -> Result<&Member, Refusal> {
+        if let Some(anonymous) = &self.anonymous {
+            return Ok(anonymous);
+        }
+        let Some(key) = key else {
+            return Err(Refusal::new(
+                Reason::Unauthenticated,
+                "a key is needed: send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`",
+            ));
+        };
+        let digest = ConsumerKey::of(key);
+        let candidates = self.by_digest.get(&digest.bucket()).map_or(&[][..], Vec::as_slice);
+        candidates
+            .iter()
+            .find(|(known, _)| known.same(&digest))
+            .map(|(_, index)| &self.members[*index])
+            .ok_or_else(|| Refusal::new(Reason::Unauthenticated, "the key is not known"))
+    }
+
+    /// The consumer of this name: for the operator's own commands, which read the configuration
+    /// anyway.
+    pub fn named(&self, name: &str) -> Option<&Member> {
+        self.members.iter().chain(&self.anonymous).find(|m| &*m.consumer.name == name)
+    }
+
+    /// Everybody.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().chain(&self.anonymous)
+    }
+}

@@ -1,0 +1,364 @@
+//! Log lines, on stderr: stdout belongs to MCP when a client runs us over stdio.
+//!
+//! A line is formatted where it arises and then handed to a thread of its own over a bounded
+//! queue. A reader of stderr that has stopped reading therefore costs lines, which are counted,
+//! and never a call.
+
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, SyncSender, TryRecvError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tracing::Subscriber;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::{EnvFilter, Registry, reload};
+
+use crate::config::LogFormat;
+use crate::config::secret::Scrubber;
+
+/// Most lines that wait for the reader of stderr: some seconds of a busy gateway.
+pub const LINES_MAX: usize = 8192;
+/// Most bytes of waiting lines, so that long lines cannot fill the memory either.
+pub const BYTES_MAX: usize = 8 << 20;
+/// How long the last handle waits for the queue to empty when it is dropped.
+const FLUSH_WAIT: Duration = Duration::from_secs(1);
+
+/// Why logging could not be set up or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The level is neither a level nor a filter.
+    #[error("`{level}` is neither a level nor a filter ({why})")]
+    Level {
+        /// As written.
+        level: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Someone else in the process has set up logging already.
+    #[error("logging is set up already")]
+    Taken,
+    /// The thread that writes could not be started.
+    #[error("the thread that writes log lines cannot be started: {0}")]
+    Thread(#[from] io::Error),
+}
+
+/// The running log. Clones share it; the last one to go waits shortly for waiting lines.
+#[derive(Clone)]
+pub struct LogHandle(Arc<Inner>);
+
+struct Inner {
+    level: reload::Handle<EnvFilter, Registry>,
+    queue: Queue,
+}
+
+/// Send all events of this process to stderr.
+///
+/// # Errors
+/// A level that cannot be read, or a process that logs already.
+pub fn init(level: &str, format: LogFormat) -> Result<LogHandle, LogError> {
+    let stderr = io::stderr();
+    let colour = stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let (subscriber, handle) = build(level, format, colour, stderr)?;
+    tracing::subscriber::set_global_default(subscriber).map_err(|_| LogError::Taken)?;
+    Ok(handle)
+}
+
+fn build(
+    level: &str,
+    format: LogFormat,
+    colour: bool,
+    sink: impl Write + Send + 'static,
+) -> Result<(impl Subscriber + Send + Sync, LogHandle), LogError> {
+    let (filter, level) = reload::Layer::new(filter(level)?);
+    let queue = Queue::start(sink)?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(queue.clone());
+    let lines = match format {
+        LogFormat::Json => {
+            lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed()
+        }
+        LogFormat::Text => lines.with_ansi(colour).boxed(),
+    };
+    let subscriber = tracing_subscriber::registry().with(filter).with(lines);
+    Ok((subscriber, LogHandle(Arc::new(Inner { level, queue }))))
+}
+
+fn filter(level: &str) -> Result<EnvFilter, LogError> {
+    EnvFilter::builder()
+        .parse(level)
+        .map_err(|e| LogError::Level { level: level.to_owned(), why: e.to_string() })
+}
+
+impl LogHandle {
+    /// Change the level from the next event on.
+    ///
+    /// # Errors
+    /// A level that cannot be read; the old one stays.
+    pub fn set_level(&self, level: &str) -> Result<(), LogError> {
+        let filter = filter(level)?;
+        // The only failure is that the subscriber is gone, and then there is nothing to change.
+        let _ = self.0.level.reload(filter);
+        Ok(())
+    }
+
+    /// From now on take these secrets out of every line, whatever code wrote it. The net below
+    /// the rule that nothing logs a secret in the first place.
+    pub fn scrub(&self, scrubber: Scrubber) {
+        self.0.queue.shared.scrubber.store(Arc::new(scrubber));
+    }
+
+    /// Lines that were dropped because the reader was too slow.
+    pub fn dropped(&self) -> u64 {
+        self.0.queue.shared.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Wait until all lines so far are written, `bound` at most. Blocks the thread. `false`: the
+    /// reader was too slow.
+    pub fn flush(&self, bound: Duration) -> bool {
+        self.0.queue.flush(bound)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.queue.flush(FLUSH_WAIT);
+    }
+}
+
+/// The way to the thread that writes.
+#[derive(Clone)]
+struct Queue {
+    tx: SyncSender<Item>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    dropped: AtomicU64,
+    bytes: AtomicUsize,
+    scrubber: ArcSwap<Scrubber>,
+}
+
+enum Item {
+    Line(Box<[u8]>),
+    Flush(SyncSender<()>),
+}
+
+impl Queue {
+    fn start(sink: impl Write + Send + 'static) -> io::Result<Queue> {
+        let (tx, rx) = mpsc::sync_channel(LINES_MAX);
+        let shared = Arc::<Shared>::default();
+        let theirs = shared.clone();
+        std::thread::Builder::new()
+            .name("weir-log".into())
+            .spawn(move || drain(&rx, &theirs, BufWriter::new(sink)))?;
+        Ok(Queue { tx, shared })
+    }
+
+    fn line(&self, line: &[u8]) {
+        let waiting = self.shared.bytes.fetch_add(line.len(), Ordering::Relaxed);
+        if waiting + line.len() <= BYTES_MAX && self.tx.try_send(Item::Line(line.into())).is_ok() {
+            return;
+        }
+        self.shared.bytes.fetch_sub(line.len(), Ordering::Relaxed);
+        self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn flush(&self, bound: Duration) -> bool {
+        let until = Instant::now() + bound;
+        let (done, wait) = mpsc::sync_channel(1);
+        let mut item = Item::Flush(done);
+        loop {
+            match self.tx.try_send(item) {
+                Ok(()) => break,
+                Err(mpsc::TrySendError::Disconnected(_)) => return false,
+                Err(mpsc::TrySendError::Full(back)) => {
+                    if Instant::now() >= until {
+                        return false;
+                    }
+                    item = back;
+                    // Full: the writer is behind by the whole queue, a finer wait gains nothing.
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+        }
+        wait.recv_timeout(until.saturating_duration_since(Instant::now())).is_ok()
+    }
+}
+
+/// The thread. Errors of the sink are nowhere to be told and end nothing: a later line may pass.
+fn drain(rx: &Receiver<Item>, shared: &Shared, mut out: impl Write) {
+    loop {
+        let item = match rx.try_recv() {
+            Ok(item) => item,
+            Err(TryRecvError::Disconnected) => break,
+            Err(TryRecvError::Empty) => {
+                let _ = out.flush();
+                match rx.recv() {
+                    Ok(item) => item,
+                    Err(_) => break,
+                }
+            }
+        };
+        match item {
+            Item::Line(line) => {
+                let text = String::from_utf8_lossy(&line);
+                let _ = out.write_all(shared.scrubber.load().scrub(&text).as_bytes());
+                shared.bytes.fetch_sub(line.len(), Ordering::Relaxed);
+            }
+            Item::Flush(done) => {
+                let _ = out.flush();
+                let _ = done.try_send(());
+            }
+        }
+    }
+    let _ = out.flush();
+}
+
+impl<'a> MakeWriter<'a> for Queue {
+    type Writer = Line<'a>;
+    fn make_writer(&'a self) -> Line<'a> {
+        Line(self)
+    }
+}
+
+/// Takes one formatted event; the formatter writes each with a single `write_all`.
+struct Line<'a>(&'a Queue);
+
+impl Write for Line<'_> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.line(line);
+        Ok(line.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Mutex;
+
+    use crate::config::secret::Secret;
+
+    use super::*;
+
+    /// What was written; can be made to stall like a reader that stopped.
+    #[derive(Clone, Default)]
+    struct Sink {
+        text: Arc<Mutex<Vec<u8>>>,
+        stall: Arc<Mutex<()>>,
+    }
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _wait = self.stall.lock();
+            self.text.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Sink {
+        fn text(&self) -> String {
+            String::from_utf8(self.text.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn lines_are_json_and_the_level_changes_while_running() {
+        let sink = Sink::default();
+        let (subscriber, log) = build("info", LogFormat::Json, false, sink.clone()).unwrap();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::debug!("quiet");
+            tracing::info!(upstream = "stripe", bytes = 7, "first");
+            log.set_level("debug").unwrap();
+            tracing::debug!("second");
+            assert!(log.set_level("weirkeeper=loud").is_err());
+            tracing::debug!("third");
+        });
+        assert!(log.flush(LONG));
+        let lines: Vec<serde_json::Value> =
+            sink.text().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let messages: Vec<_> = lines.iter().map(|l| l["message"].as_str().unwrap()).collect();
+        assert_eq!(messages, ["first", "second", "third"]);
+        assert_eq!(lines[0]["upstream"], "stripe");
+        assert_eq!(lines[0]["bytes"], 7);
+        assert_eq!(lines[0]["level"], "INFO");
+    }
+
+    #[test]
+    fn colour_only_where_asked_for() {
+        for (colour, escapes) in [(true, true), (false, false)] {
+            let sink = Sink::default();
+            let (subscriber, log) = build("info", LogFormat::Text, colour, sink.clone()).unwrap();
+            tracing::subscriber::with_default(subscriber, || tracing::info!("hello"));
+            drop(log);
+            assert_eq!(sink.text().contains('\u{1b}'), escapes);
+            assert!(sink.text().contains("hello"));
+        }
+    }
+
+    #[test]
+    fn a_reader_that_stopped_costs_lines_and_no_time() {
+        let sink = Sink::default();
+        let (subscriber, log) = build("info", LogFormat::Text, false, sink.clone()).unwrap();
+        let stalled = sink.stall.lock().unwrap();
+        let extra = 2000;
+        tracing::subscriber::with_default(subscriber, || {
+            for n in 0..LINES_MAX + extra {
+                tracing::info!(n, "{}", "x".repeat(64));
+            }
+        });
+        let dropped = log.dropped() as usize;
+        // The thread holds what filled its buffer, besides the queue.
+        assert!(dropped > 0 && dropped <= extra, "{dropped}");
+        assert!(!log.flush(Duration::ZERO));
+        drop(stalled);
+        assert!(log.flush(LONG));
+        assert_eq!(sink.text().lines().count(), LINES_MAX + extra - dropped);
+    }
+
+    #[test]
+    fn waiting_bytes_are_bounded_too() {
+        let sink = Sink::default();
+        let queue = Queue::start(sink.clone()).unwrap();
+        let stalled = sink.stall.lock().unwrap();
+        let line = vec![b'x'; BYTES_MAX / 4];
+        for _ in 0..20 {
+            queue.line(&line);
+        }
+        assert!(queue.shared.dropped.load(Ordering::Relaxed) >= 15);
+        drop(stalled);
+        assert!(queue.flush(LONG));
+        assert_eq!(queue.shared.bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn secrets_are_taken_out_of_any_line() {
+        let sink = Sink::default();
+        let (subscriber, log) = build("info", LogFormat::Json, false, sink.clone()).unwrap();
+        log.scrub(Scrubber::new([Secret::new("sk_live_\"1234")]));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(header = "Bearer sk_live_\"1234", "sent");
+        });
+        assert!(log.flush(LONG));
+        assert!(sink.text().contains("Bearer «secret»"), "{}", sink.text());
+        assert!(!sink.text().contains("1234"));
+    }
+
+    #[test]
+    fn an_unreadable_level_is_said() {
+        let Err(e) = build("weirkeeper=loud", LogFormat::Text, false, io::sink()) else {
+            panic!("accepted");
+        };
+        insta::assert_snapshot!(e, @r#"`weirkeeper=loud` is neither a level nor a filter (error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5)"#);
+    }
+}

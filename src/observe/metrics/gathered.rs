@@ -1,0 +1,260 @@
+//! What is gathered at scrape: plain numbers that whoever renders looks up where they live.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::page::Page;
+use super::{
+    BREAKER, BREAKER_TO, CATALOG_AGE, CATALOG_BYTES, CATALOG_DROPPED, CATALOG_ENTRIES, CONNECTIONS,
+    IN_FLIGHT, LOG_DROPPED, NOISE, OPEN_FDS, QUEUE_DEPTH, RECEIVED, RESIDENT, RESTARTS, SENT,
+    SESSIONS, SPANS_DROPPED, STDERR_DROPPED, STREAMS, UNMATCHED, UP, UpstreamSeries,
+};
+
+/// Everything that is only known elsewhere.
+#[derive(Clone, Debug, Default)]
+pub struct Gathered {
+    /// The running upstreams.
+    pub upstreams: Vec<UpstreamFacts>,
+    /// Sessions of old clients.
+    pub sessions: u64,
+    /// Open notification streams.
+    pub streams: u64,
+    /// Open connections of clients.
+    pub connections: u64,
+    /// Dropped log lines; [`crate::observe::Observe::render`] puts it in.
+    pub log_lines_dropped: u64,
+    /// Dropped spans; [`crate::observe::Observe::render`] puts it in.
+    pub spans_dropped: u64,
+}
+
+/// How one upstream is now.
+#[derive(Clone, Debug, Default)]
+pub struct UpstreamFacts {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Whether it is connected.
+    pub up: bool,
+    /// Calls under way.
+    pub in_flight: u64,
+    /// Calls that wait for one of them to end.
+    pub queued: u64,
+    /// Its breaker.
+    pub breaker: BreakerState,
+    /// What it has in the catalog.
+    pub catalog: Vec<CatalogFacts>,
+    /// Time since its lists were last confirmed; `None`: never.
+    pub catalog_age: Option<Duration>,
+    /// Entries left out of the catalog.
+    pub catalog_dropped: u64,
+    /// Rises each time an upstream of this name is made anew and its totals begin at zero.
+    pub incarnation: u64,
+    /// What it counted since then.
+    pub totals: Totals,
+}
+
+/// A part of the catalog.
+#[derive(Clone, Copy, Debug)]
+pub struct CatalogFacts {
+    /// `tools`, `prompts`, …
+    pub kind: &'static str,
+    /// Entries.
+    pub entries: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// The state of a breaker; the numbers are the metric's values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BreakerState {
+    /// Lets calls through.
+    #[default]
+    Closed = 0,
+    /// Lets a few through to see.
+    Probing = 1,
+    /// Lets none through.
+    Open = 2,
+}
+
+impl BreakerState {
+    const ALL: [BreakerState; 3] =
+        [BreakerState::Closed, BreakerState::Probing, BreakerState::Open];
+
+    /// The label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            BreakerState::Closed => "closed",
+            BreakerState::Probing => "probing",
+            BreakerState::Open => "open",
+        }
+    }
+}
+
+/// What an upstream counts by itself; each only grows as long as the upstream lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Starts or connections besides the first.
+    pub restarts: u64,
+    /// Lines on stdout that were no message.
+    pub stdout_noise: u64,
+    /// Bytes of stderr that were not relayed.
+    pub stderr_dropped_bytes: u64,
+    /// Answers that no request waited for.
+    pub unmatched_answers: u64,
+    /// Bytes received.
+    pub received_bytes: u64,
+    /// Bytes sent.
+    pub sent_bytes: u64,
+    /// Times the breaker went to closed, probing, open; as [`BreakerState`] numbers them.
+    pub breaker_to: [u64; 3],
+}
+
+impl Totals {
+    fn with(self, other: Totals, f: impl Fn(u64, u64) -> u64) -> Totals {
+        Totals {
+            restarts: f(self.restarts, other.restarts),
+            stdout_noise: f(self.stdout_noise, other.stdout_noise),
+            stderr_dropped_bytes: f(self.stderr_dropped_bytes, other.stderr_dropped_bytes),
+            unmatched_answers: f(self.unmatched_answers, other.unmatched_answers),
+            received_bytes: f(self.received_bytes, other.received_bytes),
+            sent_bytes: f(self.sent_bytes, other.sent_bytes),
+            breaker_to: std::array::from_fn(|i| f(self.breaker_to[i], other.breaker_to[i])),
+        }
+    }
+}
+
+/// Keeps totals growing when an upstream is made anew under the same name.
+#[derive(Default)]
+pub(super) struct Carried {
+    incarnation: u64,
+    /// What all before this incarnation counted.
+    before: Totals,
+    /// The most this incarnation said.
+    now: Totals,
+}
+
+impl Carried {
+    /// Takes in what was just seen and says what all incarnations counted together. Scrapes may
+    /// overlap and a late one may bring old numbers: those change nothing.
+    pub(super) fn take_in(&mut self, incarnation: u64, seen: Totals) -> Totals {
+        if incarnation > self.incarnation {
+            self.before = self.before.with(self.now, u64::saturating_add);
+            self.now = Totals::default();
+            self.incarnation = incarnation;
+        }
+        if incarnation == self.incarnation {
+            self.now = self.now.with(seen, u64::max);
+        }
+        self.before.with(self.now, u64::saturating_add)
+    }
+}
+
+impl Gathered {
+    /// `find` gives the branch that carries an upstream's totals.
+    pub(super) fn tell(&self, page: &mut Page, find: impl Fn(&str) -> Option<Arc<UpstreamSeries>>) {
+        for facts in &self.upstreams {
+            // Facts that were gathered before a reload and rendered after it may be of an
+            // upstream that is gone.
+            if let Some(series) = find(&facts.name) {
+                facts.tell(page, &series.carry(facts.incarnation, facts.totals));
+            }
+        }
+        page.value(&SESSIONS, &[], self.sessions as f64);
+        page.value(&STREAMS, &[], self.streams as f64);
+        page.value(&CONNECTIONS, &[], self.connections as f64);
+        page.value(&LOG_DROPPED, &[], self.log_lines_dropped as f64);
+        page.value(&SPANS_DROPPED, &[], self.spans_dropped as f64);
+    }
+}
+
+impl UpstreamFacts {
+    fn tell(&self, page: &mut Page, totals: &Totals) {
+        let name = [&*self.name];
+        page.value(&UP, &name, f64::from(u8::from(self.up)));
+        page.value(&IN_FLIGHT, &name, self.in_flight as f64);
+        page.value(&QUEUE_DEPTH, &name, self.queued as f64);
+        page.value(&BREAKER, &name, f64::from(self.breaker as u8));
+        for part in &self.catalog {
+            page.value(&CATALOG_ENTRIES, &[&*self.name, part.kind], part.entries as f64);
+            page.value(&CATALOG_BYTES, &[&*self.name, part.kind], part.bytes as f64);
+        }
+        if let Some(age) = self.catalog_age {
+            page.value(&CATALOG_AGE, &name, age.as_secs_f64());
+        }
+        page.value(&CATALOG_DROPPED, &name, self.catalog_dropped as f64);
+        for to in BreakerState::ALL {
+            let count = totals.breaker_to[to as usize];
+            page.value(&BREAKER_TO, &[&*self.name, to.as_str()], count as f64);
+        }
+        for (family, total) in [
+            (&RESTARTS, totals.restarts),
+            (&NOISE, totals.stdout_noise),
+            (&STDERR_DROPPED, totals.stderr_dropped_bytes),
+            (&UNMATCHED, totals.unmatched_answers),
+            (&RECEIVED, totals.received_bytes),
+            (&SENT, totals.sent_bytes),
+        ] {
+            page.value(family, &name, total as f64);
+        }
+    }
+}
+
+/// What the kernel says of this process; nothing where there is no `/proc`.
+pub(super) fn tell_process(page: &mut Page) {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if let Some(kib) = resident_kib(&status) {
+        page.value(&RESIDENT, &[], (kib * 1024) as f64);
+    }
+    if let Ok(entries) = std::fs::read_dir("/proc/self/fd") {
+        // One of them is the folder that is being read.
+        page.value(&OPEN_FDS, &[], entries.count().saturating_sub(1) as f64);
+    }
+}
+
+fn resident_kib(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse().ok()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn resident_memory_is_read() {
+        assert_eq!(resident_kib("Name:\tweir\nVmRSS:\t   12345 kB\nX:\t1\n"), Some(12345));
+        assert_eq!(resident_kib("Name:\tweir\n"), None);
+    }
+
+    proptest! {
+        // Lives of an upstream, each a list of growths; scrapes in between, some of them late.
+        #[test]
+        fn totals_only_grow_and_lose_nothing_that_was_seen(
+            lives in proptest::collection::vec(proptest::collection::vec(0u64..100, 1..5), 1..5),
+            late in any::<bool>(),
+        ) {
+            let mut carried = Carried::default();
+            let mut told = 0;
+            let mut sum = 0;
+            let mut old = (0, Totals::default());
+            for (incarnation, life) in lives.iter().enumerate() {
+                let mut count = 0;
+                for growth in life {
+                    count += growth;
+                    sum += growth;
+                    let seen = Totals { restarts: count, ..Totals::default() };
+                    let now = carried.take_in(incarnation as u64, seen).restarts;
+                    prop_assert_eq!(now, sum);
+                    prop_assert!(now >= told);
+                    told = now;
+                    if late {
+                        prop_assert_eq!(carried.take_in(old.0, old.1).restarts, sum);
+                    }
+                    old = (incarnation as u64, seen);
+                }
+            }
+        }
+    }
+}

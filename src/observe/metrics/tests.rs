@@ -1,0 +1,358 @@
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::observe::record::{Outcome, Record};
+use crate::observe::{Observe, trace::Tracer};
+
+use super::*;
+
+fn name(text: &str) -> Arc<str> {
+    text.into()
+}
+
+fn names(texts: &[&str]) -> Vec<Arc<str>> {
+    texts.iter().map(|t| name(t)).collect()
+}
+
+/// The value of each sample, by its line up to the value.
+fn samples(page: &str) -> BTreeMap<&str, f64> {
+    page.lines()
+        .filter(|l| !l.starts_with('#'))
+        .map(|l| l.rsplit_once(' ').unwrap())
+        .map(|(series, value)| (series, value.parse().unwrap()))
+        .collect()
+}
+
+fn facts() -> UpstreamFacts {
+    UpstreamFacts {
+        name: name("stripe"),
+        up: true,
+        in_flight: 3,
+        queued: 2,
+        breaker: BreakerState::Open,
+        catalog: vec![CatalogFacts { kind: "tools", entries: 7, bytes: 900 }],
+        catalog_age: Some(Duration::from_millis(1500)),
+        catalog_dropped: 4,
+        incarnation: 1,
+        totals: Totals {
+            restarts: 1,
+            stdout_noise: 2,
+            stderr_dropped_bytes: 3,
+            unmatched_answers: 4,
+            received_bytes: 5,
+            sent_bytes: 6,
+            breaker_to: [7, 8, 9],
+        },
+    }
+}
+
+/// Does everything that any series counts.
+fn everything(observe: &Arc<Observe>) -> String {
+    let metrics = &observe.metrics;
+    let series = metrics.upstream(&name("stripe"), &names(&["stripe__create_refund"]));
+    for outcome in Outcome::all() {
+        let mut record =
+            Record::open(observe, &name("sales"), "tools/call", "http", "2026-07-28", None);
+        record.route(&series, Some("stripe__create_refund"));
+        record.spent(Duration::ZERO, Duration::from_millis(500), 2);
+        record.finish(outcome);
+    }
+    metrics.refused(Reason::Unauthenticated);
+    metrics.reloaded(true);
+    metrics.reloaded(false);
+    for why in ConnectionRefusal::ALL {
+        metrics.connection_refused(why);
+    }
+    metrics.notices_dropped(5);
+    metrics.render(&Gathered {
+        upstreams: vec![facts()],
+        sessions: 1,
+        streams: 2,
+        connections: 3,
+        log_lines_dropped: 4,
+        spans_dropped: 5,
+    })
+}
+
+fn quiet() -> Arc<Observe> {
+    Arc::new(Observe::quiet())
+}
+
+#[test]
+fn places_follow_the_order_of_the_lists() {
+    for (at, reason) in Reason::ALL.into_iter().enumerate() {
+        assert_eq!(reason as usize, at);
+    }
+    for (at, outcome) in Outcome::all().enumerate() {
+        assert_eq!(outcome.index(), at);
+    }
+    assert_eq!(Outcome::all().count(), Outcome::COUNT);
+    for (at, why) in ConnectionRefusal::ALL.into_iter().enumerate() {
+        assert_eq!(why as usize, at);
+    }
+}
+
+#[test]
+fn every_series_is_moved_by_something() {
+    let observe = quiet();
+    let before = observe.metrics.render(&Gathered::default());
+    let after = everything(&observe);
+    let (before, after) = (samples(&before), samples(&after));
+    // These are what they are from the first scrape on.
+    let constant =
+        ["weir_build_info", "weir_process_resident_memory_bytes", "weir_process_open_fds"];
+    for family in Metrics::families() {
+        for series in family.names() {
+            let of = |page: &BTreeMap<&str, f64>| -> Vec<(String, f64)> {
+                page.iter()
+                    .filter(|(k, _)| k.split('{').next() == Some(&series))
+                    .map(|(k, v)| ((*k).to_owned(), *v))
+                    .collect()
+            };
+            assert!(
+                of(&after).iter().any(|(_, v)| *v != 0.0) || series.contains("successful"),
+                "{series} has no value"
+            );
+            // The time of the last reload has whole seconds and may fall into that of the start.
+            if !constant.contains(&&*series) && !series.ends_with("timestamp_seconds") {
+                assert_ne!(of(&before), of(&after), "nothing moves {series}");
+            }
+        }
+    }
+}
+
+#[test]
+fn names_are_declared_once_and_well_formed() {
+    let mut seen = BTreeSet::new();
+    for family in Metrics::families() {
+        assert!(seen.insert(family.name), "{} stands twice", family.name);
+        assert!(family.name.starts_with("weir_"));
+        assert!(family.help.trim().ends_with('.'), "{}", family.name);
+        assert_eq!(
+            family.name.ends_with("_total"),
+            family.kind == Kind::Counter,
+            "{}",
+            family.name
+        );
+    }
+}
+
+#[test]
+fn all_series_as_a_scrape_sees_them() {
+    let page = everything(&quiet());
+    let heads: Vec<_> = page
+        .lines()
+        .filter_map(|l| l.strip_prefix("# TYPE ").or_else(|| l.strip_prefix("# HELP ")))
+        .collect();
+    insta::assert_snapshot!(heads.join("\n"), @"
+    weir_breaker_state The breaker: 0 closed, 1 probing, 2 open.
+    weir_breaker_state gauge
+    weir_breaker_transitions_total Times the breaker went into a state.
+    weir_breaker_transitions_total counter
+    weir_build_info Always 1; the version is in the label.
+    weir_build_info gauge
+    weir_call_duration_seconds Time from a call's arrival to its end, waiting included. Refused calls are not in it: they end at once and would hide the others.
+    weir_call_duration_seconds histogram
+    weir_calls_in_flight Calls under way.
+    weir_calls_in_flight gauge
+    weir_calls_total Calls that ended, by upstream, method, outcome and, unless all went well, the reason.
+    weir_calls_total counter
+    weir_catalog_age_seconds Time since the upstream last confirmed what it offers.
+    weir_catalog_age_seconds gauge
+    weir_catalog_bytes Bytes of the catalog's entries.
+    weir_catalog_bytes gauge
+    weir_catalog_dropped_entries Entries that the upstream offers and the catalog leaves out: too many, or a name that is taken.
+    weir_catalog_dropped_entries gauge
+    weir_catalog_entries Entries of the catalog.
+    weir_catalog_entries gauge
+    weir_config_last_reload_success_timestamp_seconds Unix time of the last reload that took effect, or of the start.
+    weir_config_last_reload_success_timestamp_seconds gauge
+    weir_config_last_reload_successful Whether the last reload took effect; 1 from the start on.
+    weir_config_last_reload_successful gauge
+    weir_config_reloads_total Reloads of the configuration that took effect (`ok`) or were refused (`failed`).
+    weir_config_reloads_total counter
+    weir_connections Open connections of clients.
+    weir_connections gauge
+    weir_connections_refused_total Connections that were closed on accept.
+    weir_connections_refused_total counter
+    weir_limiter_wait_seconds_total Time that calls waited for the rate limit.
+    weir_limiter_wait_seconds_total counter
+    weir_limiter_waits_total Calls that waited for the rate limit.
+    weir_limiter_waits_total counter
+    weir_log_lines_dropped_total Log lines that were dropped because stderr was not read fast enough.
+    weir_log_lines_dropped_total counter
+    weir_notices_dropped_total Notices for clients that did not read them fast enough.
+    weir_notices_dropped_total counter
+    weir_process_open_fds Open file descriptors of the gateway's process.
+    weir_process_open_fds gauge
+    weir_process_resident_memory_bytes Memory of the gateway's process that is in RAM, children not included.
+    weir_process_resident_memory_bytes gauge
+    weir_queue_depth Calls that wait because as many as allowed are under way.
+    weir_queue_depth gauge
+    weir_received_bytes_total Bytes received from an upstream.
+    weir_received_bytes_total counter
+    weir_refusals_total Calls that the gateway itself said no to. The upstream never saw them.
+    weir_refusals_total counter
+    weir_retries_total Attempts besides the first, of calls that may be repeated.
+    weir_retries_total counter
+    weir_sent_bytes_total Bytes sent to an upstream.
+    weir_sent_bytes_total counter
+    weir_sessions Sessions of clients of the older revisions.
+    weir_sessions gauge
+    weir_spans_dropped_total Spans that were dropped because the collector was slow or gone.
+    weir_spans_dropped_total counter
+    weir_streams Open notification streams.
+    weir_streams gauge
+    weir_tool_call_duration_seconds The same, by tool as the agents see it; `_other` for tools beyond 2000 of one upstream.
+    weir_tool_call_duration_seconds histogram
+    weir_upstream_restarts_total Times the upstream's process was started again, or its connection made again.
+    weir_upstream_restarts_total counter
+    weir_upstream_stderr_dropped_bytes_total Bytes of an upstream's stderr that were not relayed to the log.
+    weir_upstream_stderr_dropped_bytes_total counter
+    weir_upstream_stdout_noise_total Lines on an upstream's stdout that were no message.
+    weir_upstream_stdout_noise_total counter
+    weir_upstream_unmatched_answers_total Answers of an upstream to no request that was waiting.
+    weir_upstream_unmatched_answers_total counter
+    weir_upstream_up Whether the upstream is connected.
+    weir_upstream_up gauge
+    ");
+}
+
+#[test]
+fn one_call_as_a_scrape_sees_it() {
+    let metrics = Metrics::new();
+    let series = metrics.upstream(&name("stripe"), &names(&["stripe__get_balance"]));
+    series.ended("tools/call", Outcome::Ok, Duration::from_millis(20));
+    series.ended("tools/call", Outcome::Fault(Reason::TooLarge), Duration::from_millis(700));
+    series.tool("stripe__get_balance").ended(Duration::from_millis(20));
+    let page = metrics.render(&Gathered::default());
+    let lines: Vec<_> = page
+        .lines()
+        .filter(|l| l.starts_with("weir_calls_total") || l.starts_with("weir_tool"))
+        .collect();
+    insta::assert_snapshot!(lines.join("\n"), @r#"
+    weir_calls_total{upstream="stripe",method="tools/call",outcome="ok",reason=""} 1
+    weir_calls_total{upstream="stripe",method="tools/call",outcome="fault",reason="too_large"} 1
+    weir_tool_call_duration_seconds_bucket{upstream="stripe",tool="stripe__get_balance",le="0.05"} 1
+    weir_tool_call_duration_seconds_bucket{upstream="stripe",tool="stripe__get_balance",le="0.25"} 1
+    weir_tool_call_duration_seconds_bucket{upstream="stripe",tool="stripe__get_balance",le="1"} 1
+    weir_tool_call_duration_seconds_bucket{upstream="stripe",tool="stripe__get_balance",le="5"} 1
+    weir_tool_call_duration_seconds_bucket{upstream="stripe",tool="stripe__get_balance",le="30"} 1
+    weir_tool_call_duration_seconds_bucket{upstream="stripe",tool="stripe__get_balance",le="+Inf"} 1
+    weir_tool_call_duration_seconds_sum{upstream="stripe",tool="stripe__get_balance"} 0.02
+    weir_tool_call_duration_seconds_count{upstream="stripe",tool="stripe__get_balance"} 1
+    "#);
+}
+
+#[test]
+fn what_left_the_catalog_leaves_the_metrics() {
+    let metrics = Metrics::new();
+    let up = name("stripe");
+    let series = metrics.upstream(&up, &names(&["a", "b"]));
+    let held = series.tool("b");
+    held.ended(Duration::from_millis(1));
+    series.tool("a").ended(Duration::from_millis(1));
+    // The names change; what stays keeps its count, and an old handle brings nothing back.
+    let again = metrics.upstream(&up, &names(&["a", "c"]));
+    assert!(Arc::ptr_eq(&series, &again));
+    held.ended(Duration::from_millis(1));
+    let page = metrics.render(&Gathered::default());
+    let counts = samples(&page);
+    assert_eq!(counts[r#"weir_tool_call_duration_seconds_count{upstream="stripe",tool="a"}"#], 1.0);
+    assert!(!page.contains(r#"tool="b""#));
+
+    metrics.retain_upstreams(&names(&["twilio"]));
+    series.ended("tools/call", Outcome::Ok, Duration::from_millis(1));
+    assert!(
+        !metrics
+            .render(&Gathered { upstreams: vec![facts()], ..Gathered::default() })
+            .contains("stripe")
+    );
+}
+
+#[test]
+fn tool_labels_come_from_the_catalog_only_and_are_bounded() {
+    let metrics = Metrics::new();
+    let many: Vec<Arc<str>> = (0..TOOLS_MAX + 5).map(|n| format!("t{n}").into()).collect();
+    let series = metrics.upstream(&name("big"), &many);
+    for tool in &many {
+        series.tool(tool).ended(Duration::from_millis(1));
+    }
+    series.tool("invented \"by\" a client").ended(Duration::from_millis(1));
+    let page = metrics.render(&Gathered::default());
+    let counts = samples(&page);
+    let tools = counts.keys().filter(|k| k.starts_with("weir_tool_call_duration_seconds_count"));
+    assert_eq!(tools.count(), TOOLS_MAX + 1);
+    assert_eq!(
+        counts[r#"weir_tool_call_duration_seconds_count{upstream="big",tool="_other"}"#],
+        6.0
+    );
+    assert!(!page.contains("invented"));
+}
+
+#[test]
+fn methods_beyond_the_table_share_a_label() {
+    let metrics = Metrics::new();
+    metrics.nobody().ended(OTHER, Outcome::Refused(Reason::UnknownMethod), Duration::ZERO);
+    metrics.nobody().ended("made/up", Outcome::Refused(Reason::UnknownMethod), Duration::ZERO);
+    let page = metrics.render(&Gathered::default());
+    let line = r#"weir_calls_total{upstream="_none",method="_other",outcome="refused",reason="unknown_method"}"#;
+    assert_eq!(samples(&page)[line], 2.0);
+    // Refused calls have no duration to speak of.
+    assert!(!page.contains("weir_call_duration_seconds_count"));
+}
+
+#[test]
+fn totals_go_on_when_an_upstream_is_made_anew() {
+    let metrics = Metrics::new();
+    metrics.upstream(&name("stripe"), &[]);
+    let mut seen = facts();
+    let mut restarts = |incarnation, count| {
+        seen.incarnation = incarnation;
+        seen.totals.restarts = count;
+        let gathered = Gathered { upstreams: vec![seen.clone()], ..Gathered::default() };
+        samples(&metrics.render(&gathered))[r#"weir_upstream_restarts_total{upstream="stripe"}"#]
+    };
+    assert_eq!(restarts(1, 5), 5.0);
+    assert_eq!(restarts(2, 0), 5.0);
+    assert_eq!(restarts(2, 9), 14.0);
+    assert_eq!(restarts(1, 5), 14.0);
+    metrics.settle("stripe", 2, Totals { restarts: 10, ..Totals::default() });
+    let gathered = Gathered {
+        upstreams: vec![UpstreamFacts { incarnation: 3, totals: Totals::default(), ..facts() }],
+        ..Gathered::default()
+    };
+    let page = metrics.render(&gathered);
+    assert_eq!(samples(&page)[r#"weir_upstream_restarts_total{upstream="stripe"}"#], 15.0);
+}
+
+#[test]
+fn a_refused_reload_shows_and_the_next_good_one_clears_it() {
+    let metrics = Metrics::new();
+    let ok =
+        || samples(&metrics.render(&Gathered::default()))["weir_config_last_reload_successful"];
+    assert_eq!(ok(), 1.0);
+    metrics.reloaded(false);
+    assert_eq!(ok(), 0.0);
+    metrics.reloaded(true);
+    assert_eq!(ok(), 1.0);
+}
+
+#[test]
+fn what_log_and_tracer_dropped_is_put_in() {
+    let observe = Observe::new(Tracer::off(), None);
+    let page = observe.render(Gathered { log_lines_dropped: 99, ..Gathered::default() });
+    assert_eq!(samples(&page)["weir_log_lines_dropped_total"], 0.0);
+    assert_eq!(samples(&page)["weir_spans_dropped_total"], 0.0);
+}
+
+#[test]
+fn a_label_value_cannot_break_out_of_its_quotes() {
+    let metrics = Metrics::new();
+    let odd = "a\"b\\c\nd";
+    metrics.upstream(&name("up"), &names(&[odd])).tool(odd).ended(Duration::ZERO);
+    let page = metrics.render(&Gathered::default());
+    assert!(page.contains(r#"tool="a\"b\\c\nd""#));
+}

@@ -1,0 +1,282 @@
+//! Find out which era an upstream speaks, and agree with it.
+//!
+//! The first message decides an upstream's era for good (some lock the process to it), so the
+//! newest revision is tried first and a legacy verdict is remembered. Never is one error code
+//! taken for proof of an old peer: any answer that is not a modern one falls back to
+//! `initialize` (2026-07-28 basic/transports/stdio and /streamable-http, "backward compatibility").
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::header::HeaderValue;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::sync::mpsc;
+
+use crate::config::EraChoice;
+use crate::failure::{Delivery, Fault, Reason};
+use crate::protocol::error::tells_modern;
+use crate::protocol::message::{Frame, Kind, message};
+use crate::protocol::meta::ObjectWriter;
+use crate::protocol::revision::{Era, Revision};
+
+use super::link::{
+    Agreement, Answered, Unanswered, Wire, exchange, headers_for, notify, own_request,
+};
+use super::outbound::client_info;
+use super::transport::Unasked;
+
+/// How long a child that is alive may leave the probe unanswered before it counts as old. Old
+/// servers answer an unknown method at once; one that is still starting shows no output yet and
+/// is given the whole connect timeout.
+const PROBE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// What a handshake came to.
+pub enum Agreed {
+    /// The two sides agree.
+    Yes(Agreement),
+    /// The probe made the child exit: start it again and go straight to the old handshake.
+    RestartAsLegacy,
+}
+
+/// Everything a handshake needs.
+pub struct Handshake<'a> {
+    /// The wire, freshly connected.
+    pub wire: &'a Wire,
+    /// The operator's choice, or the remembered verdict.
+    pub era: EraChoice,
+    /// The upstream's id counter.
+    pub ids: &'a Arc<AtomicU64>,
+    /// Where the wire puts what comes unasked.
+    pub unasked: &'a mpsc::Sender<Unasked>,
+    /// The whole time there is.
+    pub timeout: Duration,
+}
+
+impl Handshake<'_> {
+    /// Agree with the upstream.
+    pub async fn run(&self) -> Result<Agreed, Fault> {
+        tokio::time::timeout(self.timeout, self.agree()).await.unwrap_or_else(|_| {
+            Err(Fault::new(
+                Reason::DeadlineExceeded,
+                Delivery::Unknown,
+                format!("no answer to the handshake within {:?}", self.timeout),
+            ))
+        })
+    }
+
+    async fn agree(&self) -> Result<Agreed, Fault> {
+        if self.era == EraChoice::Legacy {
+            return self.initialize().await.map(Agreed::Yes);
+        }
+        match self.probe().await {
+            Ok(Some(agreement)) => Ok(Agreed::Yes(agreement)),
+            Ok(None) | Err(_) if self.era == EraChoice::Modern => Err(Fault::new(
+                Reason::Garbled,
+                Delivery::Refused,
+                "the upstream does not speak 2026-07-28, and `era = \"modern\"` allows nothing else",
+            )),
+            Ok(None) => self.initialize().await.map(Agreed::Yes),
+            Err(Unanswered { fault, .. }) if fault.reason == Reason::ConnectionLost => {
+                match self.wire {
+                    Wire::Stdio(_) => Ok(Agreed::RestartAsLegacy),
+                    Wire::Http(_) => Err(fault),
+                }
+            }
+            Err(unanswered) => Err(unanswered.fault),
+        }
+    }
+
+    /// `server/discover`. `None`: not a modern peer.
+    async fn probe(&self) -> Result<Option<Agreement>, Unanswered> {
+        let id = self.ids.fetch_add(1, Ordering::Relaxed);
+        let wish = Agreement {
+            revision: Revision::LATEST,
+            capabilities: "{}".into(),
+            server_info: None,
+            instructions: None,
+            session: None,
+        };
+        let headers = headers_for(&wish, "server/discover", None);
+        let message = own_request(Era::Modern, id, "server/discover", &[]);
+        let asked = exchange(self.wire, &headers, id, message, true, &|_| {}, self.unasked);
+        let answered = match self.wire {
+            Wire::Http(_) => asked.await,
+            Wire::Stdio(wire) => {
+                tokio::pin!(asked);
+                loop {
+                    tokio::select! {
+                        answered = &mut asked => break answered,
+                        () = tokio::time::sleep(PROBE_PATIENCE) => {
+                            if wire.saw_output() {
+                                return Ok(None);
+                            }
+                            // Nothing at all yet. An old server that swallows what it does not
+                            // know looks the same as one that starts slowly; the handshake's own
+                            // answer, whichever comes, settles it.
+                            return Ok(None);
+                        }
+                    }
+                }
+            }
+        };
+        match answered {
+            Ok(Answered { frame, .. }) if frame.kind() == Kind::Result => {
+                Ok(discovered(&frame.outcome()))
+            }
+            Ok(Answered { frame, status, .. }) => {
+                let code = frame.error_code().unwrap_or(0);
+                if tells_modern(code) {
+                    // A modern peer that does not have our revision: nothing to fall back to.
+                    return Err(Fault::new(
+                        Reason::Garbled,
+                        Delivery::Refused,
+                        "the upstream speaks only revisions that the gateway does not know",
+                    )
+                    .because(format_args!("discover was refused with {code}"))
+                    .into());
+                }
+                if status >= 500 || status == 429 {
+                    return Err(status_fault(status).into());
+                }
+                Ok(None)
+            }
+            // Answers that carry no MCP at all: an old server says so in many ways.
+            Err(Unanswered { status: Some(status), .. })
+                if (400..500).contains(&status) && !matches!(status, 401 | 403 | 408 | 429) =>
+            {
+                Ok(None)
+            }
+            Err(unanswered) => Err(unanswered),
+        }
+    }
+
+    /// The old handshake (2025-11-25 basic/lifecycle).
+    async fn initialize(&self) -> Result<Agreement, Fault> {
+        let id = self.ids.fetch_add(1, Ordering::Relaxed);
+        let params = ObjectWriter::new()
+            .value("protocolVersion", &Revision::LATEST_LEGACY.as_str())
+            // Nothing: a shared link must not be asked what only one caller could answer.
+            .raw("capabilities", b"{}")
+            .raw("clientInfo", &client_info())
+            .finish();
+        let request = message(Some(id.to_string().as_bytes()), "initialize", Some(&params));
+        let answered = exchange(self.wire, &[], id, request, false, &|_| {}, self.unasked)
+            .await
+            .map_err(|u| u.fault)?;
+        let agreement = initialized(&answered.frame, answered.session)?;
+        let done = message(None, "notifications/initialized", None);
+        notify(self.wire, &agreement, done).await?;
+        Ok(agreement)
+    }
+}
+
+fn status_fault(status: u16) -> Fault {
+    Fault::new(
+        Reason::UpstreamStatus,
+        Delivery::Refused,
+        format!("the upstream answers with HTTP status {status}"),
+    )
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Discovered<'a> {
+    supported_versions: Vec<String>,
+    #[serde(borrow)]
+    capabilities: &'a RawValue,
+    #[serde(default)]
+    instructions: Option<String>,
+    #[serde(borrow, default, rename = "_meta")]
+    meta: Option<ServerMeta<'a>>,
+}
+
+#[derive(Deserialize)]
+struct ServerMeta<'a> {
+    #[serde(borrow, default, rename = "io.modelcontextprotocol/serverInfo")]
+    server_info: Option<&'a RawValue>,
+}
+
+fn discovered(result: &Bytes) -> Option<Agreement> {
+    let d: Discovered<'_> = serde_json::from_slice(result).ok()?;
+    let revision = d
+        .supported_versions
+        .iter()
+        .filter_map(|v| Revision::parse(v))
+        .filter(|r| r.era() == Era::Modern)
+        .max()?;
+    Some(Agreement {
+        revision,
+        capabilities: d.capabilities.get().into(),
+        server_info: d.meta.and_then(|m| m.server_info).map(|r| r.get().into()),
+        instructions: d.instructions,
+        session: None,
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Initialized<'a> {
+    protocol_version: String,
+    #[serde(borrow)]
+    capabilities: &'a RawValue,
+    #[serde(borrow, default)]
+    server_info: Option<&'a RawValue>,
+    #[serde(default)]
+    instructions: Option<String>,
+}
+
+fn initialized(frame: &Frame, session: Option<HeaderValue>) -> Result<Agreement, Fault> {
+    let garbled = |text: String| Fault::new(Reason::Garbled, Delivery::Refused, text);
+    if frame.kind() == Kind::Error {
+        let code = frame.error_code().unwrap_or(0);
+        return Err(garbled(format!("the upstream refuses the handshake (code {code})")));
+    }
+    let outcome = frame.outcome();
+    let i: Initialized<'_> = serde_json::from_slice(&outcome)
+        .map_err(|e| garbled("the upstream's handshake answer is not valid".into()).because(e))?;
+    let revision =
+        Revision::parse(&i.protocol_version).filter(|r| r.era() == Era::Legacy).ok_or_else(
+            || garbled(format!("the upstream wants protocol version {:?}", i.protocol_version)),
+        )?;
+    Ok(Agreement {
+        revision,
+        capabilities: i.capabilities.get().into(),
+        server_info: i.server_info.map(|r| r.get().into()),
+        instructions: i.instructions,
+        session,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_discovery_is_modern_only_with_a_revision_we_know() {
+        let yes = Bytes::from_static(
+            br#"{"resultType":"complete","supportedVersions":["2025-11-25","2026-07-28"],"capabilities":{"tools":{}},"ttlMs":0,"cacheScope":"private"}"#,
+        );
+        let agreed = discovered(&yes).unwrap();
+        assert_eq!(agreed.revision, Revision::LATEST);
+        assert!(agreed.offers("tools") && !agreed.offers("prompts"));
+        let no = Bytes::from_static(br#"{"supportedVersions":["2031-01-01"],"capabilities":{}}"#);
+        assert!(discovered(&no).is_none());
+        assert!(discovered(&Bytes::from_static(b"{}")).is_none());
+    }
+
+    #[test]
+    fn a_handshake_takes_any_old_revision_and_no_other() {
+        let answer = |v: &str| {
+            let text = format!(
+                "{{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{{\"protocolVersion\":\"{v}\",\"capabilities\":{{\"tools\":{{\"listChanged\":true}}}}}}}}"
+            );
+            initialized(&Frame::scan(text.into()).unwrap(), None)
+        };
+        assert!(answer("2024-11-05").unwrap().offers("tools.listChanged"));
+        assert!(answer("2026-07-28").is_err());
+        assert!(answer("x").is_err());
+    }
+}

@@ -1,0 +1,483 @@
+//! The one task that owns an upstream's link: connect, agree, load the lists, wait, again.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::keep;
+use crate::catalog::slice::Slice;
+use crate::config::secret::Scrubber;
+use crate::config::{EraChoice, TransportConfig, UpstreamConfig};
+use crate::failure::{Delivery, Fault, Reason};
+use crate::protocol::error::{ErrorObject, METHOD_NOT_FOUND};
+use crate::protocol::message::{Frame, Kind, response};
+use crate::protocol::revision::{Era, Revision};
+
+use super::condition::{Condition, State};
+use super::handshake::{Agreed, Handshake};
+use super::link::{Link, Wire};
+use super::transport::http::{HttpCounters, HttpWire};
+use super::transport::stdio::{Launch, StdioCounters, StdioWire};
+use super::transport::{UNASKED_MAX, Unasked};
+use super::{Site, Upstream, loader};
+
+/// What the keeper tells the one writer.
+pub enum Event {
+    /// The upstream answered with this; it is live.
+    Fresh(Arc<Slice>),
+    /// What was last seen is all there is, since now, for this reason.
+    Stale(Arc<str>),
+    /// The state changed.
+    Changed,
+}
+
+/// Where the keeper's events go, with the upstream's name.
+pub type Events = mpsc::Sender<(Arc<str>, Event)>;
+
+/// Changes of lists that come within this time are fetched as one. Servers send several at start.
+const CHANGE_DEBOUNCE: Duration = Duration::from_millis(200);
+/// Lists are not fetched again sooner than this after the last time, however often a change is
+/// told: a flooding upstream costs one fetch per pause.
+const RELOAD_PAUSE: Duration = Duration::from_secs(1);
+/// A child that ran this long before it died starts with the shortest pause again.
+const STEADY_AFTER: Duration = Duration::from_secs(60);
+/// So many early deaths in a row are called a crash loop.
+const CRASH_LOOP_AFTER: u32 = 3;
+/// Pauses of an HTTP upstream that cannot be reached.
+const HTTP_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// See the module.
+pub struct Keeper {
+    pub(super) config: Weak<Upstream>,
+    pub(super) name: Arc<str>,
+    pub(super) site: Site,
+    pub(super) scrubber: Scrubber,
+    pub(super) events: Events,
+    pub(super) condition: watch::Sender<Condition>,
+    pub(super) stop: CancellationToken,
+    pub(super) restarts: Arc<AtomicU64>,
+    pub(super) stdio: Arc<StdioCounters>,
+    pub(super) http: Arc<HttpCounters>,
+    /// The revision last agreed on: a remembered verdict spares an old upstream the probe.
+    pub(super) verdict: Option<Revision>,
+}
+
+enum Ended {
+    Stopped,
+    Lost(Fault),
+}
+
+impl Keeper {
+    /// Run until stopped.
+    pub async fn run(mut self) {
+        if let Some(why) = self.settings().and_then(|c| c.dormant.clone()) {
+            self.set(Condition::new(State::Dormant, why.as_str())).await;
+            self.tell(Event::Stale(why.into())).await;
+            self.stop.cancelled().await;
+            self.set(Condition::new(State::Retired, "")).await;
+            return;
+        }
+        let ids = Arc::new(AtomicU64::new(1));
+        let mut early_deaths = 0u32;
+        let mut first = true;
+        let stop = self.stop.clone();
+        loop {
+            let Some(config) = self.settings() else { return };
+            if !first {
+                self.restarts.fetch_add(1, Ordering::Relaxed);
+            }
+            first = false;
+            let began = Instant::now();
+            let ended = tokio::select! {
+                ended = self.live(&config, &ids) => ended,
+                () = stop.cancelled() => Ended::Stopped,
+            };
+            let link = self.condition.borrow().link.clone();
+            let fault = match ended {
+                Ended::Stopped => {
+                    self.set(Condition::new(State::Retired, "")).await;
+                    if let Some(link) = link {
+                        link.close().await;
+                    }
+                    return;
+                }
+                Ended::Lost(fault) => fault,
+            };
+            early_deaths = if began.elapsed() < STEADY_AFTER { early_deaths + 1 } else { 1 };
+            let (least, most) = match &config.transport {
+                TransportConfig::Stdio(s) => (s.restart_backoff, s.restart_backoff_max),
+                TransportConfig::Http(_) => HTTP_BACKOFF,
+            };
+            // A session that ended is renewed at once, the first time.
+            let renew = early_deaths == 1 && fault.delivery == Delivery::NotSent && link.is_some();
+            let pause = if renew { Duration::ZERO } else { backoff(early_deaths, least, most) };
+            let crash_loop = early_deaths >= CRASH_LOOP_AFTER
+                && matches!(config.transport, TransportConfig::Stdio(_));
+            let why = if crash_loop {
+                format!("crash loop, {early_deaths} early ends in a row: {}", fault.text)
+            } else {
+                fault.text.clone()
+            };
+            tracing::warn!(upstream = %self.name, reason = %fault.reason, crash_loop,
+                cause = %self.scrubber.scrub(&fault.cause), retry_in_ms = pause.as_millis() as u64,
+                "upstream is down");
+            let why: Arc<str> = self.scrubber.scrub(&why).as_ref().into();
+            let mut condition = if renew {
+                Condition::new(State::Starting, why.clone())
+            } else {
+                Condition::new(State::Down, why.clone())
+            };
+            let since = self.down_since();
+            if let (State::Down, Some(since)) = (condition.state, since) {
+                condition.since = since;
+            }
+            condition.crash_loop = crash_loop;
+            condition.next_try = Some(Instant::now() + pause);
+            self.set(condition).await;
+            self.tell(Event::Stale(why)).await;
+            if let Some(link) = link {
+                // Off the path: a child may take its time to die, and each has its own process.
+                tokio::spawn(async move { link.close().await });
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.stop.cancelled() => {
+                    self.set(Condition::new(State::Retired, "")).await;
+                    return;
+                }
+            }
+        }
+    }
+
+    // From connecting to the end of the link.
+    async fn live(&mut self, config: &Arc<UpstreamConfig>, ids: &Arc<AtomicU64>) -> Ended {
+        let (link, mut unasked) = match self.connect(config, ids).await {
+            Ok(connected) => connected,
+            Err(fault) => return Ended::Lost(fault),
+        };
+        let link = Arc::new(link);
+        let (reload_tx, mut reload) = mpsc::channel::<()>(1);
+        // Requests of an upstream are answered and changes noticed while its lists are loaded:
+        // some servers ask before they answer.
+        let listener = {
+            let link = link.clone();
+            let reload = reload_tx.clone();
+            let name = self.name.clone();
+            AbortOnDrop(tokio::spawn(async move {
+                while let Some(message) = unasked.recv().await {
+                    heard(&link, &name, message, &reload).await;
+                }
+            }))
+        };
+        let slice = loader::load(&link, config).await;
+        match slice {
+            Ok(slice) => {
+                let mut ready = Condition::new(State::Ready, "");
+                ready.link = Some(link.clone());
+                tracing::info!(upstream = %self.name, revision = %link.agreed.revision,
+                    tools = slice.list(crate::protocol::method::ListKind::Tools).items.len(), "upstream is ready");
+                self.verdict = Some(link.agreed.revision);
+                self.publish(config, slice).await;
+                self.set(ready).await;
+            }
+            Err(fault) => {
+                link.close().await;
+                return Ended::Lost(fault);
+            }
+        }
+        let _events = AbortOnDrop(tokio::spawn(event_stream(link.clone(), reload_tx)));
+        let ended = self.watch(&link, &mut reload).await;
+        drop(listener);
+        ended
+    }
+
+    // Until the link is lost: fetch the lists again when told so, and now and then anyway.
+    async fn watch(&mut self, link: &Arc<Link>, reload: &mut mpsc::Receiver<()>) -> Ended {
+        let mut last = Instant::now();
+        loop {
+            let Some(config) = self.settings() else { return Ended::Stopped };
+            tokio::select! {
+                fault = ended(link) => return Ended::Lost(fault),
+                told = reload.recv() => {
+                    if told.is_none() {
+                        return Ended::Stopped;
+                    }
+                    let wait = CHANGE_DEBOUNCE.max(RELOAD_PAUSE.saturating_sub(last.elapsed()));
+                    tokio::time::sleep(wait).await;
+                    let _ = reload.try_recv();
+                }
+                () = tokio::time::sleep_until(last + config.refresh) => {}
+            }
+            last = Instant::now();
+            let loaded = tokio::select! {
+                loaded = loader::load(link, &config) => loaded,
+                fault = ended(link) => return Ended::Lost(fault),
+            };
+            match loaded {
+                Ok(slice) => self.publish(&config, slice).await,
+                Err(fault) => {
+                    tracing::warn!(upstream = %self.name, reason = %fault.reason,
+                        cause = %self.scrubber.scrub(&fault.cause), "lists could not be fetched again");
+                    if matches!(fault.reason, Reason::ConnectFailed | Reason::ConnectionLost) {
+                        return Ended::Lost(fault);
+                    }
+                    self.tell(Event::Stale(self.scrubber.scrub(&fault.text).as_ref().into())).await;
+                }
+            }
+        }
+    }
+
+    async fn connect(
+        &mut self,
+        config: &Arc<UpstreamConfig>,
+        ids: &Arc<AtomicU64>,
+    ) -> Result<(Link, mpsc::Receiver<Unasked>), Fault> {
+        let mut era = match (config.era, self.verdict.map(Revision::era)) {
+            (EraChoice::Auto, Some(Era::Legacy)) => EraChoice::Legacy,
+            (chosen, _) => chosen,
+        };
+        let mut restarted = false;
+        loop {
+            let (wire, unasked_tx, unasked) = self.wire(config).await?;
+            let agreed = Handshake {
+                wire: &wire,
+                era,
+                ids,
+                unasked: &unasked_tx,
+                timeout: config.connect_timeout,
+            }
+            .run()
+            .await;
+            let exited = match &wire {
+                Wire::Stdio(w) => Some(w.clone()),
+                Wire::Http(_) => None,
+            };
+            match agreed {
+                Ok(Agreed::Yes(agreement)) => {
+                    let link =
+                        Link::new(self.name.clone(), wire, agreement, ids.clone(), unasked_tx);
+                    return Ok((link, unasked));
+                }
+                Ok(Agreed::RestartAsLegacy) if !restarted => {
+                    restarted = true;
+                    era = EraChoice::Legacy;
+                }
+                Ok(Agreed::RestartAsLegacy) => {
+                    return Err(Fault::new(
+                        Reason::ConnectionLost,
+                        Delivery::NotSent,
+                        "the program ended during the handshake",
+                    ));
+                }
+                Err(fault) => {
+                    // A remembered verdict can be out of date: forget it and probe next time.
+                    self.verdict = None;
+                    if let Some(wire) = exited {
+                        wire.close().await;
+                    }
+                    return Err(fault);
+                }
+            }
+            if let Some(wire) = exited {
+                wire.close().await;
+            }
+        }
+    }
+
+    async fn wire(
+        &self,
+        config: &Arc<UpstreamConfig>,
+    ) -> Result<(Wire, mpsc::Sender<Unasked>, mpsc::Receiver<Unasked>), Fault> {
+        match &config.transport {
+            TransportConfig::Stdio(stdio) => {
+                let (wire, rx) = StdioWire::start(Launch {
+                    upstream: self.name.clone(),
+                    config: Arc::new(stdio.clone()),
+                    shim: self.site.shim.clone(),
+                    state_dir: self.site.state_dir.clone(),
+                    cache_dir: self.site.cache_dir.clone(),
+                    scrubber: self.scrubber.clone(),
+                    max_message: config.max_message,
+                    counters: self.stdio.clone(),
+                })
+                .await?;
+                // A pipe puts what comes unasked into its own channel.
+                let (tx, _) = mpsc::channel(1);
+                Ok((Wire::Stdio(wire), tx, rx))
+            }
+            TransportConfig::Http(http) => {
+                let (tx, rx) = mpsc::channel(UNASKED_MAX);
+                let wire =
+                    HttpWire::new(self.name.clone(), http, config.max_message, self.http.clone())?;
+                Ok((Wire::Http(wire), tx, rx))
+            }
+        }
+    }
+
+    fn settings(&self) -> Option<Arc<UpstreamConfig>> {
+        self.config.upgrade().map(|u| u.config())
+    }
+
+    fn down_since(&self) -> Option<SystemTime> {
+        let now = self.condition.borrow();
+        // Between two tries it is still the same trouble.
+        matches!(now.state, State::Down).then_some(now.since)
+    }
+
+    async fn publish(&self, config: &Arc<UpstreamConfig>, slice: Slice) {
+        let slice = Arc::new(slice);
+        let (dir, name, kept) = (self.site.state_dir.clone(), self.name.clone(), slice.clone());
+        let identity = keep::identity(&config.transport);
+        // Disk is slow at times and nobody waits for it; a lost write costs a probe at next start.
+        let written = tokio::task::spawn_blocking(move || {
+            keep::save(&dir, &name, &identity, &kept, SystemTime::now())
+        })
+        .await;
+        if let Ok(Err(error)) = written {
+            tracing::warn!(upstream = %self.name, %error, "the catalog could not be kept on disk");
+        }
+        if let Some(upstream) = self.config.upgrade() {
+            upstream.lists_confirmed();
+        }
+        self.tell(Event::Fresh(slice)).await;
+    }
+
+    async fn set(&self, condition: Condition) {
+        self.condition.send_replace(condition);
+        self.tell(Event::Changed).await;
+    }
+
+    async fn tell(&self, event: Event) {
+        let _ = self.events.send((self.name.clone(), event)).await;
+    }
+}
+
+fn backoff(early_deaths: u32, least: Duration, most: Duration) -> Duration {
+    let grown = least.saturating_mul(1 << early_deaths.saturating_sub(1).min(16)).min(most);
+    // Half fixed, half random: many upstreams that died together do not come back together.
+    let mut byte = [0u8; 1];
+    getrandom::fill(&mut byte).expect("the operating system gives random bytes");
+    grown / 2 + (grown / 2).mul_f64(f64::from(byte[0]) / 255.0)
+}
+
+async fn ended(link: &Link) -> Fault {
+    let lost = async {
+        link.when_lost().await;
+        Fault::new(Reason::ConnectionLost, Delivery::NotSent, "the session ended")
+    };
+    match &link.wire {
+        Wire::Stdio(wire) => tokio::select! {
+            report = wire.exited() => {
+                Fault::new(Reason::ConnectionLost, Delivery::Unknown, report.text)
+            }
+            fault = lost => fault,
+        },
+        Wire::Http(_) => lost.await,
+    }
+}
+
+// What an upstream says unasked. Only `ping` is answered with a yes: on a shared link nobody can
+// be asked anything (2025-11-25 client/*: undeclared capabilities are refused with -32601).
+async fn heard(link: &Link, name: &str, message: Unasked, reload: &mpsc::Sender<()>) {
+    match message {
+        Unasked::Request(frame) => {
+            let Some(id) = frame.id() else { return };
+            let answer = if frame.method() == "ping" {
+                response(&id, Kind::Result, b"{}")
+            } else {
+                tracing::debug!(upstream = name, method = frame.method(), "request refused");
+                let error = ErrorObject::new(METHOD_NOT_FOUND, "the client did not declare this");
+                response(&id, Kind::Error, error.to_raw().get().as_bytes())
+            };
+            let _ = link.notify(answer).await;
+        }
+        Unasked::Notification(frame) => note(&frame, reload),
+    }
+}
+
+fn note(frame: &Frame, reload: &mpsc::Sender<()>) {
+    if matches!(
+        frame.method(),
+        "notifications/tools/list_changed"
+            | "notifications/prompts/list_changed"
+            | "notifications/resources/list_changed"
+    ) {
+        // One waiting token is enough: the lists are fetched as they are then.
+        let _ = reload.try_send(());
+    }
+}
+
+// The stream on which an HTTP upstream tells of changes: a GET stream of an old session, a
+// listen request in the newest revision. Refused or ended streams fall back to `refresh`.
+async fn event_stream(link: Arc<Link>, reload: mpsc::Sender<()>) {
+    const AGAIN: Duration = Duration::from_secs(5);
+    if link.era() == Era::Modern {
+        let wanted: Vec<&str> = [
+            ("tools", "toolsListChanged"),
+            ("prompts", "promptsListChanged"),
+            ("resources", "resourcesListChanged"),
+        ]
+        .into_iter()
+        .filter(|(c, _)| link.agreed.offers(&format!("{c}.listChanged")))
+        .map(|(_, key)| key)
+        .collect();
+        if wanted.is_empty() {
+            return;
+        }
+        let mut filter = crate::protocol::meta::ObjectWriter::new();
+        for key in wanted {
+            filter.raw(key, b"true");
+        }
+        let filter = Bytes::from(filter.finish());
+        loop {
+            let id = link.mint();
+            let message = super::link::own_request(
+                Era::Modern,
+                id,
+                "subscriptions/listen",
+                &[("notifications", filter.clone())],
+            );
+            let on_notice = |frame: Frame| note(&frame, &reload);
+            let end = link.exchange(id, "subscriptions/listen", None, message, &on_notice).await;
+            if end.is_ok_and(|a| a.frame.kind() == Kind::Error) {
+                return;
+            }
+            tokio::time::sleep(AGAIN).await;
+            // Something may have changed while nobody listened.
+            let _ = reload.try_send(());
+        }
+    }
+    let Wire::Http(wire) = &link.wire else { return };
+    loop {
+        match wire.stream(&link.headers(""), None).await {
+            Ok(mut stream) => {
+                while let Ok(Some(frame)) = stream.next().await {
+                    match frame.kind() {
+                        Kind::Notification => note(&frame, &reload),
+                        Kind::Request => {
+                            heard(&link, &link.upstream, Unasked::Request(frame), &reload).await;
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            Err(refused) if refused.for_good() => return,
+            Err(_) => {}
+        }
+        tokio::time::sleep(AGAIN).await;
+        let _ = reload.try_send(());
+    }
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

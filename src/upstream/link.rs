@@ -1,0 +1,269 @@
+//! One conversation with an upstream: ids, session, what was agreed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use hyper::header::{HeaderName, HeaderValue};
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::failure::{Delivery, Fault, Reason};
+use crate::protocol::header;
+use crate::protocol::message::{Frame, Kind, message};
+use crate::protocol::revision::{Era, Revision};
+
+use super::transport::http::{HttpWire, Outgoing};
+use super::transport::stdio::StdioWire;
+use super::transport::{OnNotice, Unasked};
+
+/// The wire under a link.
+pub enum Wire {
+    /// A child process.
+    Stdio(StdioWire),
+    /// Streamable HTTP.
+    Http(HttpWire),
+}
+
+/// What the two sides agreed on.
+#[derive(Clone)]
+pub struct Agreement {
+    /// The revision spoken.
+    pub revision: Revision,
+    /// `capabilities` of the upstream, raw.
+    pub capabilities: Box<str>,
+    /// `serverInfo` of the upstream, raw.
+    pub server_info: Option<Box<str>>,
+    /// Its instructions.
+    pub instructions: Option<String>,
+    /// `Mcp-Session-Id`, if it gave one.
+    pub session: Option<HeaderValue>,
+}
+
+impl Agreement {
+    /// Whether the upstream declared `capability` (a dotted path such as `tools.listChanged`
+    /// means a truthy leaf).
+    pub fn offers(&self, capability: &str) -> bool {
+        let Ok(mut value) =
+            serde_json::from_str::<&serde_json::value::RawValue>(&self.capabilities)
+                .and_then(|r| serde_json::from_str::<Value>(r.get()))
+        else {
+            return false;
+        };
+        for part in capability.split('.') {
+            value = value.get(part).cloned().unwrap_or(Value::Null);
+        }
+        !matches!(value, Value::Null | Value::Bool(false))
+    }
+}
+
+/// A live conversation.
+pub struct Link {
+    /// The upstream's name.
+    pub upstream: Arc<str>,
+    /// What carries it.
+    pub wire: Wire,
+    /// What was agreed.
+    pub agreed: Agreement,
+    ids: Arc<AtomicU64>,
+    unasked: mpsc::Sender<Unasked>,
+    lost: CancellationToken,
+}
+
+/// An answer, and what its HTTP status said.
+pub struct Answered {
+    /// The answer.
+    pub frame: Frame,
+    /// HTTP status; 200 on other wires.
+    pub status: u16,
+    /// `Mcp-Session-Id` of the answer.
+    pub session: Option<HeaderValue>,
+}
+
+/// A request that got no answer, and what its HTTP status said.
+#[derive(Debug)]
+pub struct Unanswered {
+    /// What went wrong.
+    pub fault: Fault,
+    /// HTTP status, if there was one.
+    pub status: Option<u16>,
+}
+
+impl From<Fault> for Unanswered {
+    fn from(fault: Fault) -> Self {
+        Unanswered { fault, status: None }
+    }
+}
+
+impl Link {
+    /// A conversation over `wire`. `unasked` takes what an HTTP response stream carries besides.
+    pub fn new(
+        upstream: Arc<str>,
+        wire: Wire,
+        agreed: Agreement,
+        ids: Arc<AtomicU64>,
+        unasked: mpsc::Sender<Unasked>,
+    ) -> Link {
+        Link { upstream, wire, agreed, ids, unasked, lost: CancellationToken::new() }
+    }
+
+    /// The era spoken.
+    pub fn era(&self) -> Era {
+        self.agreed.revision.era()
+    }
+
+    /// The upstream no longer knows this conversation: the keeper makes a new one.
+    pub fn lost(&self) {
+        self.lost.cancel();
+    }
+
+    /// Resolves when [`Link::lost`] was called.
+    pub async fn when_lost(&self) {
+        self.lost.cancelled().await;
+    }
+
+    /// A fresh id: a counter that never repeats during the life of the upstream, so a late
+    /// answer of an earlier conversation can't be taken for one of this.
+    pub fn mint(&self) -> u64 {
+        self.ids.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Send a request that was built with `id` and wait for its answer. `name` is the native
+    /// name or URI, mirrored in a header for a modern HTTP upstream.
+    pub async fn exchange(
+        &self,
+        id: u64,
+        method: &str,
+        name: Option<&str>,
+        message: Bytes,
+        on_notice: OnNotice<'_>,
+    ) -> Result<Answered, Unanswered> {
+        let headers = headers_for(&self.agreed, method, name);
+        exchange(&self.wire, &headers, id, message, true, on_notice, &self.unasked).await
+    }
+
+    /// A request of our own: `params` without `_meta`, which is added as the era needs it.
+    pub async fn ask(&self, method: &str, params: &[(&str, Bytes)]) -> Result<Frame, Fault> {
+        let id = self.mint();
+        let message = own_request(self.era(), id, method, params);
+        let answered =
+            self.exchange(id, method, None, message, &|_| {}).await.map_err(|u| u.fault)?;
+        Ok(answered.frame)
+    }
+
+    /// Send a notification.
+    pub async fn notify(&self, message: Bytes) -> Result<(), Fault> {
+        notify(&self.wire, &self.agreed, message).await
+    }
+
+    /// The headers of a request that belongs to this conversation.
+    pub fn headers(&self, method: &str) -> Vec<(HeaderName, HeaderValue)> {
+        headers_for(&self.agreed, method, None)
+    }
+
+    /// End the conversation: the session on HTTP, the process on stdio.
+    pub async fn close(&self) {
+        match &self.wire {
+            Wire::Stdio(wire) => wire.close().await,
+            Wire::Http(wire) => {
+                if self.agreed.session.is_some() {
+                    wire.delete(&headers_for(&self.agreed, "", None)).await;
+                }
+            }
+        }
+    }
+}
+
+/// A request of our own in the words of an era.
+pub fn own_request(era: Era, id: u64, method: &str, params: &[(&str, Bytes)]) -> Bytes {
+    let mut out = crate::protocol::meta::ObjectWriter::new();
+    for (k, v) in params {
+        out.raw(k, v);
+    }
+    if era == Era::Modern {
+        out.raw("_meta", &super::outbound::own_meta());
+    }
+    message(Some(id.to_string().as_bytes()), method, Some(&out.finish()))
+}
+
+/// The headers that an agreement asks for (2026-07-28 basic/transports/streamable-http, "standard
+/// headers"; 2025-06-18 basic/transports, "Protocol Version Header").
+pub fn headers_for(
+    agreed: &Agreement,
+    method: &str,
+    name: Option<&str>,
+) -> Vec<(HeaderName, HeaderValue)> {
+    let mut out = Vec::with_capacity(4);
+    if agreed.revision >= Revision::R2025_06_18 {
+        out.push((header::PROTOCOL_VERSION, HeaderValue::from_static(agreed.revision.as_str())));
+    }
+    if agreed.revision.era() == Era::Modern {
+        if let Ok(v) = HeaderValue::from_str(method) {
+            out.push((header::METHOD, v));
+        }
+        if let Some(v) = name.and_then(|n| HeaderValue::from_str(&header::encode(n)).ok()) {
+            out.push((header::NAME, v));
+        }
+    } else if let Some(session) = &agreed.session {
+        out.push((header::SESSION_ID, session.clone()));
+    }
+    out
+}
+
+/// One request over a wire, before or after an agreement.
+pub async fn exchange(
+    wire: &Wire,
+    headers: &[(HeaderName, HeaderValue)],
+    id: u64,
+    message: Bytes,
+    cancellable: bool,
+    on_notice: OnNotice<'_>,
+    unasked: &mpsc::Sender<Unasked>,
+) -> Result<Answered, Unanswered> {
+    match wire {
+        Wire::Stdio(wire) => {
+            let frame = wire.request(id, message, cancellable, on_notice).await?;
+            Ok(Answered { frame, status: 200, session: None })
+        }
+        Wire::Http(wire) => {
+            let out = Outgoing { id, message, headers };
+            match wire.request(out, on_notice, unasked).await {
+                Ok(a) => {
+                    // The answer need not wait for the end of its stream, which gives the
+                    // connection back to the pool; the wait is short and bounded.
+                    if let Some(rest) = a.rest {
+                        tokio::spawn(rest.drain());
+                    }
+                    Ok(Answered { frame: a.frame, status: a.status, session: a.session })
+                }
+                Err(error) => Err(Unanswered { status: error.status(), fault: error.into_fault() }),
+            }
+        }
+    }
+}
+
+/// One notification over a wire.
+pub async fn notify(wire: &Wire, agreed: &Agreement, message: Bytes) -> Result<(), Fault> {
+    match wire {
+        Wire::Stdio(wire) => wire.notify(message).await,
+        Wire::Http(wire) => {
+            let method = Frame::scan(message.clone()).map(|f| f.method().to_owned());
+            let headers = headers_for(agreed, method.as_deref().unwrap_or(""), None);
+            wire.notify(Outgoing { id: 0, message, headers: &headers }).await.map_err(Fault::from)
+        }
+    }
+}
+
+/// The result of an answer, or the fault that its error amounts to for a request of our own.
+pub fn result_of(frame: &Frame, what: &str) -> Result<Bytes, Fault> {
+    if frame.kind() == Kind::Result {
+        return Ok(frame.outcome());
+    }
+    Err(Fault::new(
+        Reason::Garbled,
+        Delivery::Refused,
+        format!("the upstream answers {what} with an error"),
+    )
+    .because(format_args!("code {}", frame.error_code().unwrap_or(0))))
+}

@@ -1,0 +1,101 @@
+//! The request as the upstream gets it: the caller's bytes with only the address, the id and the
+//! `_meta` exchanged.
+
+use bytes::Bytes;
+
+use crate::call::Call;
+use crate::protocol::address::Parsed;
+use crate::protocol::message::message;
+use crate::protocol::meta::{ObjectWriter, RequestMeta, key};
+use crate::protocol::revision::{Era, Revision};
+use crate::protocol::splice::Splice;
+
+/// What we tell upstreams about ourselves when the caller did not say who it is.
+pub fn client_info() -> Vec<u8> {
+    ObjectWriter::new()
+        .value("name", &"weirkeeper")
+        .value("version", &env!("CARGO_PKG_VERSION"))
+        .finish()
+}
+
+/// `_meta` of a request of our own in the newest revision.
+pub fn own_meta() -> Vec<u8> {
+    ObjectWriter::new()
+        .value(key::PROTOCOL_VERSION, &Revision::LATEST.as_str())
+        .raw(key::CLIENT_INFO, &client_info())
+        .raw(key::CLIENT_CAPABILITIES, b"{}")
+        .finish()
+}
+
+/// The caller's `_meta` put in the upstream's words (2026-07-28 basic/index, "_meta"): our id is
+/// the progress token, the newest revision's metadata is there for a modern upstream and only
+/// for it, everything else stays.
+fn meta_for(meta: &RequestMeta, era: Era, id: u64, traceparent: Option<&str>) -> Vec<u8> {
+    let mut out = ObjectWriter::new();
+    if meta.progress_token.is_some() {
+        out.raw(key::PROGRESS_TOKEN, id.to_string().as_bytes());
+    }
+    if era == Era::Modern {
+        out.value(key::PROTOCOL_VERSION, &Revision::LATEST.as_str());
+        match &meta.client_info {
+            Some(info) => out.raw(key::CLIENT_INFO, info.as_bytes()),
+            None => out.raw(key::CLIENT_INFO, &client_info()),
+        };
+        // Never more than this caller can serve: an upstream asks for what it sees here.
+        let capabilities = meta.client_capabilities.as_deref().unwrap_or("{}");
+        out.raw(key::CLIENT_CAPABILITIES, capabilities.as_bytes());
+        if let Some(level) = &meta.log_level {
+            out.value(key::LOG_LEVEL, level);
+        }
+    }
+    if let Some(traceparent) = traceparent {
+        out.value(key::TRACEPARENT, &traceparent);
+    }
+    for (k, v) in &meta.rest {
+        out.raw(k, v.as_bytes());
+    }
+    out.finish()
+}
+
+/// The bytes for the upstream.
+///
+/// `native` replaces the address, `id` the caller's id. What is neither address, id nor `_meta`
+/// is copied as it came.
+pub fn build(
+    call: &Call,
+    parsed: &Parsed,
+    native: &str,
+    era: Era,
+    id: u64,
+    traceparent: Option<&str>,
+) -> Bytes {
+    let meta = meta_for(&call.meta, era, id, traceparent);
+    let id = id.to_string();
+    let Some(params) = call.frame.params_span() else {
+        let params = ObjectWriter::new().raw("_meta", &meta).finish();
+        return message(Some(id.as_bytes()), call.frame.method(), Some(&params));
+    };
+    let mut s = Splice::new();
+    s.replace(call.frame.id_span().expect("a call has an id"), id.into_bytes());
+    let shift = |r: std::ops::Range<usize>| r.start + params.start..r.end + params.start;
+    if let Some(address) = &parsed.address {
+        let (range, text) = address.edit(native);
+        s.replace(shift(range), text);
+    }
+    match &parsed.meta {
+        Some(span) => s.replace(shift(span.clone()), meta),
+        None if meta == b"{}" => {}
+        None => {
+            // Right behind the opening brace; a comma only if something follows.
+            let body = &call.frame.bytes()[params.clone()];
+            let empty = body[1..].iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'}');
+            let mut insert = b"\"_meta\":".to_vec();
+            insert.extend_from_slice(&meta);
+            if !empty {
+                insert.push(b',');
+            }
+            s.replace(params.start + 1..params.start + 1, insert);
+        }
+    }
+    s.apply(call.frame.bytes())
+}

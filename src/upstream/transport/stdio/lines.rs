@@ -1,0 +1,174 @@
+//! Lines of bounded length from a stream of bytes.
+
+use std::io;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+use super::glance::Glance;
+
+/// Read at a time: what a pipe holds, so that one read empties it.
+const CHUNK: usize = 64 * 1024;
+
+/// One line, without its line feed.
+pub(super) enum Line {
+    /// As it came.
+    Whole(Bytes),
+    /// Longer than allowed. It was read past and not kept.
+    TooLong(Glance),
+}
+
+/// A reader of lines that never holds more than `max` bytes of one.
+pub(super) struct Lines<R> {
+    from: R,
+    held: BytesMut,
+    searched: usize,
+    max: usize,
+    skipping: Option<Glance>,
+    bytes: u64,
+}
+
+impl<R: AsyncRead + Unpin> Lines<R> {
+    pub(super) fn new(from: R, max: usize) -> Lines<R> {
+        Lines { from, held: BytesMut::new(), searched: 0, max, skipping: None, bytes: 0 }
+    }
+
+    /// Bytes read since the last time this was asked.
+    pub(super) fn take_bytes(&mut self) -> u64 {
+        std::mem::take(&mut self.bytes)
+    }
+
+    /// The next line; `None` at the end. What stands behind the last line feed is a line too.
+    pub(super) async fn next(&mut self) -> io::Result<Option<Line>> {
+        loop {
+            if let Some(line) = self.cut() {
+                return Ok(Some(line));
+            }
+            // Room for one byte over the limit, the line feed of a line that just fits.
+            let room = (self.max + 1 - self.held.len()).min(CHUNK);
+            self.held.reserve(room);
+            let n = self.from.read_buf(&mut (&mut self.held).limit(room)).await?;
+            self.bytes += n as u64;
+            if n == 0 {
+                return Ok(self.rest());
+            }
+        }
+    }
+
+    fn cut(&mut self) -> Option<Line> {
+        let found = memchr::memchr(b'\n', &self.held[self.searched..]).map(|n| n + self.searched);
+        if let Some(end) = found {
+            let mut line = self.held.split_to(end + 1);
+            line.truncate(end);
+            self.searched = 0;
+            return Some(match self.skipping.take() {
+                None => Line::Whole(line.freeze()),
+                Some(mut glance) => {
+                    glance.feed(&line);
+                    Line::TooLong(glance)
+                }
+            });
+        }
+        self.searched = self.held.len();
+        if self.skipping.is_some() || self.held.len() > self.max {
+            self.skipping.get_or_insert_default().feed(&self.held);
+            self.held.clear();
+            self.searched = 0;
+        }
+        None
+    }
+
+    fn rest(&mut self) -> Option<Line> {
+        if let Some(glance) = self.skipping.take() {
+            return Some(Line::TooLong(glance));
+        }
+        self.searched = 0;
+        (!self.held.is_empty()).then(|| Line::Whole(self.held.split().freeze()))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    async fn all(pieces: Vec<Vec<u8>>, max: usize) -> Vec<Option<Vec<u8>>> {
+        let mut builder = PieceReader { pieces: pieces.into() };
+        let mut lines = Lines::new(&mut builder, max);
+        let mut out = Vec::new();
+        while let Some(line) = lines.next().await.unwrap() {
+            assert!(lines.held.len() <= max + 1, "holds {} of {max}", lines.held.len());
+            out.push(match line {
+                Line::Whole(b) => Some(b.to_vec()),
+                Line::TooLong(_) => None,
+            });
+        }
+        out
+    }
+
+    struct PieceReader {
+        pieces: std::collections::VecDeque<Vec<u8>>,
+    }
+
+    impl AsyncRead for PieceReader {
+        fn poll_read(
+            mut self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+            buf: &mut tokio::io::ReadBuf<'_>,
+        ) -> std::task::Poll<io::Result<()>> {
+            if let Some(mut piece) = self.pieces.pop_front() {
+                let n = piece.len().min(buf.remaining());
+                buf.put_slice(&piece[..n]);
+                piece.drain(..n);
+                if !piece.is_empty() {
+                    self.pieces.push_front(piece);
+                }
+            }
+            std::task::Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_line_that_just_fits_is_kept_and_one_more_byte_is_not() {
+        let got = all(vec![b"12345\n123456\n\nab".to_vec()], 5).await;
+        assert_eq!(got, [Some(b"12345".to_vec()), None, Some(vec![]), Some(b"ab".to_vec())]);
+        assert_eq!(all(vec![b"1234567".to_vec()], 5).await, [None]);
+    }
+
+    #[tokio::test]
+    async fn a_line_too_long_still_tells_its_id() {
+        let text = format!(r#"{{"result":"{}","jsonrpc":"2.0","id":9}}"#, "x".repeat(500));
+        let mut lines = Lines::new(text.as_bytes(), 64);
+        let Some(Line::TooLong(glance)) = lines.next().await.unwrap() else { panic!("it fits") };
+        assert_eq!(glance.answers(), Some(9));
+        assert_eq!(lines.take_bytes(), text.len() as u64);
+    }
+
+    proptest! {
+        #[test]
+        fn cutting_does_not_depend_on_how_bytes_arrive(
+            text in "[ab\n]{0,80}", cuts in prop::collection::vec(1usize..9, 1..30), max in 1usize..12,
+        ) {
+            let mut pieces = Vec::new();
+            let mut rest = text.as_bytes();
+            for cut in cuts.iter().cycle() {
+                if rest.is_empty() {
+                    break;
+                }
+                let (piece, more) = rest.split_at((*cut).min(rest.len()));
+                pieces.push(piece.to_vec());
+                rest = more;
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let got = runtime.block_on(all(pieces, max));
+            let mut want: Vec<_> = text.split('\n').map(|l| l.as_bytes().to_vec()).collect();
+            if want.last().is_some_and(Vec::is_empty) {
+                want.pop();
+            }
+            let want: Vec<_> = want.into_iter().map(|l| (l.len() <= max).then_some(l)).collect();
+            prop_assert_eq!(got, want);
+        }
+    }
+}
