@@ -21,6 +21,7 @@ use crate::gateway::builtin;
 use crate::guard::State;
 use crate::observe::metrics::{BreakerState, CatalogFacts, Gathered, UpstreamFacts};
 use crate::protocol::method::ListKind;
+use crate::upstream::condition;
 
 /// Most connections at once: a scraper, a probe and a few curious people.
 const CONNECTIONS_MAX: usize = 64;
@@ -57,9 +58,8 @@ fn answer(edge: &Edge, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         return text(405, "only GET is served here\n");
     }
     match request.uri().path() {
-        "/livez" => text(200, "ok\n"),
         "/readyz" if edge.gateway.is_draining() => text(503, "draining\n"),
-        "/readyz" => text(200, "ok\n"),
+        "/livez" | "/readyz" => text(200, "ok\n"),
         "/metrics" => {
             let mut out = text(200, &edge.gateway.observe.render(gather(edge)));
             out.headers_mut().insert(
@@ -118,10 +118,12 @@ fn gather(edge: &Edge) -> Gathered {
         .values()
         .map(|u| {
             let guard = u.guard();
+            let condition = u.condition();
             let catalog = &snapshot.catalog;
             UpstreamFacts {
                 name: u.name.clone(),
-                up: u.condition().link.is_some(),
+                up: (condition.state != condition::State::Dormant)
+                    .then_some(condition.link.is_some()),
                 in_flight: guard.in_flight.into(),
                 queued: guard.queued.into(),
                 breaker: match guard.breaker.state {

@@ -60,6 +60,15 @@ pub enum Terminal {
 }
 
 impl Terminal {
+    /// Its size in bytes, as far as it was not made by us.
+    pub fn size(&self) -> usize {
+        match self {
+            Terminal::Answer(frame, _) => frame.bytes().len(),
+            Terminal::Own(result, _) => result.len(),
+            Terminal::Error(error) => error.message.len(),
+        }
+    }
+
     /// Whether it is an error response (not a tool result with `isError`).
     pub fn is_error(&self) -> bool {
         match self {
@@ -96,10 +105,10 @@ impl Notices {
     /// Hand over one complete notification message, canonical. Never waits: a client that does
     /// not read must not hold up the upstream's reader, which others share.
     pub fn send(&self, message: Bytes) {
-        if let Some(tx) = &self.tx {
-            if tx.try_send(message).is_err() {
-                self.dropped.fetch_add(1, Ordering::Relaxed);
-            }
+        if let Some(tx) = &self.tx
+            && tx.try_send(message).is_err()
+        {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 

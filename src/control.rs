@@ -160,7 +160,7 @@ impl Control {
         }
         let catalog =
             Arc::new(Catalog::build(self.number, parts, before.map(|b| b.catalog.as_ref())));
-        self.report_drops(&catalog, before);
+        Self::report_drops(&catalog, before);
         let identity = Arc::new(Identity::new(&config, before.map(|b| b.identity.as_ref())));
         let mut views = HashMap::new();
         views.insert(None, Arc::new(View::new(&catalog, None)));
@@ -186,7 +186,7 @@ impl Control {
         }
     }
 
-    fn report_drops(&self, catalog: &Catalog, before: Option<&Snapshot>) {
+    fn report_drops(catalog: &Catalog, before: Option<&Snapshot>) {
         for drop in catalog.drops() {
             let known = before.is_some_and(|b| b.catalog.drops().contains(drop));
             if !known {
@@ -299,7 +299,10 @@ impl Control {
             return Ok("unchanged".into());
         }
         let plan = diff::upstreams(&before.config, &config);
-        let scrubber = Scrubber::new(config.secrets());
+        // The old secrets are still in use until what is retired has ended.
+        let secrets = before.config.secrets().into_iter().chain(config.secrets());
+        let scrubber = Scrubber::new(secrets);
+        gateway.scrub_logs(scrubber.clone());
         let mut upstreams = HashMap::new();
         let mut retired: Vec<Arc<Upstream>> = Vec::new();
         for c in config.upstreams.iter().filter(|c| c.enabled) {
@@ -328,6 +331,7 @@ impl Control {
         let next = self.snapshot(config, upstreams, Some(&before));
         gateway.current.publish(next);
         for old in retired {
+            self.observe.metrics.settle(&old.name, old.incarnation, old.totals());
             tokio::spawn(async move { old.retire(patience).await });
         }
         let said = plan.to_string();

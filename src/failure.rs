@@ -304,15 +304,16 @@ impl Failure {
 
     /// The sentence with what the caller needs to act on it.
     pub fn sentence(&self) -> String {
+        use std::fmt::Write as _;
         let mut s = String::new();
         if let Some(upstream) = &self.upstream {
             s.push_str(upstream);
             s.push_str(": ");
         }
         s.push_str(&self.text);
-        s.push_str(&format!(" (reason: {}", self.reason));
+        let _ = write!(s, " (reason: {}", self.reason);
         if let Some(after) = self.retry_after {
-            s.push_str(&format!(", try again in {:.1} s", after.as_secs_f64()));
+            let _ = write!(s, ", try again in {:.1} s", after.as_secs_f64());
         }
         s.push(')');
         if self.outcome_unknown {

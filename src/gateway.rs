@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::call::{Call, Notices, Terminal};
+use crate::config::secret::Scrubber;
 use crate::failure::{Failure, Reason, Refusal};
 use crate::observe::Observe;
 use crate::observe::record::{Outcome, Record};
@@ -68,6 +69,8 @@ impl Gateway {
         let _count = Count::new(&self.in_flight);
         match self.walk(&snapshot, call, &mut record, notices).await {
             Ok((terminal, tool_error)) => {
+                record.bytes_out(terminal.size());
+                self.observe.metrics.notices_dropped(notices.dropped());
                 record.finish(match &terminal {
                     _ if tool_error => Outcome::ToolError,
                     Terminal::Answer(frame, _) if frame.kind() == Kind::Error => {
@@ -88,6 +91,11 @@ impl Gateway {
                 told(call, &failure)
             }
         }
+    }
+
+    /// Tell a new set of secrets to the log's net.
+    pub fn scrub_logs(&self, scrubber: Scrubber) {
+        self.observe.scrub(scrubber);
     }
 
     // The order of the steps is the design: each is one line that names its module.

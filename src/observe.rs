@@ -16,6 +16,8 @@ pub mod trace;
 
 use std::time::Duration;
 
+use crate::config::secret::Scrubber;
+
 use log::LogHandle;
 use metrics::{Gathered, Metrics};
 use trace::Tracer;
@@ -46,6 +48,13 @@ impl Observe {
             && let Err(bad) = log.set_level(level)
         {
             tracing::error!("the log level stays as it was: {bad}");
+        }
+    }
+
+    /// From now on take these secrets out of every log line.
+    pub fn scrub(&self, scrubber: Scrubber) {
+        if let Some(log) = &self.log {
+            log.scrub(scrubber);
         }
     }
 

@@ -92,6 +92,7 @@ impl<'a> Reader<'a> {
 }
 
 /// One table.
+#[must_use]
 pub struct Section<'a> {
     reader: &'a Reader<'a>,
     path: String,
@@ -406,7 +407,7 @@ impl<'a> Section<'a> {
             return vec![];
         };
         let mut out = Vec::new();
-        for item in items.iter() {
+        for item in items {
             match item.get_ref().as_str() {
                 Some(text) => out.push(At { value: text.to_owned(), span: item.span() }),
                 None => self.wrong_at(
@@ -573,7 +574,7 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
 /// As [`parse_duration`] reads it.
 pub fn show_duration(d: Duration) -> String {
     let ms = d.as_millis();
-    if ms % 1000 != 0 {
+    if !ms.is_multiple_of(1000) {
         return format!("{ms}ms");
     }
     let s = d.as_secs();

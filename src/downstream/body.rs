@@ -63,10 +63,8 @@ impl Body for OutBody {
         match self.get_mut() {
             OutBody::Full(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
             OutBody::Events(events) => {
-                if let Some(work) = &mut events.work {
-                    if work.as_mut().poll(cx).is_ready() {
-                        events.work = None;
-                    }
+                if events.work.as_mut().is_some_and(|work| work.as_mut().poll(cx).is_ready()) {
+                    events.work = None;
                 }
                 events.rx.poll_recv(cx).map(|b| b.map(|b| Ok(Frame::data(b))))
             }

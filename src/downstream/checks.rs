@@ -103,13 +103,19 @@ pub fn is_local(peer: &SocketAddr) -> bool {
     peer.ip().to_canonical().is_loopback()
 }
 
+/// A header stands twice, or is not text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotSingle;
+
 /// The single value of a header; an error if it stands twice or is not text.
-pub fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, ()> {
+pub fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, NotSingle> {
     let mut all = headers.get_all(name).iter();
     match (all.next(), all.next()) {
         (None, _) => Ok(None),
-        (Some(v), None) => v.to_str().map(|v| Some(v.trim_matches([' ', '\t']))).map_err(|_| ()),
-        _ => Err(()),
+        (Some(v), None) => {
+            v.to_str().map(|v| Some(v.trim_matches([' ', '\t']))).map_err(|_| NotSingle)
+        }
+        _ => Err(NotSingle),
     }
 }
 
@@ -141,7 +147,9 @@ pub fn mirrored(headers: &HeaderMap, frame: &Frame) -> Result<(), ErrorObject> {
         _ => return Ok(()),
     };
     let params = frame.params().unwrap_or_default();
-    let body = Members::read(&params).ok().and_then(|m| m.get_str(field).map(|c| c.into_owned()));
+    let body = Members::read(&params)
+        .ok()
+        .and_then(|m| m.get_str(field).map(std::borrow::Cow::into_owned));
     // Without a readable name the params are wrong, and that is said later.
     let Some(body) = body else { return Ok(()) };
     match single(headers, &header::NAME) {
@@ -151,7 +159,7 @@ pub fn mirrored(headers: &HeaderMap, frame: &Frame) -> Result<(), ErrorObject> {
             None => Err(mismatch("the header Mcp-Name has a bad base64 value")),
         },
         Ok(None) => Err(mismatch("the header Mcp-Name is missing")),
-        Err(()) => Err(mismatch("the header Mcp-Name stands twice or is not text")),
+        Err(NotSingle) => Err(mismatch("the header Mcp-Name stands twice or is not text")),
     }
 }
 

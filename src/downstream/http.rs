@@ -53,10 +53,10 @@ pub async fn serve(edge: Arc<Edge>, peer: SocketAddr, request: Request<Incoming>
     let origin = request.headers().get(ORIGIN).cloned();
     let (parts, body) = request.into_parts();
     let mut out = answer(&edge, &snapshot, peer, &parts, body).await;
-    if let Some(origin) = origin {
-        if out.status() != StatusCode::FORBIDDEN {
-            allow_browser(&mut out, origin);
-        }
+    if let Some(origin) = origin
+        && out.status() != StatusCode::FORBIDDEN
+    {
+        allow_browser(&mut out, origin);
     }
     out
 }
@@ -80,7 +80,11 @@ async fn answer(
 ) -> Out {
     let settings = &snapshot.config.gateway;
     let headers = &parts.headers;
-    if !checks::host(settings, headers, parts.uri.authority().map(|a| a.as_str())) {
+    if !checks::host(
+        settings,
+        headers,
+        parts.uri.authority().map(hyper::http::uri::Authority::as_str),
+    ) {
         return plain_error(
             403,
             INVALID_REQUEST,

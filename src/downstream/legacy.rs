@@ -114,10 +114,10 @@ pub async fn handle(
 fn cancel(session: &Session, frame: &Frame) {
     let Some(params) = frame.params() else { return };
     let Ok(members) = Members::read(&params) else { return };
-    if let Some(id) = members.get("requestId") {
-        if let Some(running) = session.running.get(id.get().as_bytes()) {
-            running.cancel();
-        }
+    if let Some(id) = members.get("requestId")
+        && let Some(running) = session.running.get(id.get().as_bytes())
+    {
+        running.cancel();
     }
 }
 

@@ -82,7 +82,7 @@ fn cursor(params: &[u8]) -> Result<Option<String>, Refusal> {
     }
     let members = Members::read(params)
         .map_err(|e| Refusal::new(Reason::InvalidParams, format!("params: {e}")))?;
-    match members.get("cursor").map(|r| r.get()) {
+    match members.get("cursor").map(serde_json::value::RawValue::get) {
         None | Some("null") => Ok(None),
         Some(_) => members.get_str("cursor").map(|c| Some(c.into_owned())).ok_or_else(wrong),
     }

@@ -55,7 +55,7 @@ families! {
     BREAKER_TO: Counter "weir_breaker_transitions_total" ["upstream", "to"];
     /// Attempts besides the first, of calls that may be repeated.
     RETRIES: Counter "weir_retries_total" ["upstream"];
-    /// Whether the upstream is connected.
+    /// Whether the upstream is connected. One without a credential is not meant to be, and absent.
     UP: Gauge "weir_upstream_up" ["upstream"];
     /// Times the upstream's process was started again, or its connection made again.
     RESTARTS: Counter "weir_upstream_restarts_total" ["upstream"];
@@ -110,21 +110,17 @@ families! {
 pub enum ConnectionRefusal {
     /// As many are open as may be.
     Limit,
-    /// The gateway is stopping.
-    Draining,
     /// The system could not accept it: no descriptors left, or gone before it was accepted.
     AcceptFailed,
 }
 
 impl ConnectionRefusal {
-    const ALL: [ConnectionRefusal; 3] =
-        [ConnectionRefusal::Limit, ConnectionRefusal::Draining, ConnectionRefusal::AcceptFailed];
+    const ALL: [ConnectionRefusal; 2] = [ConnectionRefusal::Limit, ConnectionRefusal::AcceptFailed];
 
     /// The label.
     pub fn as_str(self) -> &'static str {
         match self {
-            ConnectionRefusal::Limit => "limit",
-            ConnectionRefusal::Draining => "draining",
+            ConnectionRefusal::Limit => "max_connections",
             ConnectionRefusal::AcceptFailed => "accept_failed",
         }
     }

@@ -106,7 +106,7 @@ impl Tracer {
                 let ids = RandomIdGenerator::default();
                 let trace = ids.new_trace_id();
                 let sampled = low_bits(trace) < *below;
-                let flags = RANDOM | u8::from(sampled) * SAMPLED;
+                let flags = if sampled { RANDOM | SAMPLED } else { RANDOM };
                 let span = Span { trace, id: ids.new_span_id(), parent: None, flags };
                 if sampled { SpanContext::begin(span) } else { SpanContext::decided_against(&span) }
             }

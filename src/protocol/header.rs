@@ -23,9 +23,9 @@ pub fn encode(value: &str) -> Cow<'_, str> {
     let plain = value.bytes().all(|b| matches!(b, 0x20..=0x7e | b'\t'))
         && !value.starts_with([' ', '\t'])
         && !value.ends_with([' ', '\t'])
-        && !value.is_empty()
-        && !(value.starts_with(OPEN) && value.ends_with(CLOSE));
-    if plain {
+        && !value.is_empty();
+    let like_ours = value.starts_with(OPEN) && value.ends_with(CLOSE);
+    if plain && !like_ours {
         return Cow::Borrowed(value);
     }
     Cow::Owned(format!("{OPEN}{}{CLOSE}", STANDARD.encode(value)))

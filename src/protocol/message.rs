@@ -89,7 +89,7 @@ impl Frame {
     ///
     /// A UTF-8 byte order mark and white space around the message are tolerated.
     pub fn scan(bytes: Bytes) -> Result<Frame, FrameError> {
-        let bytes = trim(bytes);
+        let bytes = trim(&bytes);
         check_depth(&bytes)?;
         let text = std::str::from_utf8(&bytes).map_err(|e| FrameError::Json(e.to_string()))?;
         if text.starts_with('[') {
@@ -131,10 +131,8 @@ impl Frame {
                 return Err(FrameError::Shape("exactly one of method, result and error is needed"));
             }
         };
-        if let Some(params) = scan.params {
-            if !params.get().starts_with(['{', '[']) {
-                return Err(FrameError::Shape("member \"params\" must be an object"));
-            }
+        if scan.params.is_some_and(|p| !p.get().starts_with(['{', '['])) {
+            return Err(FrameError::Shape("member \"params\" must be an object"));
         }
         Ok(Frame {
             id: span(id),
@@ -270,7 +268,7 @@ pub fn one_line(bytes: &Bytes) -> Bytes {
     bytes.iter().map(|b| if matches!(b, b'\n' | b'\r') { b' ' } else { *b }).collect()
 }
 
-fn trim(bytes: Bytes) -> Bytes {
+fn trim(bytes: &Bytes) -> Bytes {
     let mut start = 0;
     if bytes.starts_with(b"\xef\xbb\xbf") {
         start = 3;

@@ -210,7 +210,7 @@ mod tests {
         assert_eq!(keys, ["b", "a", "c"]);
         assert_eq!(m.get("b").unwrap().get(), "1.10");
         assert!(Members::read(b"{\"a\":1,\"\\u0061\":2}").is_err());
-        let many: String = (0..100).map(|i| format!("\"k{i}\":1,")).collect();
+        let many = (0..100).map(|i| format!("\"k{i}\":1,")).collect::<Vec<_>>().concat();
         assert!(Members::read(format!("{{{many}\"k7\":2}}").as_bytes()).is_err());
         assert_eq!(Members::read(format!("{{{many}\"z\":2}}").as_bytes()).unwrap().0.len(), 101);
     }

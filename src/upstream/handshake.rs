@@ -106,18 +106,17 @@ impl Handshake<'_> {
             Wire::Http(_) => asked.await,
             Wire::Stdio(wire) => {
                 tokio::pin!(asked);
+                let began = tokio::time::Instant::now();
                 loop {
                     tokio::select! {
                         answered = &mut asked => break answered,
-                        () = tokio::time::sleep(PROBE_PATIENCE) => {
-                            if wire.saw_output() {
-                                return Ok(None);
-                            }
-                            // Nothing at all yet. An old server that swallows what it does not
-                            // know looks the same as one that starts slowly; the handshake's own
-                            // answer, whichever comes, settles it.
-                            return Ok(None);
-                        }
+                        () = tokio::time::sleep(PROBE_PATIENCE) => {}
+                    }
+                    // An old server that swallows what it does not know looks like one that is
+                    // still starting, until it says anything at all. A modern one must not get
+                    // `initialize` too early: it would refuse to change its mind.
+                    if wire.saw_output() || began.elapsed() >= self.timeout / 2 {
+                        return Ok(None);
                     }
                 }
             }

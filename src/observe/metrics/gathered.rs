@@ -32,8 +32,9 @@ pub struct Gathered {
 pub struct UpstreamFacts {
     /// Its name.
     pub name: Arc<str>,
-    /// Whether it is connected.
-    pub up: bool,
+    /// Whether it is connected; `None` for one that is not meant to be, since it has no
+    /// credential yet. It gets no series, so that nobody is woken for it.
+    pub up: Option<bool>,
     /// Calls under way.
     pub in_flight: u64,
     /// Calls that wait for one of them to end.
@@ -169,7 +170,9 @@ impl Gathered {
 impl UpstreamFacts {
     fn tell(&self, page: &mut Page, totals: &Totals) {
         let name = [&*self.name];
-        page.value(&UP, &name, f64::from(u8::from(self.up)));
+        if let Some(up) = self.up {
+            page.value(&UP, &name, f64::from(u8::from(up)));
+        }
         page.value(&IN_FLIGHT, &name, self.in_flight as f64);
         page.value(&QUEUE_DEPTH, &name, self.queued as f64);
         page.value(&BREAKER, &name, f64::from(self.breaker as u8));

@@ -1,4 +1,7 @@
-#![allow(clippy::unwrap_used)]
+//! A scrape after everything that can happen, and after what must not.
+
+// Counts are whole numbers, which f64 holds exactly.
+#![allow(clippy::unwrap_used, clippy::float_cmp)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -28,7 +31,7 @@ fn samples(page: &str) -> BTreeMap<&str, f64> {
 fn facts() -> UpstreamFacts {
     UpstreamFacts {
         name: name("stripe"),
-        up: true,
+        up: Some(true),
         in_flight: 3,
         queued: 2,
         breaker: BreakerState::Open,
@@ -215,7 +218,7 @@ fn all_series_as_a_scrape_sees_them() {
     weir_upstream_stdout_noise_total counter
     weir_upstream_unmatched_answers_total Answers of an upstream to no request that was waiting.
     weir_upstream_unmatched_answers_total counter
-    weir_upstream_up Whether the upstream is connected.
+    weir_upstream_up Whether the upstream is connected. One without a credential is not meant to be, and absent.
     weir_upstream_up gauge
     ");
 }
@@ -326,6 +329,17 @@ fn totals_go_on_when_an_upstream_is_made_anew() {
     };
     let page = metrics.render(&gathered);
     assert_eq!(samples(&page)[r#"weir_upstream_restarts_total{upstream="stripe"}"#], 15.0);
+}
+
+#[test]
+fn a_dormant_upstream_is_not_down() {
+    let metrics = Metrics::new();
+    metrics.upstream(&name("stripe"), &[]);
+    for (up, told) in [(None, None), (Some(false), Some(&0.0)), (Some(true), Some(&1.0))] {
+        let upstreams = vec![UpstreamFacts { up, ..facts() }];
+        let page = metrics.render(&Gathered { upstreams, ..Gathered::default() });
+        assert_eq!(samples(&page).get(r#"weir_upstream_up{upstream="stripe"}"#), told);
+    }
 }
 
 #[test]

@@ -1,3 +1,5 @@
+//! Each call is one line and one count, however it ends.
+
 #![allow(clippy::unwrap_used)]
 
 use std::io;

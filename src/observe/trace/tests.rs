@@ -1,3 +1,5 @@
+//! Spans on the wire, read as a collector reads them.
+
 #![allow(clippy::unwrap_used)]
 
 use std::sync::{Arc, Mutex};
@@ -69,15 +71,15 @@ fn finished(reason: Option<&'static str>) -> Finished<'static> {
     }
 }
 
-fn parent(text: &str, state: Option<&str>) -> Option<Context> {
-    Some(Context::parse(text, state).unwrap())
+fn parent(text: &str, state: Option<&str>) -> Context {
+    Context::parse(text, state).unwrap()
 }
 
 #[test]
 fn without_a_collector_the_context_passes_as_it_came() {
     let tracer = tracer(None, 1.0);
     let odd = "cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-later";
-    let context = tracer.start(parent(odd, Some("a=1")));
+    let context = tracer.start(Some(parent(odd, Some("a=1"))));
     assert_eq!(context.traceparent(), Some(odd));
     assert_eq!(context.tracestate(), Some("a=1"));
     assert_eq!(context.trace_id(), Some("4bf92f3577b34da6a3ce929d0e0e4736"));
@@ -89,8 +91,8 @@ async fn the_callers_decision_wins_and_else_the_share() {
     let (url, _) = collector("200 OK").await;
     for sample in [0.0, 1.0] {
         let tracer = tracer(Some(url.clone()), sample);
-        assert!(tracer.start(parent(PARENT, None)).is_recorded());
-        let not = tracer.start(parent(PARENT_UNSAMPLED, Some("a=1")));
+        assert!(tracer.start(Some(parent(PARENT, None))).is_recorded());
+        let not = tracer.start(Some(parent(PARENT_UNSAMPLED, Some("a=1"))));
         assert!(!not.is_recorded());
         assert_eq!((not.traceparent(), not.tracestate()), (Some(PARENT_UNSAMPLED), Some("a=1")));
         let own = tracer.start(None);
@@ -107,7 +109,7 @@ async fn the_callers_decision_wins_and_else_the_share() {
 async fn spans_arrive_with_the_right_parent() {
     let (url, received) = collector("200 OK").await;
     let tracer = tracer(Some(url), 1.0);
-    let child = tracer.start(parent(PARENT, Some("a=1")));
+    let child = tracer.start(Some(parent(PARENT, Some("a=1"))));
     let sent = Context::parse(child.traceparent().unwrap(), child.tracestate()).unwrap();
     assert_eq!(child.tracestate(), Some("a=1"));
     tracer.finish(child, &finished(Some("connection_lost")));
@@ -127,7 +129,7 @@ async fn spans_arrive_with_the_right_parent() {
     assert_eq!(spans.len(), 2);
     assert_eq!(spans[0].trace_id, sent.trace_id());
     assert_eq!(spans[0].span_id, sent.span_id());
-    assert_eq!(spans[0].parent_span_id, parent(PARENT, None).unwrap().span_id());
+    assert_eq!(spans[0].parent_span_id, parent(PARENT, None).span_id());
     assert_eq!(spans[1].trace_id, root_sent.trace_id());
     assert_eq!(spans[1].span_id, root_sent.span_id());
     assert!(spans[1].parent_span_id.is_empty());
