@@ -312,7 +312,8 @@ impl Keeper {
             }
             TransportConfig::Http(http) => {
                 let (tx, rx) = mpsc::channel(UNASKED_MAX);
-                let wire = HttpWire::new(&self.name, http, config.max_message, self.http.clone())?;
+                let wire =
+                    HttpWire::new(self.name.clone(), http, config.max_message, self.http.clone())?;
                 Ok((Wire::Http(wire), tx, rx))
             }
         }
@@ -453,9 +454,9 @@ async fn event_stream(link: Arc<Link>, reload: mpsc::Sender<()>) {
     }
     let Wire::Http(wire) = &link.wire else { return };
     loop {
-        match wire.stream(&link.headers("")).await {
+        match wire.stream(&link.headers(""), None).await {
             Ok(mut stream) => {
-                while let Some(frame) = stream.next().await {
+                while let Ok(Some(frame)) = stream.next().await {
                     match frame.kind() {
                         Kind::Notification => note(&frame, &reload),
                         Kind::Request => {

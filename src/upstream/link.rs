@@ -14,7 +14,7 @@ use crate::protocol::header;
 use crate::protocol::message::{Frame, Kind, message};
 use crate::protocol::revision::{Era, Revision};
 
-use super::transport::http::{HttpWire, Outgoing, RequestError};
+use super::transport::http::{HttpWire, Outgoing};
 use super::transport::stdio::StdioWire;
 use super::transport::{OnNotice, Unasked};
 
@@ -229,14 +229,15 @@ pub async fn exchange(
         Wire::Http(wire) => {
             let out = Outgoing { id, message, headers };
             match wire.request(out, on_notice, unasked).await {
-                Ok(a) => Ok(Answered { frame: a.frame, status: a.status, session: a.session }),
-                Err(RequestError::Fault(f)) => Err(Unanswered { fault: f.fault, status: f.status }),
-                Err(RequestError::StreamEnded { .. }) => Err(Fault::new(
-                    Reason::ConnectionLost,
-                    Delivery::Unknown,
-                    "the upstream's event stream ended before its answer",
-                )
-                .into()),
+                Ok(a) => {
+                    // The answer need not wait for the end of its stream, which gives the
+                    // connection back to the pool; the wait is short and bounded.
+                    if let Some(rest) = a.rest {
+                        tokio::spawn(rest.drain());
+                    }
+                    Ok(Answered { frame: a.frame, status: a.status, session: a.session })
+                }
+                Err(error) => Err(Unanswered { status: error.status(), fault: error.into_fault() }),
             }
         }
     }
@@ -249,7 +250,7 @@ pub async fn notify(wire: &Wire, agreed: &Agreement, message: Bytes) -> Result<(
         Wire::Http(wire) => {
             let method = Frame::scan(message.clone()).map(|f| f.method().to_owned());
             let headers = headers_for(agreed, method.as_deref().unwrap_or(""), None);
-            wire.notify(Outgoing { id: 0, message, headers: &headers }).await
+            wire.notify(Outgoing { id: 0, message, headers: &headers }).await.map_err(Fault::from)
         }
     }
 }

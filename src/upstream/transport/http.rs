@@ -1,61 +1,106 @@
-//! Streamable HTTP towards an upstream: one POST per message, the answer as JSON or as events.
+//! Streamable HTTP towards an upstream: one POST per message, the answer as JSON or as events
+//! (2025-03-26 basic/transports to 2026-07-28 basic/transports/streamable-http).
 //!
-//! Each upstream has a client and pool of its own, so one that hangs cannot use up another's.
-//! A request whose future is dropped closes its response stream; in the newest revision that *is*
-//! the cancellation. The pool repeats a request only if the connection was found closed before
-//! any of it was written (hyper hands such a request back unsent), so no write goes twice.
+//! ```text
+//!  Outgoing ─► redirect ─► client ─► response ─┬─ JSON ────► answer ─┐
+//!              (same origin only)              ├─ events ──► events ─┼─► Answer | RequestError
+//!                                              └─ not 2xx ─► answer ─┘
+//! ```
+//!
+//! Each upstream has a client and a pool of its own, so one that hangs cannot use up another's.
+//! Dropping a request's future closes its response stream; for a modern upstream that *is* the
+//! cancellation. No task is started here. What is sent twice, and what is not, is decided in
+//! `client` and `redirect`.
+//!
+//! No content coding is asked for: compressed events are held back by what compresses them, and a
+//! small compressed body could grow without bound.
 
-pub mod answer;
-pub mod client;
-pub mod retry_after;
+mod answer;
+mod client;
+mod events;
+mod outcome;
+mod redirect;
+mod retry_after;
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, USER_AGENT,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST,
+    HeaderName, HeaderValue, LOCATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use tokio::sync::mpsc;
 
 use crate::config::HttpConfig;
 use crate::failure::{Delivery, Fault, Reason};
-use crate::protocol::header;
+use crate::protocol::header::SESSION_ID;
 use crate::protocol::message::{Frame, Kind};
-use crate::protocol::sse;
 
 use super::{OnNotice, Unasked};
+use answer::Media;
 use client::Client;
+use events::Events;
 
-/// Most redirects that are followed.
-const REDIRECTS_MAX: usize = 3;
-/// How much of an error's body is read.
-const ERROR_BODY_MAX: usize = 64 << 10;
-/// How long the end of a session may take: nobody waits for it.
-const DELETE_TIMEOUT: Duration = Duration::from_secs(2);
+pub use events::{EventStream, Rest};
+pub use outcome::{Answer, HttpFault, RequestError, StreamEnd, StreamRefused};
 
-/// What the wire counted.
-#[derive(Default, Debug)]
+/// How long the end of a session may take: nobody needs what comes of it.
+const DELETE_TIME: Duration = Duration::from_secs(2);
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
+const JSON_OR_EVENTS: HeaderValue = HeaderValue::from_static("application/json, text/event-stream");
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// Headers that the wire sets itself or that belong to one connection. A configured value would
+/// break the framing or the reading of answers.
+const OWN_HEADERS: [HeaderName; 11] = [
+    ACCEPT,
+    ACCEPT_ENCODING,
+    CONNECTION,
+    CONTENT_LENGTH,
+    CONTENT_TYPE,
+    HOST,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    LAST_EVENT_ID,
+];
+
+/// What a wire has counted; they outlive it, so that they never fall.
+#[derive(Debug, Default)]
 pub struct HttpCounters {
-    /// Bytes of request bodies.
+    /// Bytes of message bodies sent.
     pub sent_bytes: AtomicU64,
-    /// Bytes of response bodies.
+    /// Bytes of response bodies received.
     pub received_bytes: AtomicU64,
-    /// Answers to nothing that was asked.
+    /// Answers on an event stream to what was not asked there.
     pub unmatched_answers: AtomicU64,
-    /// Messages that nobody had room for.
+    /// Notifications that came with an answer.
+    pub notices: AtomicU64,
+    /// Requests of the upstream that found no room.
     pub dropped_messages: AtomicU64,
+    /// Events on a session's stream that were no message.
+    pub garbled_messages: AtomicU64,
 }
 
-/// One endpoint.
+fn add(counter: &AtomicU64, n: usize) {
+    counter.fetch_add(n as u64, Ordering::Relaxed);
+}
+
+/// The way to one endpoint. Cloning shares the connections.
 #[derive(Clone)]
 pub struct HttpWire(Arc<Inner>);
 
 struct Inner {
+    upstream: Arc<str>,
     client: Client,
     uri: Uri,
     headers: HeaderMap,
@@ -63,337 +108,290 @@ struct Inner {
     counters: Arc<HttpCounters>,
 }
 
-/// One message and the headers that belong to it.
+impl fmt::Debug for HttpWire {
+    // Path and query may hold a key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpWire").field("upstream", &self.0.upstream).finish_non_exhaustive()
+    }
+}
+
+/// One message on its way out, and what goes with it.
 pub struct Outgoing<'a> {
-    /// Its JSON-RPC id.
+    /// The id in the message; of no meaning to [`HttpWire::notify`].
     pub id: u64,
     /// The message.
     pub message: Bytes,
-    /// Headers besides the configured ones.
+    /// Headers that belong to it: revision, session, mirrored fields, trace. They go before
+    /// configured ones of the same name.
     pub headers: &'a [(HeaderName, HeaderValue)],
 }
 
-/// The answer to a request.
-pub struct Answer {
-    /// The message: a result or an error.
-    pub frame: Frame,
-    /// HTTP status it came with.
-    pub status: u16,
-    /// `Mcp-Session-Id` of the response.
-    pub session: Option<HeaderValue>,
-}
-
-/// A fault and the HTTP status behind it.
-#[derive(Debug)]
-pub struct HttpFault {
-    /// What went wrong.
-    pub fault: Fault,
-    /// HTTP status, if there was one.
-    pub status: Option<u16>,
-}
-
-/// Why there is no answer.
-#[derive(Debug)]
-pub enum RequestError {
-    /// A fault.
-    Fault(HttpFault),
-    /// The event stream ended first. An old session can be asked for the rest.
-    StreamEnded {
-        /// The last event id seen.
-        last_event_id: Option<String>,
-        /// How long the upstream wants us to wait.
-        retry: Option<Duration>,
-    },
-}
-
-impl From<Fault> for RequestError {
-    fn from(fault: Fault) -> Self {
-        RequestError::Fault(HttpFault { fault, status: None })
-    }
-}
-
-/// Why there is no stream.
-#[derive(Debug)]
-pub enum StreamRefused {
-    /// The upstream has none (405, or another refusal that will not change).
-    NotOffered,
-    /// Not now.
-    Fault(Fault),
-}
-
-impl StreamRefused {
-    /// Whether asking again is of no use.
-    pub fn for_good(&self) -> bool {
-        matches!(self, StreamRefused::NotOffered)
-    }
-}
-
 impl HttpWire {
-    /// A wire to the configured endpoint; connects when used.
+    /// A wire to the configured endpoint, which connects when used.
+    ///
+    /// # Errors
+    /// When the URL or a header is not valid with what was put in for its references, or the
+    /// endpoint is `https` and the system has no root certificates.
     pub fn new(
-        upstream: &str,
+        upstream: Arc<str>,
         config: &HttpConfig,
         max_message: usize,
         counters: Arc<HttpCounters>,
     ) -> Result<HttpWire, Fault> {
-        let wrong = |what: &str| {
-            Fault::new(Reason::ConnectFailed, Delivery::NotSent, format!("the {what} is not valid"))
+        let uri = endpoint(config)?;
+        let tls = if uri.scheme_str() == Some("https") {
+            client::tls_with_system_roots()?
+        } else {
+            client::tls_with(rustls::RootCertStore::empty())
         };
-        let uri: Uri = config.url.expose().parse().map_err(|_| wrong("configured URL"))?;
-        let mut headers = HeaderMap::new();
-        for (name, value) in &config.headers {
-            let name: HeaderName = name.parse().map_err(|_| wrong("configured header name"))?;
-            let mut value = HeaderValue::from_str(value.expose())
-                .map_err(|_| wrong("value of a configured header"))?;
-            value.set_sensitive(true);
-            headers.insert(name, value);
-        }
-        if let Some(bearer) = &config.bearer {
-            let mut value = HeaderValue::from_str(&format!("Bearer {}", bearer.expose()))
-                .map_err(|_| wrong("value of bearer"))?;
-            value.set_sensitive(true);
-            headers.insert(AUTHORIZATION, value);
-        }
-        headers.insert(
-            USER_AGENT,
-            HeaderValue::from_static(concat!("weirkeeper/", env!("CARGO_PKG_VERSION"))),
-        );
-        let client = Client::new(upstream, config, uri.scheme_str() == Some("https"))?;
-        Ok(HttpWire(Arc::new(Inner { client, uri, headers, max_message, counters })))
+        HttpWire::build(upstream, config, max_message, counters, tls)
     }
 
-    /// Send one request and wait for its answer. Notifications on the response stream go to
-    /// `on_notice`, requests to `unasked`.
+    /// The same, trusting only `roots`.
+    #[cfg(test)]
+    fn with_roots(
+        upstream: Arc<str>,
+        config: &HttpConfig,
+        max_message: usize,
+        counters: Arc<HttpCounters>,
+        roots: rustls::RootCertStore,
+    ) -> Result<HttpWire, Fault> {
+        HttpWire::build(upstream, config, max_message, counters, client::tls_with(roots))
+    }
+
+    fn build(
+        upstream: Arc<str>,
+        config: &HttpConfig,
+        max_message: usize,
+        counters: Arc<HttpCounters>,
+        tls: rustls::ClientConfig,
+    ) -> Result<HttpWire, Fault> {
+        let uri = endpoint(config)?;
+        let headers = configured_headers(config)?;
+        let default_port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+        let port = uri.port_u16().unwrap_or(default_port);
+        let address = format!("{}:{port}", uri.host().unwrap_or("")).into();
+        let client = Client::new(config, tls, address);
+        Ok(HttpWire(Arc::new(Inner { upstream, client, uri, headers, max_message, counters })))
+    }
+
+    /// Send one request and wait for its answer, which ends the reading: what follows on the same
+    /// stream is not looked at. Notifications before it go to `on_notice`, requests to `unasked`;
+    /// one that finds no room there is dropped and counted.
+    ///
+    /// The time is the caller's to limit. Dropping the future cancels a modern request.
     pub async fn request(
         &self,
         out: Outgoing<'_>,
         on_notice: OnNotice<'_>,
         unasked: &mpsc::Sender<Unasked>,
     ) -> Result<Answer, RequestError> {
+        let inner = &*self.0;
         let id = out.id;
-        let response = self.post(out).await?;
-        let status = response.status().as_u16();
-        let session = response.headers().get(header::SESSION_ID).cloned();
-        if !response.status().is_success() {
-            return self.refused(id, response).await;
+        let (head, body) = inner.post(out).await?.into_parts();
+        let status = head.status.as_u16();
+        let session = head.headers.get(SESSION_ID).cloned().map(|mut value| {
+            value.set_sensitive(true);
+            value
+        });
+        let answer = |frame, rest| Answer { frame, status, session, rest };
+        if !head.status.is_success() {
+            let (headers, counters) = (&head.headers, &inner.counters);
+            let frame = answer::refused_request(id, head.status, headers, body, counters).await?;
+            return Ok(answer(frame, None));
         }
-        let frame = match media_type(response.headers()).as_deref() {
-            Some("application/json") => {
-                let bytes = self.collect(response.into_body(), self.0.max_message).await?;
-                let frame = answer::parse(bytes)?;
-                answer::check_id(&frame, id)?;
-                frame
+        let failed = |fault| HttpFault { fault, status: Some(status) };
+        match answer::media(&head.headers) {
+            Media::Json | Media::Unnamed => {
+                let read = answer::read(body, inner.max_message, &inner.counters).await;
+                let frame = read.and_then(|bytes| answer::from_json(bytes, id)).map_err(failed)?;
+                Ok(answer(frame, None))
             }
-            Some("text/event-stream") => {
-                self.read_events(id, response.into_body(), on_notice, unasked).await?
+            Media::Events => {
+                let mut events = Events::new(body, inner.max_message, inner.counters.clone());
+                let found = inner.await_answer(&mut events, id, on_notice, unasked).await;
+                match found.map_err(failed)? {
+                    Some(frame) => Ok(answer(frame, events.into_rest())),
+                    None => Err(RequestError::StreamEnded(StreamEnd {
+                        last_event_id: events.last_event_id,
+                        retry: events.retry,
+                        status,
+                        broken: events.broken,
+                    })),
+                }
             }
-            _ => {
-                return Err(Fault::new(
-                    Reason::Garbled,
-                    Delivery::Unknown,
-                    "the upstream's answer is neither JSON nor an event stream",
-                )
-                .into());
+            Media::Other => {
+                let text = "the upstream's answer is neither JSON nor an event stream";
+                Err(failed(answer::garbled(text)).into())
             }
-        };
-        Ok(Answer { frame, status, session })
+        }
     }
 
-    /// Send one notification or response.
-    pub async fn notify(&self, out: Outgoing<'_>) -> Result<(), Fault> {
-        let response = match self.post(out).await {
-            Ok(response) => response,
-            Err(RequestError::Fault(f)) => return Err(f.fault),
-            Err(RequestError::StreamEnded { .. }) => return Ok(()),
-        };
-        if response.status().is_success() {
+    /// Send a message that has no answer: a notification, or our response to a request of the
+    /// upstream. Any success will do; what else the response holds is not looked at.
+    pub async fn notify(&self, out: Outgoing<'_>) -> Result<(), HttpFault> {
+        let inner = &*self.0;
+        let (head, body) = inner.post(out).await?.into_parts();
+        if head.status.is_success() {
             return Ok(());
         }
-        Err(answer::status_fault(response.status(), response.headers()).fault)
+        Err(answer::refused(head.status, &head.headers, body, &inner.counters).await)
     }
 
-    /// Open the stream of an old session (2025-11-25 basic/transports, "listening for messages").
+    /// Open the stream of an old session, on which the upstream speaks unasked; with an event id,
+    /// the stream on which that event came, from there on (2025-11-25 basic/transports,
+    /// "listening for messages", "resumability and redelivery").
     pub async fn stream(
         &self,
         headers: &[(HeaderName, HeaderValue)],
+        last_event_id: Option<&str>,
     ) -> Result<EventStream, StreamRefused> {
-        let mut request = self.build(Method::GET, &self.0.uri, headers, Bytes::new());
-        request.headers_mut().insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
-        let response = self.0.client.send(request).await.map_err(StreamRefused::Fault)?;
-        let events = media_type(response.headers()).as_deref() == Some("text/event-stream");
-        match response.status() {
-            status if status.is_success() && events => Ok(EventStream {
-                body: response.into_body(),
-                reader: sse::Reader::new(self.0.max_message),
-                ready: Vec::new().into_iter(),
-            }),
-            status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
-                Err(StreamRefused::Fault(answer::status_fault(status, response.headers()).fault))
+        let inner = &*self.0;
+        let fault = StreamRefused::Fault;
+        let mut own = vec![(ACCEPT, EVENTS)];
+        if let Some(id) = last_event_id {
+            // Event ids may hold any text; bytes beyond ASCII are legal in a header value.
+            let value = HeaderValue::from_bytes(id.as_bytes());
+            let value = value.map_err(|_| {
+                fault(answer::garbled("the upstream's event id cannot be sent back").into())
+            })?;
+            own.push((LAST_EVENT_ID, value));
+        }
+        own.extend_from_slice(headers);
+        let sent = inner.send(&Method::GET, &own, &Bytes::new()).await;
+        let (head, body) = sent.map_err(fault)?.into_parts();
+        match head.status {
+            StatusCode::METHOD_NOT_ALLOWED | StatusCode::NO_CONTENT => {
+                Err(StreamRefused::NotOffered)
             }
-            _ => Err(StreamRefused::NotOffered),
+            status if !status.is_success() => {
+                let counters = &inner.counters;
+                Err(fault(answer::refused(status, &head.headers, body, counters).await))
+            }
+            _ if answer::media(&head.headers) == Media::Events => {
+                Ok(EventStream::new(Events::new(body, inner.max_message, inner.counters.clone())))
+            }
+            status => Err(fault(HttpFault {
+                fault: answer::garbled("the upstream's event stream is none"),
+                status: Some(status.as_u16()),
+            })),
         }
     }
 
-    /// End a session; what comes of it is of no interest.
+    /// End a session, within two seconds; what comes of it is not looked at.
     pub async fn delete(&self, headers: &[(HeaderName, HeaderValue)]) {
-        let request = self.build(Method::DELETE, &self.0.uri, headers, Bytes::new());
-        let _ = tokio::time::timeout(DELETE_TIMEOUT, self.0.client.send(request)).await;
+        let nothing = Bytes::new();
+        let sent = self.0.send(&Method::DELETE, headers, &nothing);
+        let _ = tokio::time::timeout(DELETE_TIME, sent).await;
+    }
+}
+
+impl Inner {
+    async fn post(&self, out: Outgoing<'_>) -> Result<Response<Incoming>, HttpFault> {
+        let mut headers = vec![(CONTENT_TYPE, JSON), (ACCEPT, JSON_OR_EVENTS)];
+        headers.extend_from_slice(out.headers);
+        self.send(&Method::POST, &headers, &out.message).await
     }
 
-    fn build(
+    async fn send(
         &self,
-        method: Method,
-        uri: &Uri,
+        method: &Method,
         headers: &[(HeaderName, HeaderValue)],
-        body: Bytes,
-    ) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(body));
-        *request.method_mut() = method;
-        *request.uri_mut() = uri.clone();
-        *request.headers_mut() = self.0.headers.clone();
-        for (name, value) in headers {
-            request.headers_mut().insert(name, value.clone());
-        }
-        request
-    }
-
-    async fn post(&self, out: Outgoing<'_>) -> Result<Response<Incoming>, RequestError> {
-        let mut uri = self.0.uri.clone();
-        self.0.counters.sent_bytes.fetch_add(out.message.len() as u64, Ordering::Relaxed);
-        for _ in 0..=REDIRECTS_MAX {
-            let mut request = self.build(Method::POST, &uri, out.headers, out.message.clone());
-            let headers = request.headers_mut();
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            headers.insert(ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
-            let response = self.0.client.send(request).await?;
-            // Only these two keep the method and the body (RFC 9110, 15.4).
-            if !matches!(
-                response.status(),
-                StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT
-            ) {
+        body: &Bytes,
+    ) -> Result<Response<Incoming>, HttpFault> {
+        let mut uri = self.uri.clone();
+        let mut hops = 0;
+        loop {
+            let mut request = Request::new(Full::new(body.clone()));
+            *request.method_mut() = method.clone();
+            *request.uri_mut() = uri.clone();
+            request.headers_mut().clone_from(&self.headers);
+            for (name, value) in headers {
+                request.headers_mut().insert(name, value.clone());
+            }
+            add(&self.counters.sent_bytes, body.len());
+            let response = self.client.send(request).await?;
+            let status = response.status();
+            if !redirect::is_redirect(status) {
                 return Ok(response);
             }
-            uri = answer::redirect(&uri, response.headers().get(LOCATION))?;
-        }
-        Err(Fault::new(Reason::UpstreamStatus, Delivery::Refused, "too many redirects").into())
-    }
-
-    async fn refused(&self, id: u64, response: Response<Incoming>) -> Result<Answer, RequestError> {
-        let status = response.status();
-        let fault = answer::status_fault(status, response.headers());
-        let session = response.headers().get(header::SESSION_ID).cloned();
-        // What was refused for its rate or its key is that, whatever else the body says.
-        if matches!(fault.fault.reason, Reason::Throttled | Reason::CredentialRefused) {
-            return Err(RequestError::Fault(fault));
-        }
-        let Ok(bytes) = self.collect(response.into_body(), ERROR_BODY_MAX).await else {
-            return Err(RequestError::Fault(fault));
-        };
-        match Frame::scan(bytes) {
-            Ok(frame)
-                if frame.kind() == Kind::Error
-                    && (frame.id().is_none() || answer::check_id(&frame, id).is_ok()) =>
-            {
-                Ok(Answer { frame, status: status.as_u16(), session })
-            }
-            _ => Err(RequestError::Fault(fault)),
+            let location = response.headers().get(LOCATION);
+            uri = redirect::follow(method, status, &uri, location, hops)
+                .map_err(|fault| HttpFault { fault, status: Some(status.as_u16()) })?;
+            hops += 1;
         }
     }
 
-    async fn collect(&self, body: Incoming, max: usize) -> Result<Bytes, Fault> {
-        match http_body_util::Limited::new(body, max).collect().await {
-            Ok(collected) => {
-                let bytes = collected.to_bytes();
-                self.0.counters.received_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                Ok(bytes)
-            }
-            Err(e) if e.is::<http_body_util::LengthLimitError>() => Err(Fault::new(
-                Reason::TooLarge,
-                Delivery::Unknown,
-                format!("the upstream's answer is larger than {max} bytes (max_message)"),
-            )),
-            Err(e) => Err(answer::broken().because(e)),
-        }
-    }
-
-    async fn read_events(
+    // The answer among the messages of its stream; `None` if the stream ends without it.
+    async fn await_answer(
         &self,
+        events: &mut Events,
         id: u64,
-        mut body: Incoming,
         on_notice: OnNotice<'_>,
         unasked: &mpsc::Sender<Unasked>,
-    ) -> Result<Frame, RequestError> {
-        let mut reader = sse::Reader::new(self.0.max_message);
-        let mut events = Vec::new();
-        let (mut last_event_id, mut retry) = (None, None);
-        while let Some(frame) = body.frame().await {
-            let chunk = match frame.map_err(|e| answer::broken().because(e))?.into_data() {
-                Ok(chunk) => chunk,
-                Err(_trailers) => continue,
-            };
-            self.0.counters.received_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-            reader.feed(chunk, &mut events).map_err(|e| {
-                Fault::new(Reason::TooLarge, Delivery::Unknown, format!("{e} (max_message)"))
-            })?;
-            for event in events.drain(..) {
-                last_event_id = event.id.or(last_event_id);
-                retry = event.retry.map(Duration::from_millis).or(retry);
-                if event.data.is_empty() {
-                    continue;
+    ) -> Result<Option<Frame>, Fault> {
+        while let Some(data) = events.next().await.map_err(events::too_large)? {
+            let frame = answer::scan(data)?;
+            match frame.kind() {
+                Kind::Notification => {
+                    add(&self.counters.notices, 1);
+                    on_notice(frame);
                 }
-                let message = answer::parse(event.data)?;
-                match message.kind() {
-                    Kind::Notification => on_notice(message),
-                    Kind::Request => {
-                        if unasked.try_send(Unasked::Request(message)).is_err() {
-                            self.0.counters.dropped_messages.fetch_add(1, Ordering::Relaxed);
-                        }
-                    }
-                    Kind::Result | Kind::Error if answer::check_id(&message, id).is_ok() => {
-                        return Ok(message);
-                    }
-                    Kind::Error if message.id().is_none() => return Ok(message),
-                    Kind::Result | Kind::Error => {
-                        self.0.counters.unmatched_answers.fetch_add(1, Ordering::Relaxed);
+                Kind::Request => {
+                    if let Err(error) = unasked.try_send(Unasked::Request(frame)) {
+                        add(&self.counters.dropped_messages, 1);
+                        tracing::debug!(upstream = %self.upstream, %error, "request dropped");
                     }
                 }
+                Kind::Result | Kind::Error if answer::answers(&frame, id) => {
+                    return Ok(Some(frame));
+                }
+                Kind::Result | Kind::Error => add(&self.counters.unmatched_answers, 1),
             }
         }
-        Err(RequestError::StreamEnded { last_event_id, retry })
+        Ok(None)
     }
 }
 
-/// The stream of an old session.
-pub struct EventStream {
-    body: Incoming,
-    reader: sse::Reader,
-    ready: std::vec::IntoIter<sse::Event>,
+fn not_configured(text: String) -> Fault {
+    Fault::new(Reason::ConnectFailed, Delivery::NotSent, text)
 }
 
-impl EventStream {
-    /// The next message; `None` when the stream has ended or is broken.
-    pub async fn next(&mut self) -> Option<Frame> {
-        loop {
-            for event in self.ready.by_ref() {
-                if event.data.is_empty() {
-                    continue;
-                }
-                if let Ok(frame) = Frame::scan(event.data) {
-                    return Some(frame);
-                }
-            }
-            let chunk = match self.body.frame().await?.ok()?.into_data() {
-                Ok(chunk) => chunk,
-                Err(_trailers) => continue,
-            };
-            let mut events = Vec::new();
-            self.reader.feed(chunk, &mut events).ok()?;
-            self.ready = events.into_iter();
-        }
+// The file's own check saw the text before the references were put in.
+fn endpoint(config: &HttpConfig) -> Result<Uri, Fault> {
+    let uri: Option<Uri> = config.url.expose().parse().ok();
+    uri.filter(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https"))
+            && uri.authority().is_some_and(|a| !a.as_str().contains('@') && !a.host().is_empty())
+    })
+    .ok_or_else(|| not_configured("the configured url is not a valid http or https URL".into()))
+}
+
+fn configured_headers(config: &HttpConfig) -> Result<HeaderMap, Fault> {
+    let value_of = |name: &str, text: &str| {
+        let value = HeaderValue::from_str(text);
+        let mut value = value.map_err(|_| {
+            not_configured(format!("the configured {name} holds bytes that no header may"))
+        })?;
+        value.set_sensitive(true);
+        Ok::<_, Fault>(value)
+    };
+    let mut headers = HeaderMap::new();
+    let agent = concat!("weirkeeper/", env!("CARGO_PKG_VERSION"));
+    headers.insert(USER_AGENT, HeaderValue::from_static(agent));
+    for (written, text) in &config.headers {
+        let name: Option<HeaderName> = written.parse().ok();
+        let name = name.filter(|name| !OWN_HEADERS.contains(name)).ok_or_else(|| {
+            not_configured(format!("the configured header {written:?} cannot be sent"))
+        })?;
+        let value = value_of(&format!("header {written:?}"), text.expose())?;
+        headers.insert(name, value);
     }
+    if let Some(token) = &config.bearer {
+        headers.insert(AUTHORIZATION, value_of("bearer", &format!("Bearer {}", token.expose()))?);
+    }
+    Ok(headers)
 }
 
-fn media_type(headers: &HeaderMap) -> Option<String> {
-    let value = headers.get(CONTENT_TYPE)?.to_str().ok()?;
-    Some(value.split(';').next()?.trim().to_ascii_lowercase())
-}
+#[cfg(test)]
+mod tests;

@@ -1,52 +1,162 @@
 //! What an HTTP response means.
 
-use bytes::Bytes;
-use hyper::header::{HeaderValue, RETRY_AFTER};
-use hyper::{HeaderMap, StatusCode, Uri};
+use std::time::{Duration, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{CONTENT_TYPE, RETRY_AFTER};
+use hyper::{HeaderMap, StatusCode};
 
 use crate::failure::{Delivery, Fault, Reason};
-use crate::protocol::message::Frame;
+use crate::protocol::message::{Frame, Kind};
 
-use super::HttpFault;
-use super::retry_after;
+use super::outcome::HttpFault;
+use super::{HttpCounters, add, retry_after};
 
-/// One message out of a body or event.
-pub fn parse(bytes: Bytes) -> Result<Frame, Fault> {
-    Frame::scan(bytes).map_err(|e| {
-        Fault::new(Reason::Garbled, Delivery::Unknown, "the upstream's answer is no valid message")
-            .because(e)
-    })
+/// How much of the body of a refusal is read: a JSON-RPC error is a few hundred bytes, an error
+/// page is of no interest.
+const REFUSAL_MAX: usize = 64 << 10;
+/// How long the body of a refusal is waited for. The status is known and says most of it; the
+/// deadline must not take its place.
+const REFUSAL_TIME: Duration = Duration::from_secs(2);
+
+/// What a body claims to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Media {
+    Json,
+    Events,
+    /// Nothing is claimed: small servers forget to, so the content decides.
+    Unnamed,
+    Other,
 }
 
-/// The answer is to what we asked.
-pub fn check_id(frame: &Frame, id: u64) -> Result<(), Fault> {
-    if frame.id().is_some_and(|got| got == id.to_string().as_bytes()) {
-        return Ok(());
+/// The media type of a response, whatever its case and parameters (RFC 9110, 8.3.1).
+pub(super) fn media(headers: &HeaderMap) -> Media {
+    let Some(value) = headers.get(CONTENT_TYPE) else { return Media::Unnamed };
+    let essence = value.to_str().unwrap_or("").split(';').next().unwrap_or("").trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        Media::Json
+    } else if essence.eq_ignore_ascii_case("text/event-stream") {
+        Media::Events
+    } else {
+        Media::Other
     }
-    Err(Fault::new(
-        Reason::Garbled,
-        Delivery::Unknown,
-        "the upstream's answer has another id than the request",
-    ))
 }
 
-/// The connection broke while the answer was on its way.
-pub fn broken() -> Fault {
-    Fault::new(
-        Reason::ConnectionLost,
-        Delivery::Unknown,
-        "the connection broke before the answer was complete",
-    )
+/// Read a body of `max` bytes at most. One that comes in one piece is not copied.
+pub(super) async fn read(
+    mut body: Incoming,
+    max: usize,
+    counters: &HttpCounters,
+) -> Result<Bytes, Fault> {
+    let announced = body.size_hint().lower();
+    if announced > max as u64 {
+        return Err(too_large(max));
+    }
+    let mut first = Bytes::new();
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| broken().because(super::client::chain(&error)))?;
+        let Ok(chunk) = frame.into_data() else { continue };
+        add(&counters.received_bytes, chunk.len());
+        if first.len() + whole.len() + chunk.len() > max {
+            return Err(too_large(max));
+        }
+        if first.is_empty() && whole.is_empty() {
+            first = chunk;
+            continue;
+        }
+        if whole.is_empty() {
+            whole.reserve((announced as usize).max(first.len() + chunk.len()));
+            whole.extend_from_slice(&std::mem::take(&mut first));
+        }
+        whole.extend_from_slice(&chunk);
+    }
+    Ok(if whole.is_empty() { first } else { whole.freeze() })
 }
 
-/// The fault that a status stands for when the body carries no MCP message.
-pub fn status_fault(status: StatusCode, headers: &HeaderMap) -> HttpFault {
+/// The answer in a JSON body.
+pub(super) fn from_json(bytes: Bytes, id: u64) -> Result<Frame, Fault> {
+    if bytes.trim_ascii().is_empty() {
+        return Err(garbled("the upstream took the request and gave no answer"));
+    }
+    let frame = scan(bytes)?;
+    if answers(&frame, id) {
+        return Ok(frame);
+    }
+    Err(garbled(match frame.kind() {
+        Kind::Result | Kind::Error => "the upstream's answer has another id than the request",
+        Kind::Request | Kind::Notification => "the upstream's answer is no response",
+    }))
+}
+
+/// One message.
+pub(super) fn scan(bytes: Bytes) -> Result<Frame, Fault> {
+    Frame::scan(bytes)
+        .map_err(|error| garbled("the upstream's answer is no valid message").because(error))
+}
+
+/// Whether a message answers our request: the id is ours, as the number that we sent, or it is an
+/// error without one, which on our own response stream can mean no other request.
+pub(super) fn answers(frame: &Frame, id: u64) -> bool {
+    match (frame.kind(), frame.id()) {
+        (Kind::Request | Kind::Notification, _) => false,
+        (Kind::Error, None) => true,
+        (_, got) => got.is_some_and(|got| got == id.to_string().as_bytes()),
+    }
+}
+
+/// What a response other than 2xx to a request means: the JSON-RPC error in its body, or the fault
+/// that its status stands for.
+///
+/// Decided: 401, 403, 429 and 503 are what the status says even if the body is a JSON-RPC error:
+/// the pause and the credential are matters between the upstream and us, the guard must hear of
+/// them, and the upstream's sentence about them is not for the agent. The error's code goes to the
+/// log.
+pub(super) async fn refused_request(
+    id: u64,
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: Incoming,
+    counters: &HttpCounters,
+) -> Result<Frame, HttpFault> {
+    let (failed, error) = read_refusal(status, headers, body, counters).await;
+    let is_plain = failed.fault.reason == Reason::UpstreamStatus && status.as_u16() >= 400;
+    error.filter(|frame| is_plain && answers(frame, id)).ok_or(failed)
+}
+
+/// What a response other than 2xx to anything else means.
+pub(super) async fn refused(
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: Incoming,
+    counters: &HttpCounters,
+) -> HttpFault {
+    read_refusal(status, headers, body, counters).await.0
+}
+
+async fn read_refusal(
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: Incoming,
+    counters: &HttpCounters,
+) -> (HttpFault, Option<Frame>) {
+    let mut fault = of_status(status, headers);
+    let read = tokio::time::timeout(REFUSAL_TIME, read(body, REFUSAL_MAX, counters)).await;
+    let message = read.ok().and_then(Result::ok).and_then(|bytes| Frame::scan(bytes).ok());
+    let error = message.filter(|frame| frame.kind() == Kind::Error);
+    if let Some(code) = error.as_ref().and_then(Frame::error_code) {
+        fault = fault.because(format_args!("JSON-RPC error {code}"));
+    }
+    (HttpFault { fault, status: Some(status.as_u16()) }, error)
+}
+
+/// The fault that a status stands for. Nothing of the body is in it: an error page may show what
+/// is nobody's business.
+fn of_status(status: StatusCode, headers: &HeaderMap) -> Fault {
     let code = status.as_u16();
-    let after = headers
-        .get(RETRY_AFTER)
-        .and_then(|v| v.to_str().ok())
-        .and_then(|v| retry_after::parse(v, std::time::SystemTime::now()));
-    let fault = match code {
+    match code {
         401 | 403 => Fault::new(
             Reason::CredentialRefused,
             Delivery::Refused,
@@ -57,83 +167,102 @@ pub fn status_fault(status: StatusCode, headers: &HeaderMap) -> HttpFault {
             Delivery::Refused,
             format!("the upstream asks for a pause (HTTP {code})"),
         )
-        .retry_after(after),
-        // A proxy in front of the upstream says these while the upstream may be at work.
+        .retry_after(
+            headers
+                .get(RETRY_AFTER)
+                .and_then(|value| value.to_str().ok())
+                .and_then(|value| retry_after::parse(value, SystemTime::now())),
+        ),
+        // Said also by a proxy in front of an upstream that is at work, or by one that was.
         500.. => Fault::new(
             Reason::UpstreamStatus,
             Delivery::Unknown,
-            format!("the upstream fails with HTTP {code}"),
+            format!("the upstream failed with HTTP {code}"),
         ),
         _ => Fault::new(
             Reason::UpstreamStatus,
             Delivery::Refused,
-            format!("the upstream answers with HTTP {code}"),
+            format!("the upstream answered with HTTP {code}"),
         ),
-    };
-    HttpFault { fault, status: Some(code) }
+    }
 }
 
-/// Where a redirect leads, if it stays with the same origin: a credential never goes elsewhere.
-pub fn redirect(from: &Uri, location: Option<&HeaderValue>) -> Result<Uri, Fault> {
-    let refuse = |text: &str| Fault::new(Reason::UpstreamStatus, Delivery::Refused, text);
-    let location = location
-        .and_then(|v| v.to_str().ok())
-        .ok_or_else(|| refuse("the upstream redirects without saying where"))?;
-    let to: Uri = if location.starts_with('/') && !location.starts_with("//") {
-        let mut parts = from.clone().into_parts();
-        parts.path_and_query =
-            Some(location.parse().map_err(|_| refuse("the upstream redirects to no valid URL"))?);
-        Uri::from_parts(parts).map_err(|_| refuse("the upstream redirects to no valid URL"))?
-    } else {
-        location.parse().map_err(|_| refuse("the upstream redirects to no valid URL"))?
-    };
-    let origin = |u: &Uri| {
-        let scheme = u.scheme_str().unwrap_or("").to_owned();
-        let port = u.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 });
-        (scheme, u.host().unwrap_or("").to_ascii_lowercase(), port)
-    };
-    if origin(from) != origin(&to) {
-        return Err(refuse("the upstream redirects to another origin, which is not followed"));
-    }
-    Ok(to)
+/// The fault of an answer that is none. The upstream may have done what was asked all the same.
+pub(super) fn garbled(text: &str) -> Fault {
+    Fault::new(Reason::Garbled, Delivery::Unknown, text)
+}
+
+/// The fault of an answer that is larger than may be kept. The upstream has done its work by then.
+pub(super) fn too_large(max: usize) -> Fault {
+    let text = format!("the upstream's answer is larger than {max} bytes (max_message)");
+    Fault::new(Reason::TooLarge, Delivery::Unknown, text)
+}
+
+fn broken() -> Fault {
+    let text = "the connection broke before the answer was complete";
+    Fault::new(Reason::ConnectionLost, Delivery::Unknown, text)
 }
 
 #[cfg(test)]
 mod tests {
+    use hyper::header::HeaderValue;
+
     use super::*;
 
     #[test]
-    fn redirects_stay_with_their_origin() {
-        let from: Uri = "https://a.example/mcp".parse().unwrap();
-        let to = |l: &str| {
-            redirect(&from, Some(&HeaderValue::from_str(l).unwrap())).map(|u| u.to_string()).ok()
-        };
-        assert_eq!(to("/mcp/").as_deref(), Some("https://a.example/mcp/"));
-        assert_eq!(to("https://A.example:443/x").as_deref(), Some("https://A.example:443/x"));
-        for elsewhere in [
-            "https://b.example/mcp",
-            "http://a.example/mcp",
-            "//b.example/x",
-            "https://a.example:8443/",
+    fn media_types_are_parsed_and_not_searched() {
+        for (value, wanted) in [
+            ("application/json", Media::Json),
+            ("Application/JSON; charset=utf-8", Media::Json),
+            (" text/event-stream ;x=y", Media::Events),
+            ("text/html; note=application/json", Media::Other),
+            ("application/jsonl", Media::Other),
+            ("", Media::Other),
         ] {
-            assert_eq!(to(elsewhere), None, "{elsewhere}");
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(value));
+            assert_eq!(media(&headers), wanted, "{value:?}");
+        }
+        assert_eq!(media(&HeaderMap::new()), Media::Unnamed);
+    }
+
+    #[test]
+    fn an_answer_has_our_id_as_the_number_we_sent() {
+        for (text, ours) in [
+            (r#"{"jsonrpc":"2.0","id":7,"result":{}}"#, true),
+            (r#"{"jsonrpc":"2.0","id":7,"error":{}}"#, true),
+            (r#"{"jsonrpc":"2.0","id":null,"error":{}}"#, true),
+            (r#"{"jsonrpc":"2.0","error":{}}"#, true),
+            (r#"{"jsonrpc":"2.0","id":"7","result":{}}"#, false),
+            (r#"{"jsonrpc":"2.0","id":7.0,"result":{}}"#, false),
+            (r#"{"jsonrpc":"2.0","id":70,"error":{}}"#, false),
+            (r#"{"jsonrpc":"2.0","id":7,"method":"ping"}"#, false),
+        ] {
+            assert_eq!(answers(&Frame::scan(text.into()).unwrap(), 7), ours, "{text}");
         }
     }
 
     #[test]
-    fn statuses_say_whether_something_may_have_happened() {
-        let f =
-            |code: u16| status_fault(StatusCode::from_u16(code).unwrap(), &HeaderMap::new()).fault;
-        assert_eq!(
-            (f(401).reason, f(401).delivery),
-            (Reason::CredentialRefused, Delivery::Refused)
-        );
-        assert_eq!((f(429).reason, f(429).delivery), (Reason::Throttled, Delivery::Refused));
-        assert_eq!((f(502).reason, f(502).delivery), (Reason::UpstreamStatus, Delivery::Unknown));
-        assert_eq!((f(404).reason, f(404).delivery), (Reason::UpstreamStatus, Delivery::Refused));
-        let mut headers = HeaderMap::new();
-        headers.insert(RETRY_AFTER, HeaderValue::from_static("7"));
-        let after = status_fault(StatusCode::SERVICE_UNAVAILABLE, &headers).fault.retry_after;
-        assert_eq!(after, Some(std::time::Duration::from_secs(7)));
+    fn statuses_say_what_may_have_happened() {
+        let said = |code: u16| {
+            let f = of_status(StatusCode::from_u16(code).unwrap(), &HeaderMap::new());
+            format!("{code} {} {:?}: {}", f.reason, f.delivery, f.text)
+        };
+        let table: Vec<_> =
+            [304, 400, 401, 403, 404, 405, 408, 429, 500, 502, 503, 504].map(said).into();
+        insta::assert_snapshot!(table.join("\n"), @r"
+        304 upstream_status Refused: the upstream answered with HTTP 304
+        400 upstream_status Refused: the upstream answered with HTTP 400
+        401 credential_refused Refused: the upstream refuses the gateway's credential (HTTP 401)
+        403 credential_refused Refused: the upstream refuses the gateway's credential (HTTP 403)
+        404 upstream_status Refused: the upstream answered with HTTP 404
+        405 upstream_status Refused: the upstream answered with HTTP 405
+        408 upstream_status Refused: the upstream answered with HTTP 408
+        429 throttled Refused: the upstream asks for a pause (HTTP 429)
+        500 upstream_status Unknown: the upstream failed with HTTP 500
+        502 upstream_status Unknown: the upstream failed with HTTP 502
+        503 throttled Refused: the upstream asks for a pause (HTTP 503)
+        504 upstream_status Unknown: the upstream failed with HTTP 504
+        ");
     }
 }

@@ -1,114 +1,181 @@
-//! The pooled client of one upstream.
+//! The pooled HTTP client of one upstream: how connections are made and kept, and what an error
+//! of theirs proves.
+//!
+//! Decided: hyper-util's own repetition stays on (`retry_canceled_requests`). It repeats a request
+//! only if hyper hands the request *back*, and hyper does so only while the request is still in
+//! the queue of a pooled connection that turned out to be closed: it gives the message up when the
+//! first byte is encoded (`hyper::client::dispatch`, `message: Some(..)`). So a request that may
+//! have reached the upstream is never sent twice, and an upstream that closes idle connections
+//! costs no call. What is left after the last connection failed so, or was never had, is
+//! [`Delivery::NotSent`]; every other error leaves open what the upstream got.
 
-use std::sync::OnceLock;
+use std::error::Error as StdError;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::{Request, Response};
+use hyper::{Request, Response, Uri};
 use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::{self, Error};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::{HttpConnector, capture_connection};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::{ClientConfig, RootCertStore};
+use tower_service::Service;
 
 use crate::config::HttpConfig;
 use crate::failure::{Delivery, Fault, Reason};
 
-/// Most idle connections that are kept per upstream.
-const IDLE_MAX: usize = 256;
-
-type Tls = rustls::ClientConfig;
+/// Most idle connections kept. More calls than this at once are rare, and a connection more costs
+/// one dial.
+const IDLE_MAX: usize = 128;
+/// Silence on a TCP connection before it is probed: a stream may be silent for hours, and one
+/// whose peer has vanished must be noticed.
+const TCP_PROBE: Duration = Duration::from_secs(30);
+/// Silence on an HTTP/2 connection with requests before it is probed. All requests to an upstream
+/// share one connection then, so a dead one would hold up every call until its deadline.
+const H2_PROBE: Duration = Duration::from_secs(15);
+/// How long the answer to such a probe may take.
+const H2_PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A pool of connections to one upstream.
-pub struct Client {
-    pool: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    dial_timeout: Duration,
-}
-
-// The system's roots, read once: reading them takes tens of milliseconds.
-fn tls() -> Result<Tls, Fault> {
-    static ROOTS: OnceLock<Result<Tls, String>> = OnceLock::new();
-    ROOTS
-        .get_or_init(|| {
-            let provider = rustls::crypto::ring::default_provider();
-            rustls::ClientConfig::builder_with_provider(provider.into())
-                .with_safe_default_protocol_versions()
-                .map_err(|e| e.to_string())?
-                .with_native_roots()
-                .map_err(|e| e.to_string())
-                .map(rustls::ConfigBuilder::<Tls, _>::with_no_client_auth)
-        })
-        .clone()
-        .map_err(|e| {
-            Fault::new(
-                Reason::ConnectFailed,
-                Delivery::NotSent,
-                "the system's certificate roots cannot be read; install ca-certificates",
-            )
-            .because(e)
-        })
+pub(super) struct Client {
+    pool: legacy::Client<Dialer, Full<Bytes>>,
+    address: Arc<str>,
 }
 
 impl Client {
-    /// A client; connects when used. `https` needs the system's roots.
-    pub fn new(upstream: &str, config: &HttpConfig, https: bool) -> Result<Client, Fault> {
+    /// A client that connects when used. `address` is how the log calls the upstream.
+    pub fn new(config: &HttpConfig, tls: ClientConfig, address: Arc<str>) -> Client {
         let mut tcp = HttpConnector::new();
-        tcp.set_nodelay(true);
         tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_keepalive(Some(TCP_PROBE));
+        // Divided among the addresses of a name, so that a dead one leaves time for the next.
         tcp.set_connect_timeout(Some(config.dial_timeout));
-        let tls = if https {
-            tls()?
-        } else {
-            let provider = rustls::crypto::ring::default_provider();
-            rustls::ClientConfig::builder_with_provider(provider.into())
-                .with_safe_default_protocol_versions()
-                .expect("ring has the default versions")
-                .with_root_certificates(rustls::RootCertStore::empty())
-                .with_no_client_auth()
-        };
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_or_http()
-            .enable_http1()
-            .enable_http2()
+            .enable_all_versions()
             .wrap_connector(tcp);
         let pool = legacy::Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(config.pool_idle)
             .pool_max_idle_per_host(IDLE_MAX)
-            .build(connector);
-        tracing::trace!(upstream, "client built");
-        Ok(Client { pool, dial_timeout: config.dial_timeout })
+            .http2_keep_alive_interval(H2_PROBE)
+            .http2_keep_alive_timeout(H2_PROBE_TIMEOUT)
+            .build(Dialer { connector, timeout: config.dial_timeout });
+        Client { pool, address }
     }
 
-    /// Send a request and wait for the head of its response.
-    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Fault> {
-        let _ = self.dial_timeout;
-        self.pool.request(request).await.map_err(|e| fault(&e))
+    /// Send a request and wait for the head of its response. Dropping the future takes the request
+    /// back: its connection is closed, or its HTTP/2 stream reset.
+    pub async fn send(
+        &self,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, Fault> {
+        let connected = capture_connection(&mut request);
+        self.pool.request(request).await.map_err(|error| {
+            let had_connection = connected.connection_metadata().is_some();
+            self.fault(&error, had_connection)
+        })
+    }
+
+    fn fault(&self, error: &legacy::Error, had_connection: bool) -> Fault {
+        let handed_back = || {
+            let source = error.source().and_then(|e| e.downcast_ref::<hyper::Error>());
+            source.is_some_and(hyper::Error::is_canceled)
+        };
+        // A connection that ends while HTTP is being agreed on is no connect error of hyper's,
+        // but the request had not got one yet.
+        let fault = if error.is_connect() || !had_connection {
+            let text = "the upstream cannot be reached";
+            Fault::new(Reason::ConnectFailed, Delivery::NotSent, text)
+        } else if handed_back() {
+            let text = "the connection to the upstream ended before the request was sent";
+            Fault::new(Reason::ConnectionLost, Delivery::NotSent, text)
+        } else {
+            let text = "the connection to the upstream ended before it answered";
+            Fault::new(Reason::ConnectionLost, Delivery::Unknown, text)
+        };
+        fault.because(format_args!("{}: {}", self.address, chain(error)))
     }
 }
 
-fn fault(error: &Error) -> Fault {
-    // Sources are named for the log; none of them holds a header or a body.
-    let mut cause = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(s) = source {
-        cause = format!("{cause}: {s}");
-        source = s.source();
+/// An error with its causes. hyper's and rustls's texts hold no header, path or body.
+pub(super) fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        source = error.source();
     }
-    if error.is_connect() {
-        return Fault::new(
-            Reason::ConnectFailed,
-            Delivery::NotSent,
-            "the upstream cannot be reached",
-        )
-        .because(cause);
+    text
+}
+
+/// Dials within a time limit that covers the name, TCP and TLS. It holds as well for a dial that
+/// the pool goes on with when another connection came free first, so none hangs for ever.
+#[derive(Clone)]
+struct Dialer {
+    connector: HttpsConnector<HttpConnector>,
+    timeout: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("no connection within {0:?}")]
+struct DialTimeout(Duration);
+
+impl Service<Uri> for Dialer {
+    type Response = <HttpsConnector<HttpConnector> as Service<Uri>>::Response;
+    type Error = Box<dyn StdError + Send + Sync>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.connector.poll_ready(context)
     }
-    Fault::new(
-        Reason::ConnectionLost,
-        Delivery::Unknown,
-        "the connection to the upstream ended before it answered",
-    )
-    .because(cause)
+
+    fn call(&mut self, to: Uri) -> Self::Future {
+        let (dial, timeout) = (self.connector.call(to), self.timeout);
+        Box::pin(async move {
+            match tokio::time::timeout(timeout, dial).await {
+                Ok(dialled) => dialled,
+                Err(_) => Err(DialTimeout(timeout).into()),
+            }
+        })
+    }
+}
+
+/// TLS that trusts `roots`.
+pub(super) fn tls_with(roots: RootCertStore) -> ClientConfig {
+    builder().with_root_certificates(roots).with_no_client_auth()
+}
+
+/// TLS that trusts what the system trusts. Read from disk once per process, which takes tens of
+/// milliseconds; a failure is not kept, since the certificates may be installed later.
+pub(super) fn tls_with_system_roots() -> Result<ClientConfig, Fault> {
+    static SYSTEM: OnceLock<ClientConfig> = OnceLock::new();
+    if let Some(config) = SYSTEM.get() {
+        return Ok(config.clone());
+    }
+    let config = builder().with_native_roots().map_err(|error| {
+        let text = "the gateway's system has no TLS root certificates";
+        Fault::new(Reason::ConnectFailed, Delivery::NotSent, text).because(error)
+    })?;
+    Ok(SYSTEM.get_or_init(|| config.with_no_client_auth()).clone())
+}
+
+fn builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
+    let ring = Arc::new(rustls::crypto::ring::default_provider());
+    ClientConfig::builder_with_provider(ring)
+        .with_safe_default_protocol_versions()
+        .expect("ring has the default versions")
 }
