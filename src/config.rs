@@ -422,8 +422,28 @@ impl Config {
 }
 
 impl UpstreamConfig {
-    /// The secret values that this upstream's settings resolved to.
+    /// The secret values in this upstream's settings: everything that came from a variable or a
+    /// file, and what is written into the file itself where a credential belongs.
     pub fn secrets(&self) -> Vec<Secret> {
+        let mut out = self.referenced();
+        if self.dormant.is_some() {
+            return out;
+        }
+        match &self.transport {
+            TransportConfig::Stdio(s) => {
+                let written = s.env.iter().filter(|(name, _)| names_a_secret(name));
+                out.extend(written.map(|(_, t)| Secret::new(t.expose())));
+            }
+            TransportConfig::Http(h) => {
+                let values = h.headers.iter().map(|(_, t)| t).chain(&h.bearer);
+                // The scheme before a token (`Bearer x`) is no secret, the token alone is.
+                out.extend(values.flat_map(|t| t.expose().split(' ')).map(Secret::new));
+            }
+        }
+        out
+    }
+
+    fn referenced(&self) -> Vec<Secret> {
         let templates: Vec<&Template> = match &self.transport {
             TransportConfig::Stdio(s) => s.args.iter().chain(s.env.values()).collect(),
             TransportConfig::Http(h) => std::iter::once(&h.url)
@@ -440,9 +460,28 @@ impl UpstreamConfig {
     }
 }
 
+// A variable whose literal value must not be shown. The others may hold words that every log has.
+fn names_a_secret(name: &str) -> bool {
+    let name = name.to_ascii_uppercase();
+    ["KEY", "TOKEN", "SECRET", "PASS", "CREDENTIAL", "AUTH", "PAT", "DSN", "COOKIE"]
+        .iter()
+        .any(|word| name.split('_').any(|part| part.starts_with(word)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn variables_that_hold_credentials_are_known_by_name() {
+        for yes in ["CAL_API_KEY", "PRIVATE_APP_ACCESS_TOKEN", "pgpassword_x_password", "NPM_AUTH"]
+        {
+            assert!(names_a_secret(yes), "{yes}");
+        }
+        for no in ["LOG_LEVEL", "METADATA_SERVER_DETECTION", "HOME"] {
+            assert!(!names_a_secret(no), "{no}");
+        }
+    }
 
     #[test]
     fn patterns() {

@@ -120,7 +120,12 @@ impl Template {
 
 impl fmt::Debug for Template {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.written)
+        // A literal may be a credential that was written into the file itself.
+        if self.secrets.is_empty() {
+            f.write_str("«literal»")
+        } else {
+            write!(f, "{:?}", self.written)
+        }
     }
 }
 
