@@ -18,6 +18,7 @@ use crate::config::{Config, LogFormat};
 use crate::control::{self, Control, Order, watch};
 use crate::downstream::{Edge, listener, stdio};
 use crate::gateway::Gateway;
+use crate::identity::OPERATOR;
 use crate::observe::Observe;
 use crate::observe::log::LogHandle;
 use crate::observe::record::Record;
@@ -265,7 +266,7 @@ pub async fn serve_stdio(options: ServeOptions, consumer: Option<String>) -> Res
 fn whose(running: &Running, name: Option<&str>) -> Result<Arc<Consumer>, AppError> {
     let snapshot = running.edge.gateway.current.load();
     match name {
-        None => Ok(Arc::new(Consumer { name: "operator".into(), view: None })),
+        None => Ok(Arc::new(Consumer { name: OPERATOR.into(), view: None })),
         Some(name) => snapshot.identity.named(name).map(|m| m.consumer.clone()).ok_or_else(|| {
             let known: Vec<_> =
                 snapshot.identity.members().map(|m| m.consumer.name.to_string()).collect();

@@ -331,6 +331,7 @@ impl Control {
         let next = self.snapshot(config, upstreams, Some(&before));
         gateway.current.publish(next);
         for old in retired {
+            old.silence();
             self.observe.metrics.settle(&old.name, old.incarnation, old.totals());
             tokio::spawn(async move { old.retire(patience).await });
         }

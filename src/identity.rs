@@ -13,6 +13,9 @@ use crate::config::secret::ConsumerKey;
 use crate::failure::{Reason, Refusal};
 use crate::guard::Limiter;
 
+/// Who a local command or pipe acts as: it reads the configuration anyway, so it sees everything.
+pub const OPERATOR: &str = "operator";
+
 /// A consumer and its quota.
 pub struct Member {
     /// Who.
@@ -24,6 +27,7 @@ pub struct Member {
 /// All consumers of one configuration.
 pub struct Identity {
     by_digest: HashMap<u64, Vec<(ConsumerKey, usize)>>,
+    by_name: HashMap<Arc<str>, usize>,
     members: Vec<Member>,
     anonymous: Option<Member>,
 }
@@ -56,7 +60,8 @@ impl Identity {
             consumer: Arc::new(Consumer { name: "anonymous".into(), view: None }),
             quota: None,
         });
-        Identity { by_digest, members, anonymous }
+        let names = members.iter().enumerate().map(|(n, m)| (m.consumer.name.clone(), n));
+        Identity { by_name: names.collect(), by_digest, members, anonymous }
     }
 
     /// The consumer who presents `key`. Without configured consumers everybody is anonymous,
@@ -83,7 +88,10 @@ impl Identity {
     /// The consumer of this name: for the operator's own commands, which read the configuration
     /// anyway.
     pub fn named(&self, name: &str) -> Option<&Member> {
-        self.members.iter().chain(&self.anonymous).find(|m| &*m.consumer.name == name)
+        match self.by_name.get(name) {
+            Some(index) => Some(&self.members[*index]),
+            None => self.anonymous.as_ref().filter(|m| &*m.consumer.name == name),
+        }
     }
 
     /// Everybody.

@@ -21,7 +21,7 @@ pub mod transport;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -69,6 +69,8 @@ pub struct Upstream {
     condition: watch::Receiver<Condition>,
     in_flight: Arc<AtomicU64>,
     stop: CancellationToken,
+    // Its successor's word counts now, not its own.
+    retiring: AtomicBool,
     stopped: Mutex<Option<tokio::task::JoinHandle<()>>>,
     born: tokio::time::Instant,
     // Milliseconds after `born`, rounded up; 0: not yet.
@@ -117,6 +119,7 @@ impl Upstream {
             lists_at: Arc::default(),
             incarnation: INCARNATIONS.fetch_add(1, Ordering::Relaxed),
             stop: stop.clone(),
+            retiring: AtomicBool::new(false),
             stopped: Mutex::new(None),
             restarts: restarts.clone(),
             stdio: stdio.clone(),
@@ -207,8 +210,14 @@ impl Upstream {
         self.config.store(config);
     }
 
+    /// From now on its keeper tells nothing: another upstream may have its name.
+    pub fn silence(&self) {
+        self.retiring.store(true, Ordering::Relaxed);
+    }
+
     /// Finish: let calls in flight end (up to `patience`), then close the link and stop the child.
     pub async fn retire(&self, patience: Duration) {
+        self.silence();
         let end = tokio::time::Instant::now() + patience;
         // A poll, since this is rare and a notification on every call would cost each of them.
         while self.in_flight() > 0 && tokio::time::Instant::now() < end {

@@ -11,7 +11,7 @@ use crate::catalog::merge::Catalog;
 use crate::catalog::view::{Route, View};
 use crate::config::{Config, Patterns, ViewRule};
 use crate::failure::{Reason, Refusal};
-use crate::identity::Identity;
+use crate::identity::{Identity, OPERATOR};
 use crate::observe::metrics::UpstreamSeries;
 use crate::upstream::Upstream;
 
@@ -36,10 +36,16 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// What a consumer sees.
+    /// What a consumer sees now. A session or stream is older than this snapshot, so the view is
+    /// looked up by the consumer's name and not by what it was when the session began.
     pub fn view(&self, consumer: &Consumer) -> Arc<View> {
-        // A consumer whose view is gone since its call began sees nothing rather than all.
-        self.views.get(&consumer.view).cloned().unwrap_or_else(|| {
+        let view = match self.identity.named(&consumer.name) {
+            Some(member) => Some(&member.consumer.view),
+            None if &*consumer.name == OPERATOR => Some(&consumer.view),
+            // Taken out of the configuration: it sees nothing rather than all.
+            None => None,
+        };
+        view.and_then(|v| self.views.get(v)).cloned().unwrap_or_else(|| {
             let nothing = ViewRule { upstreams: Some(vec![]), patterns: Patterns::default() };
             Arc::new(View::new(&self.catalog, Some(&nothing)))
         })

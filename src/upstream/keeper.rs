@@ -353,6 +353,9 @@ impl Keeper {
     }
 
     async fn tell(&self, event: Event) {
+        if self.config.upgrade().is_none_or(|u| u.retiring.load(Ordering::Relaxed)) {
+            return;
+        }
         let _ = self.events.send((self.name.clone(), event)).await;
     }
 }
