@@ -401,7 +401,6 @@ async fn call_on(
         meta: RequestMeta::default(),
         form: Form::Canonical,
         revision: Revision::LATEST,
-        trace_headers: None,
     };
     let gateway = &running.edge.gateway;
     let record = Record::open(

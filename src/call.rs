@@ -35,8 +35,6 @@ pub struct Call {
     pub form: Form,
     /// The caller's revision; for the record, and for nobody to branch on between the edges.
     pub revision: Revision,
-    /// W3C `traceparent` and `tracestate` from HTTP headers, if any; `_meta` goes before them.
-    pub trace_headers: Option<(Box<str>, Option<Box<str>>)>,
 }
 
 /// In which words a result is written.

@@ -23,6 +23,7 @@ use crate::observe::Observe;
 use crate::observe::record::{Outcome, Record};
 use crate::protocol::message::Kind;
 use crate::protocol::method::ListKind;
+use crate::upstream::outbound::Trace;
 
 use router::Plan;
 use snapshot::{Current, Snapshot};
@@ -126,9 +127,12 @@ impl Gateway {
                 if let Some(refusal) = upstream.refusal() {
                     return Err(refusal.into());
                 }
-                let traceparent = record.traceparent().map(str::to_owned);
-                let (result, sent) =
-                    upstream.send(route, &parsed, call, traceparent.as_deref(), notices).await;
+                let (parent, state) = (
+                    record.traceparent().map(str::to_owned),
+                    record.tracestate().map(str::to_owned),
+                );
+                let trace = Trace { parent: parent.as_deref(), state: state.as_deref() };
+                let (result, sent) = upstream.send(route, &parsed, call, trace, notices).await;
                 record.spent(sent.spent.queued, sent.spent.limited, sent.spent.attempts);
                 result.map(|terminal| (terminal, sent.tool_error))
             }

@@ -42,6 +42,7 @@ use crate::protocol::method::ListKind;
 
 use condition::{Condition, State};
 use link::{Link, Unanswered};
+use outbound::Trace;
 use transport::http::HttpCounters;
 use transport::stdio::StdioCounters;
 
@@ -240,7 +241,7 @@ impl Upstream {
         route: Route,
         parsed: &Parsed,
         call: &Call,
-        traceparent: Option<&str>,
+        trace: Trace<'_>,
         notices: &Notices,
     ) -> (Result<Terminal, Failure>, Sent) {
         let _count = InFlight::new(&self.in_flight);
@@ -260,7 +261,7 @@ impl Upstream {
             route: &route,
             parsed,
             call,
-            traceparent,
+            trace,
             notices,
             deadline: &deadline,
         };
@@ -346,15 +347,15 @@ struct Errand<'a> {
     route: &'a Route,
     parsed: &'a Parsed,
     call: &'a Call,
-    traceparent: Option<&'a str>,
+    trace: Trace<'a>,
     notices: &'a Notices,
     deadline: &'a Deadline,
 }
 
 async fn carry(link: &Arc<Link>, errand: &Errand<'_>) -> Result<inbound::Arrived, Fault> {
-    let Errand { config, route, parsed, call, traceparent, notices, deadline } = *errand;
+    let Errand { config, route, parsed, call, trace, notices, deadline } = *errand;
     let id = link.mint();
-    let message = outbound::build(call, parsed, route.native(), link.era(), id, traceparent);
+    let message = outbound::build(call, parsed, route.native(), link.era(), id, trace);
     let method = call.method.name;
     let name = matches!(method, "tools/call" | "prompts/get" | "resources/read")
         .then(|| &**route.native());

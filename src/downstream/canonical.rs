@@ -6,7 +6,7 @@ use crate::call::{Call, Consumer, Form};
 use crate::observe::record::Record;
 use crate::protocol::message::Frame;
 use crate::protocol::meta::{Members, RequestMeta};
-use crate::protocol::method::{METHODS, Method};
+use crate::protocol::method::Method;
 use crate::protocol::revision::{Era, Revision};
 
 use super::Edge;
@@ -37,7 +37,12 @@ pub fn open(
         Era::Modern => Form::Canonical,
         Era::Legacy => Form::Plain,
     };
-    let context = meta.traceparent.clone().map(|p| (p, None)).or_else(|| trace_headers.clone());
+    let state = || {
+        let raw = meta.rest.iter().find(|(k, _)| &**k == "tracestate").map(|(_, v)| v)?;
+        serde_json::from_str::<Box<str>>(raw).ok()
+    };
+    // What the message itself says goes before what its carrier says.
+    let context = meta.traceparent.clone().map(|p| (p, state())).or(trace_headers);
     let mut record = Record::open(
         &edge.gateway.observe,
         &consumer.name,
@@ -47,8 +52,7 @@ pub fn open(
         context.as_ref().map(|(p, s)| (&**p, s.as_deref())),
     );
     record.bytes_in(frame.bytes().len());
-    let call =
-        Call { consumer: consumer.clone(), method, frame, meta, form, revision, trace_headers };
+    let call = Call { consumer: consumer.clone(), method, frame, meta, form, revision };
     Opened { call, record }
 }
 
@@ -66,9 +70,4 @@ pub fn meta_of(frame: &Frame) -> Result<Option<RequestMeta>, String> {
             .map(Some)
             .map_err(|e| format!("params._meta: {e}")),
     }
-}
-
-/// The method as a metric label: one of the table, or `_other`.
-pub fn label(method: &str) -> &'static str {
-    METHODS.iter().find(|m| m.name == method).map_or("_other", |m| m.name)
 }

@@ -10,6 +10,15 @@ use crate::protocol::meta::{ObjectWriter, RequestMeta, key};
 use crate::protocol::revision::{Era, Revision};
 use crate::protocol::splice::Splice;
 
+/// The W3C context that the upstream continues.
+#[derive(Clone, Copy, Default)]
+pub struct Trace<'a> {
+    /// `traceparent`
+    pub parent: Option<&'a str>,
+    /// `tracestate`
+    pub state: Option<&'a str>,
+}
+
 /// What we tell upstreams about ourselves when the caller did not say who it is.
 pub fn client_info() -> Vec<u8> {
     ObjectWriter::new()
@@ -30,7 +39,7 @@ pub fn own_meta() -> Vec<u8> {
 /// The caller's `_meta` put in the upstream's words (2026-07-28 basic/index, "_meta"): our id is
 /// the progress token, the newest revision's metadata is there for a modern upstream and only
 /// for it, everything else stays.
-fn meta_for(meta: &RequestMeta, era: Era, id: u64, traceparent: Option<&str>) -> Vec<u8> {
+fn meta_for(meta: &RequestMeta, era: Era, id: u64, trace: Trace<'_>) -> Vec<u8> {
     let mut out = ObjectWriter::new();
     if meta.progress_token.is_some() {
         out.raw(key::PROGRESS_TOKEN, id.to_string().as_bytes());
@@ -48,8 +57,12 @@ fn meta_for(meta: &RequestMeta, era: Era, id: u64, traceparent: Option<&str>) ->
             out.value(key::LOG_LEVEL, level);
         }
     }
-    if let Some(traceparent) = traceparent {
-        out.value(key::TRACEPARENT, &traceparent);
+    if let Some(parent) = trace.parent {
+        out.value(key::TRACEPARENT, &parent);
+        // One that came in `_meta` is among the rest already.
+        if let (Some(state), None) = (trace.state, &meta.traceparent) {
+            out.value("tracestate", &state);
+        }
     }
     for (k, v) in &meta.rest {
         out.raw(k, v.as_bytes());
@@ -67,9 +80,9 @@ pub fn build(
     native: &str,
     era: Era,
     id: u64,
-    traceparent: Option<&str>,
+    trace: Trace<'_>,
 ) -> Bytes {
-    let meta = meta_for(&call.meta, era, id, traceparent);
+    let meta = meta_for(&call.meta, era, id, trace);
     let id = id.to_string();
     let Some(params) = call.frame.params_span() else {
         let params = ObjectWriter::new().raw("_meta", &meta).finish();
