@@ -422,16 +422,29 @@ impl Config {
 }
 
 impl UpstreamConfig {
-    /// The secret values that this upstream's settings resolved to.
+    /// The secret values of this upstream's settings: what references resolved to, and what
+    /// stands under a name that says so (`API_KEY = "…"`), which is a secret as written too.
     pub fn secrets(&self) -> Vec<Secret> {
-        let templates: Vec<&Template> = match &self.transport {
-            TransportConfig::Stdio(s) => s.args.iter().chain(s.env.values()).collect(),
-            TransportConfig::Http(h) => std::iter::once(&h.url)
-                .chain(h.headers.iter().map(|(_, t)| t))
-                .chain(&h.bearer)
-                .collect(),
+        let (templates, named): (Vec<&Template>, Vec<&Template>) = match &self.transport {
+            TransportConfig::Stdio(s) => (
+                s.args.iter().chain(s.env.values()).collect(),
+                s.env.iter().filter(|(name, _)| names_a_secret(name)).map(|(_, t)| t).collect(),
+            ),
+            TransportConfig::Http(h) => (
+                std::iter::once(&h.url)
+                    .chain(h.headers.iter().map(|(_, t)| t))
+                    .chain(&h.bearer)
+                    .collect(),
+                h.headers
+                    .iter()
+                    .filter(|(name, _)| names_a_secret(name))
+                    .map(|(_, t)| t)
+                    .chain(&h.bearer)
+                    .collect(),
+            ),
         };
-        templates.into_iter().flat_map(Template::secrets).collect()
+        let whole = named.into_iter().map(|t| Secret::new(t.expose()));
+        templates.into_iter().flat_map(Template::secrets).chain(whole).collect()
     }
 
     /// The first tool rule that matches.
@@ -440,9 +453,31 @@ impl UpstreamConfig {
     }
 }
 
+// Whether a variable or header of this name carries a credential.
+fn names_a_secret(name: &str) -> bool {
+    let name = name.to_ascii_uppercase();
+    ["KEY", "TOKEN", "SECRET", "PASSWORD", "AUTHORIZATION", "COOKIE"]
+        .iter()
+        .any(|word| name.contains(word))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_that_say_secret() {
+        for (name, yes) in [
+            ("CAL_API_KEY", true),
+            ("PRIVATE_APP_ACCESS_TOKEN", true),
+            ("x-api-key", true),
+            ("Authorization", true),
+            ("HOME", false),
+            ("METADATA_SERVER_DETECTION", false),
+        ] {
+            assert_eq!(names_a_secret(name), yes, "{name}");
+        }
+    }
 
     #[test]
     fn patterns() {
