@@ -67,7 +67,8 @@ impl Weir {
         upstreams: &str,
         env: &[(&str, &str)],
     ) -> Result<Weir, String> {
-        std::fs::write(dir.path().join("upstreams.toml"), text(dir.path(), gateway, upstreams)).unwrap();
+        std::fs::write(dir.path().join("upstreams.toml"), text(dir.path(), gateway, upstreams))
+            .unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
             .args(["--log-format", "json", "--config"])
             .arg(dir.path().join("upstreams.toml"))
@@ -146,7 +147,9 @@ impl Weir {
     /// Wait until these upstreams are ready.
     pub async fn ready(&self, names: &[&str]) {
         self.until(&format!("ready: {names:?}"), |s| {
-            names.iter().all(|n| upstream(s, n)["state"] == "ready" && upstream(s, n)["catalog"]["state"] == "live")
+            names.iter().all(|n| {
+                upstream(s, n)["state"] == "ready" && upstream(s, n)["catalog"]["state"] == "live"
+            })
         })
         .await;
     }
@@ -247,15 +250,18 @@ impl Got {
 }
 
 /// POST with these headers besides the usual ones; the response with its body unread.
-pub async fn send(url: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Response<Incoming> {
+pub async fn send(
+    url: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<Bytes>,
+) -> Response<Incoming> {
     let mut request = Request::post(url);
     for (k, v) in headers {
         request = request.header(*k, *v);
     }
-    for (k, v) in [
-        ("content-type", "application/json"),
-        ("accept", "application/json, text/event-stream"),
-    ] {
+    for (k, v) in
+        [("content-type", "application/json"), ("accept", "application/json, text/event-stream")]
+    {
         if !headers.iter().any(|(h, _)| h.eq_ignore_ascii_case(k)) {
             request = request.header(k, v);
         }
@@ -298,10 +304,8 @@ pub fn modern_request(
     for (k, v) in meta.as_object().unwrap() {
         own.as_object_mut().unwrap().entry(k.clone()).or_insert(v.clone());
     }
-    let mut headers = vec![
-        ("mcp-protocol-version", "2026-07-28".to_owned()),
-        ("mcp-method", method.to_owned()),
-    ];
+    let mut headers =
+        vec![("mcp-protocol-version", "2026-07-28".to_owned()), ("mcp-method", method.to_owned())];
     if let Some(name) = name {
         headers.push(("mcp-name", name));
     }
