@@ -40,8 +40,8 @@
 //! *Where rmcp sits* (2026-11-21). In the tests, as the peer at both ends; not in the data path.
 //! Its services and transports are typed from end to end: a message that goes through them loses
 //! what the types don't know (fields of tools and results, number text, ids such as `1.0`), and
-//! costs about ten times a borrowed scan. `tests/it/rmcp_spike.rs` holds both findings against the
-//! version in use; when it fails the decision is worth another look. Rejected: rmcp's client
+//! costs about ten times a borrowed scan. `rmcp_spike` in `tests/rmcp.rs` holds the losses against
+//! the version in use; when it fails the decision is worth another look. Rejected: rmcp's client
 //! under a typed façade with raw bytes beside it: two truths about one message.
 //!
 //! *How links are shared* (2026-11-21). One link per upstream, shared by all consumers. It

@@ -127,6 +127,10 @@ impl Handshake<'_> {
             }
             Ok(Answered { frame, status, .. }) => {
                 let code = frame.error_code().unwrap_or(0);
+                // It knows the new way of saying no, and names an old revision: the handshake.
+                if names_legacy(&frame.outcome()) {
+                    return Ok(None);
+                }
                 if tells_modern(code) {
                     // A modern peer that does not have our revision: nothing to fall back to.
                     return Err(Fault::new(
@@ -196,6 +200,23 @@ struct Discovered<'a> {
 struct ServerMeta<'a> {
     #[serde(borrow, default, rename = "io.modelcontextprotocol/serverInfo")]
     server_info: Option<&'a RawValue>,
+}
+
+/// Whether an error lists a revision of the old era among those that the peer supports
+/// (2026-07-28 basic/versioning, `UnsupportedProtocolVersionError`).
+fn names_legacy(error: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Refused {
+        data: Supported,
+    }
+    #[derive(Deserialize)]
+    struct Supported {
+        supported: Vec<String>,
+    }
+    serde_json::from_slice::<Refused>(error).is_ok_and(|e| {
+        let mut revisions = e.data.supported.iter().filter_map(|v| Revision::parse(v));
+        revisions.any(|r| r.era() == Era::Legacy)
+    })
 }
 
 fn discovered(result: &Bytes) -> Option<Agreement> {
