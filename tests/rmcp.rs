@@ -59,7 +59,7 @@ impl ServerHandler for Mirror {
 async fn serve(mirror: Mirror) -> String {
     let service: StreamableHttpService<Mirror, LocalSessionManager> = StreamableHttpService::new(
         move || Ok(mirror.clone()),
-        Default::default(),
+        std::sync::Arc::default(),
         StreamableHttpServerConfig::default(),
     );
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
