@@ -57,6 +57,9 @@ pub struct Changes {
     consumer: Arc<Consumer>,
     numbers: watch::Receiver<u64>,
     known: [[u8; 32]; 4],
+    // Something changed and was not compared yet. Kept here and not in `next`, whose future is
+    // dropped whenever its caller has something else to do.
+    pending: bool,
 }
 
 impl Changes {
@@ -69,6 +72,7 @@ impl Changes {
             consumer: consumer.clone(),
             numbers,
             known: [[0; 32]; 4],
+            pending: false,
         };
         changes.known = changes.digests();
         changes
@@ -80,15 +84,17 @@ impl Changes {
     }
 
     /// Wait until something that this consumer sees has changed and been quiet for the debounce
-    /// time. Never empty.
+    /// time. Never empty. Safe to drop and call again: no change is lost.
     pub async fn next(&mut self) -> Vec<Topic> {
         loop {
-            if self.numbers.changed().await.is_err() {
+            if !self.pending && self.numbers.changed().await.is_err() {
                 // The gateway is gone; so will be the connection.
                 std::future::pending::<()>().await;
             }
+            self.pending = true;
             let quiet = self.gateway.current.load().config.gateway.list_changed_debounce;
             while let Ok(Ok(())) = tokio::time::timeout(quiet, self.numbers.changed()).await {}
+            self.pending = false;
             let now = self.digests();
             let changed = |kind: ListKind| {
                 let at = ListKind::ALL.iter().position(|k| *k == kind).expect("one of four");
@@ -101,5 +107,56 @@ impl Changes {
                 return topics;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::catalog::freshness::Freshness;
+    use crate::catalog::merge::{Catalog, Part};
+    use crate::catalog::view::View;
+    use crate::control::diff;
+    use crate::gateway::snapshot::Snapshot;
+    use crate::identity::Identity;
+    use crate::observe::Observe;
+    use std::collections::HashMap;
+    use std::time::Duration;
+
+    fn snapshot(number: u64, tools: bool) -> Snapshot {
+        let config = crate::config::parse("", "t", &|_| None, &|_| unreachable!()).unwrap();
+        let part = Part {
+            config: Arc::new(diff::builtin_config(0)),
+            slice: tools.then(crate::gateway::builtin::slice),
+            freshness: Freshness::Live,
+        };
+        let catalog = Arc::new(Catalog::build(number, vec![part], None));
+        Snapshot {
+            number,
+            identity: Arc::new(Identity::new(&config, None)),
+            config: Arc::new(config),
+            upstreams: HashMap::new(),
+            views: HashMap::from([(None, Arc::new(View::new(&catalog, None)))]),
+            catalog,
+            series: HashMap::new(),
+            no_series: Observe::quiet().metrics.nobody(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_is_told_although_the_wait_for_it_was_dropped() {
+        let gateway = Arc::new(Gateway::new(snapshot(1, false), Arc::new(Observe::quiet())));
+        let consumer = Arc::new(Consumer { name: "anonymous".into(), view: None });
+        let mut changes = Changes::of(&gateway, &consumer);
+        gateway.current.publish(snapshot(2, true));
+        // Dropped in the middle of the quiet time, as a keep-alive does.
+        let dropped = tokio::time::timeout(Duration::from_millis(100), changes.next()).await;
+        assert!(dropped.is_err());
+        let told = tokio::time::timeout(Duration::from_secs(5), changes.next()).await;
+        assert_eq!(told.unwrap(), [Topic::Tools]);
+        // What looks the same is not told.
+        gateway.current.publish(snapshot(3, true));
+        assert!(tokio::time::timeout(Duration::from_secs(5), changes.next()).await.is_err());
     }
 }
