@@ -46,7 +46,7 @@ pub fn all(
         if !s.recording() {
             check_name(&s, &name, builtin);
         }
-        let mut resolver = Resolver { s: &s, env, read_file, absent: None };
+        let mut resolver = Resolver { s: &s, env, read_file, absent: vec![] };
         let upstream = one(&s, &name, order, &mut resolver);
         if !upstream.prefixed && out.iter().any(|u| !u.prefixed) {
             s.wrong(
@@ -84,7 +84,7 @@ struct Resolver<'s, 'a> {
     s: &'s Section<'a>,
     env: Env<'s>,
     read_file: ReadFile<'s>,
-    absent: Option<String>,
+    absent: Vec<String>,
 }
 
 impl Resolver<'_, '_> {
@@ -92,7 +92,9 @@ impl Resolver<'_, '_> {
         match Template::resolve(&text.value, self.env, self.read_file) {
             Ok(template) => template,
             Err(Missing::Absent(why)) => {
-                self.absent.get_or_insert(why);
+                if !self.absent.contains(&why) {
+                    self.absent.push(why);
+                }
                 // Never used while dormant; as written, it holds no secret.
                 Template::literal(&text.value)
             }
@@ -163,7 +165,7 @@ fn one(
         max_message: s.size("max_message", 16 << 20, "Largest message that it may send."),
         guard: guard(s),
         tools: tools(s),
-        dormant: resolver.absent.take(),
+        dormant: (!resolver.absent.is_empty()).then(|| resolver.absent.join("; ")),
         transport,
     }
 }
@@ -353,7 +355,7 @@ fn http(s: &Section<'_>, r: &mut Resolver<'_, '_>, url: Option<At<String>>) -> H
         || Template::literal("http://localhost/"),
         |url| {
             let template = r.resolve("url", &url);
-            check_url(s, template.expose(), r.absent.is_some());
+            check_url(s, template.expose(), !r.absent.is_empty());
             template
         },
     );
