@@ -1,0 +1,14 @@
+//! The HTTP edge from outside: the built program, bytes on a socket, and what comes back. No
+//! upstream is needed; the gateway's own tools are enough to call.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod bad_input;
+mod bounds;
+mod doors;
+mod legacy;
+mod modern;
+mod streams;
+mod wire;
