@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, ORIGIN, RETRY_AFTER, VARY,
+    ALLOW, CACHE_CONTROL, CONTENT_TYPE, EXPECT, HeaderName, HeaderValue, ORIGIN, RETRY_AFTER, VARY,
     WWW_AUTHENTICATE,
 };
 use hyper::http::request::Parts;
@@ -47,12 +47,26 @@ pub const PATH: &str = "/mcp";
 /// on memory.
 const BATCH_MAX: usize = 100;
 
+/// How much of a refused request's body is still read, and for how long: enough for an honest
+/// client that had begun to send, little for one that goes on.
+const LINGER_MAX: usize = 1 << 20;
+/// See [`LINGER_MAX`].
+const LINGER_TIME: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Answer one HTTP request. Never fails: everything has an answer.
 pub async fn serve(edge: Arc<Edge>, peer: SocketAddr, request: Request<Incoming>) -> Out {
     let snapshot = edge.gateway.current.load();
     let origin = request.headers().get(ORIGIN).cloned();
     let (parts, body) = request.into_parts();
-    let mut out = answer(&edge, &snapshot, peer, &parts, body).await;
+    let mut body = Some(body);
+    let mut out = answer(&edge, &snapshot, peer, &parts, &mut body).await;
+    // Who waits for `100 Continue` has sent nothing yet.
+    if let Some(body) = body
+        && !body.is_end_stream()
+        && !parts.headers.contains_key(EXPECT)
+    {
+        tokio::spawn(tokio::time::timeout(LINGER_TIME, linger(body)));
+    }
     if let Some(origin) = origin
         && out.status() != StatusCode::FORBIDDEN
     {
@@ -76,7 +90,7 @@ async fn answer(
     snapshot: &Snapshot,
     peer: SocketAddr,
     parts: &Parts,
-    body: Incoming,
+    body: &mut Option<Incoming>,
 ) -> Out {
     let settings = &snapshot.config.gateway;
     let headers = &parts.headers;
@@ -194,7 +208,7 @@ async fn post(
     snapshot: &Snapshot,
     consumer: &Arc<Consumer>,
     parts: &Parts,
-    body: Incoming,
+    body: &mut Option<Incoming>,
 ) -> Out {
     let accepts = checks::accepts(&parts.headers);
     if !accepts.json && !accepts.events {
@@ -595,7 +609,12 @@ fn finished(done: Option<Bytes>, revision: Revision) -> Out {
     }
 }
 
-async fn read(body: Incoming, max: usize, time: std::time::Duration) -> Result<Bytes, Out> {
+// The body as it is left: taken, unless the rest of it is to be let run out.
+async fn read(
+    body: &mut Option<Incoming>,
+    max: usize,
+    time: std::time::Duration,
+) -> Result<Bytes, Out> {
     let too_large = || {
         plain_error(
             413,
@@ -604,12 +623,17 @@ async fn read(body: Incoming, max: usize, time: std::time::Duration) -> Result<B
             Reason::TooLarge.as_str(),
         )
     };
-    if body.size_hint().lower() > max as u64 {
+    let mut incoming = body.take().expect("a body is read once");
+    if incoming.size_hint().lower() > max as u64 {
+        *body = Some(incoming);
         return Err(too_large());
     }
-    match tokio::time::timeout(time, Limited::new(body, max).collect()).await {
+    match tokio::time::timeout(time, Limited::new(&mut incoming, max).collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => Err(too_large()),
+        Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => {
+            *body = Some(incoming);
+            Err(too_large())
+        }
         Ok(Err(_)) => Err(plain_error(400, INVALID_REQUEST, "the body ended early", "broken_body")),
         Err(_) => Err(plain_error(
             408,
@@ -617,6 +641,17 @@ async fn read(body: Incoming, max: usize, time: std::time::Duration) -> Result<B
             "the body did not arrive in time (gateway.body_timeout)",
             "slow_body",
         )),
+    }
+}
+
+// Read on for a while after a refusal, and keep nothing. A connection that is closed with bytes
+// unread is reset, and the reset can overtake the answer: the client would see a broken
+// connection and not why.
+async fn linger(mut body: Incoming) {
+    let mut left = LINGER_MAX;
+    while let Some(Ok(frame)) = body.frame().await {
+        let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) else { return };
+        left = rest;
     }
 }
 

@@ -82,7 +82,7 @@ async fn connection(edge: Arc<Edge>, stream: TcpStream, peer: SocketAddr) {
         }
     } else {
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(patience).pipeline_flush(true);
+        builder.timer(TokioTimer::new()).header_read_timeout(patience);
         let served = builder.serve_connection(io, service);
         tokio::pin!(served);
         tokio::select! {

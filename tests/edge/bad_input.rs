@@ -149,7 +149,7 @@ async fn nesting_is_bounded() {
 
 #[tokio::test]
 async fn bodies_are_bounded() {
-    let weir = Weir::start("max_body = \"4KiB\"\nbody_timeout = \"20s\"", "");
+    let weir = Weir::start("max_body = \"4KiB\"\nheader_timeout = \"1s\"", "");
     let fill = |n: usize| {
         let body = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{{"x":"","_":0,{META}}}}}"#);
         let more = n - body.len();

@@ -117,7 +117,7 @@ async fn open_streams_show_signs_of_life_and_are_bounded() {
     let weir = Weir::start("keep_alive = \"100ms\"\nmax_streams = 2", "");
     let old = Old::open(&weir.url, "2025-11-25").await;
     let mut first = old.listen().await;
-    assert_eq!(first.next().await.as_deref(), Some(":"));
+    assert_eq!(first.next().await.unwrap().trim(), ":");
     let second = listen(&weir, &json!(1), json!({"toolsListChanged": true})).await;
     assert_eq!(second.status, 200);
     let (headers, body) = modern_request(None, "subscriptions/listen", json!({"notifications": {}}));

@@ -41,6 +41,7 @@ pub async fn raw(weir: &Weir, request: impl AsRef<[u8]>) -> String {
 }
 
 /// The status of a response that was read as text.
+#[track_caller]
 pub fn status(response: &str) -> u16 {
     response
         .strip_prefix("HTTP/1.1 ")
