@@ -1,5 +1,6 @@
 //! The listening socket: HTTP/1.1 and HTTP/2 cleartext on one port, every wait bounded.
 
+use std::io::Cursor;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::observe::metrics::ConnectionRefusal;
@@ -50,11 +52,12 @@ pub async fn run(edge: Arc<Edge>, listener: TcpListener) {
     }
 }
 
-async fn connection(edge: Arc<Edge>, stream: TcpStream, peer: SocketAddr) {
+async fn connection(edge: Arc<Edge>, mut stream: TcpStream, peer: SocketAddr) {
     // Answers are written whole; waiting for more would add 40 ms (delayed acknowledgement).
     let _ = stream.set_nodelay(true);
     let patience = edge.gateway.current.load().config.gateway.header_timeout;
-    let Ok(Some(h2)) = tokio::time::timeout(patience, speaks_h2(&stream)).await else { return };
+    let Ok(Some(head)) = tokio::time::timeout(patience, begin(&mut stream)).await else { return };
+    let h2 = head == H2_PREFACE;
     let service = {
         let edge = edge.clone();
         service_fn(move |request| {
@@ -62,7 +65,8 @@ async fn connection(edge: Arc<Edge>, stream: TcpStream, peer: SocketAddr) {
             async move { Ok::<_, std::convert::Infallible>(http::serve(edge, peer, request).await) }
         })
     };
-    let io = TokioIo::new(stream);
+    let (rest, writer) = stream.into_split();
+    let io = TokioIo::new(tokio::io::join(Cursor::new(head).chain(rest), writer));
     let stop = edge.stop.clone();
     if h2 {
         let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -95,21 +99,17 @@ async fn connection(edge: Arc<Edge>, stream: TcpStream, peer: SocketAddr) {
     }
 }
 
-// Whether the client begins with HTTP/2's preface; `None` if it closes before it says.
-async fn speaks_h2(stream: &TcpStream) -> Option<bool> {
+// The first bytes, as many as it takes to tell HTTP/2's preface from anything else; `None` if the
+// client closes before that. They are read and put before the rest: looking without taking them
+// would have to be repeated for who sends one byte and waits.
+async fn begin(stream: &mut TcpStream) -> Option<Vec<u8>> {
     let mut head = [0u8; H2_PREFACE.len()];
-    loop {
-        let n = stream.peek(&mut head).await.ok()?;
-        if n == 0 {
-            return None;
+    let mut n = 0;
+    while n < head.len() && head[..n] == H2_PREFACE[..n] {
+        match stream.read(&mut head[n..]).await.ok()? {
+            0 => return None,
+            more => n += more,
         }
-        if head[..n] != H2_PREFACE[..n] {
-            return Some(false);
-        }
-        if n == H2_PREFACE.len() {
-            return Some(true);
-        }
-        // One or two bytes so far. A peek does not wait for more; the caller bounds this.
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    Some(head[..n].to_vec())
 }
