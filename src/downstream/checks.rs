@@ -13,9 +13,9 @@ use crate::protocol::meta::{Members, RequestMeta};
 
 /// Whether `Host` (or the authority of HTTP/2) is ours (any revision, "DNS rebinding").
 pub fn host(settings: &Settings, headers: &HeaderMap, authority: Option<&str>) -> bool {
-    let Some(host) = headers.get(HOST).and_then(|h| h.to_str().ok()).or(authority) else {
-        return false;
-    };
+    // Twice: two readers could disagree on which one counts (RFC 9112, section 3.2).
+    let Ok(host) = single(headers, &HOST) else { return false };
+    let Some(host) = host.or(authority) else { return false };
     let name = host_name(host);
     if settings.allowed_hosts.iter().any(|a| a == "*" || a.eq_ignore_ascii_case(name)) {
         return true;

@@ -177,9 +177,11 @@ fn preflight() -> Out {
     );
     headers.insert(
         HeaderName::from_static("access-control-allow-headers"),
+        // `*` for `Mcp-Param-…`, whose names tools choose; it covers neither `Authorization` nor
+        // requests with cookies, so the others are named.
         HeaderValue::from_static(
             "Authorization, X-API-Key, Content-Type, Accept, MCP-Protocol-Version, \
-             Mcp-Session-Id, Mcp-Method, Mcp-Name, Last-Event-ID",
+             Mcp-Session-Id, Mcp-Method, Mcp-Name, Last-Event-ID, *",
         ),
     );
     headers
