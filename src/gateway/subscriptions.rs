@@ -2,12 +2,18 @@
 
 use std::sync::Arc;
 
+use std::time::Duration;
+
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::call::Consumer;
 use crate::protocol::method::ListKind;
 
 use super::Gateway;
+
+/// A change is told after this time at the latest, however restless the lists are.
+const TOLD_WITHIN: Duration = Duration::from_secs(2);
 
 /// The lists as clients know them: a change of templates is told as one of resources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +99,16 @@ impl Changes {
             }
             self.pending = true;
             let quiet = self.gateway.current.load().config.gateway.list_changed_debounce;
-            while let Ok(Ok(())) = tokio::time::timeout(quiet, self.numbers.changed()).await {}
+            // An upstream that never rests must not keep what others changed from being told.
+            let latest = Instant::now() + TOLD_WITHIN.max(quiet);
+            while let Ok(Ok(())) =
+                tokio::time::timeout_at(latest.min(Instant::now() + quiet), self.numbers.changed())
+                    .await
+            {
+                if Instant::now() >= latest {
+                    break;
+                }
+            }
             self.pending = false;
             let now = self.digests();
             let changed = |kind: ListKind| {
@@ -122,7 +137,6 @@ mod tests {
     use crate::identity::Identity;
     use crate::observe::Observe;
     use std::collections::HashMap;
-    use std::time::Duration;
 
     fn snapshot(number: u64, tools: bool) -> Snapshot {
         let config = crate::config::parse("", "t", &|_| None, &|_| unreachable!()).unwrap();

@@ -1,0 +1,278 @@
+//! What must hold when an upstream fails in the middle of a call: a write arrives once and its
+//! fate is told truly, a read may be tried again, and the neighbours notice nothing.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod harness;
+
+use std::sync::{Arc, Mutex};
+
+use harness::{Weir, call, modern, reason, tool_names};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+/// An upstream of 2025-06-18 whose tools do what their names say; it logs each arrival.
+struct Scripted {
+    url: String,
+    arrivals: Arc<Mutex<Vec<String>>>,
+}
+
+impl Scripted {
+    async fn start() -> Scripted {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/mcp", listener.local_addr().unwrap());
+        let arrivals: Arc<Mutex<Vec<String>>> = Arc::default();
+        let log = arrivals.clone();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(serve(stream, log.clone()));
+            }
+        });
+        Scripted { url, arrivals }
+    }
+
+    fn arrived(&self, tool: &str) -> usize {
+        self.arrivals.lock().unwrap().iter().filter(|t| *t == tool).count()
+    }
+}
+
+fn tools() -> Value {
+    let tool = |name: &str, read_only: bool| json!({"name": name, "inputSchema": {"type": "object"}, "annotations": {"readOnlyHint": read_only}});
+    json!({"tools": [
+        tool("write_cut", false), tool("read_cut", true), tool("write_hang", false),
+        tool("write_busy", false), tool("fine", true), tool("garbage", false), tool("wrong_id", false),
+    ]})
+}
+
+async fn serve(mut stream: TcpStream, log: Arc<Mutex<Vec<String>>>) {
+    let mut buffer = Vec::new();
+    loop {
+        let Some(body) = read_request(&mut stream, &mut buffer).await else { return };
+        let Ok(message) = serde_json::from_slice::<Value>(&body) else {
+            let _ = stream
+                .write_all(b"HTTP/1.1 405 Method Not Allowed\r\ncontent-length: 0\r\n\r\n")
+                .await;
+            continue;
+        };
+        let id = message["id"].clone();
+        let answer =
+            |result: Value| json!({"jsonrpc": "2.0", "id": id, "result": result}).to_string();
+        let text = |t: &str| json!({"content": [{"type": "text", "text": t}]});
+        let reply = match message["method"].as_str().unwrap_or("") {
+            "initialize" => {
+                answer(json!({"protocolVersion": "2025-06-18", "capabilities": {"tools": {}},
+                "serverInfo": {"name": "scripted", "version": "1"}}))
+            }
+            "tools/list" => answer(tools()),
+            "tools/call" => {
+                let tool = message["params"]["name"].as_str().unwrap().to_owned();
+                log.lock().unwrap().push(tool.clone());
+                match tool.as_str() {
+                    "write_cut" | "read_cut" => {
+                        // Half an answer, then the end.
+                        let head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 500\r\n\r\n{\"jso";
+                        let _ = stream.write_all(head).await;
+                        return;
+                    }
+                    "write_hang" => {
+                        tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+                        return;
+                    }
+                    "write_busy" => {
+                        let head = b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n";
+                        let _ = stream.write_all(head).await;
+                        continue;
+                    }
+                    "garbage" => "<html>hello</html>".to_owned(),
+                    "wrong_id" => {
+                        json!({"jsonrpc": "2.0", "id": 999_999, "result": {}}).to_string()
+                    }
+                    _ => answer(text("fine")),
+                }
+            }
+            "" | "notifications/initialized" => {
+                let _ =
+                    stream.write_all(b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n").await;
+                continue;
+            }
+            _ => json!({"jsonrpc": "2.0", "id": id, "error": {"code": -32601, "message": "no"}})
+                .to_string(),
+        };
+        let head = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{reply}",
+            reply.len()
+        );
+        if stream.write_all(head.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Vec<u8>> {
+    loop {
+        if let Some(end) = buffer.windows(4).position(|w| w == b"\r\n\r\n") {
+            let head = String::from_utf8_lossy(&buffer[..end]).to_lowercase();
+            let length: usize = head
+                .lines()
+                .find_map(|l| l.strip_prefix("content-length: "))
+                .map_or(0, |v| v.trim().parse().unwrap());
+            while buffer.len() < end + 4 + length {
+                if stream.read_buf(buffer).await.ok()? == 0 {
+                    return None;
+                }
+            }
+            let body = buffer[end + 4..end + 4 + length].to_vec();
+            buffer.drain(..end + 4 + length);
+            return Some(body);
+        }
+        if stream.read_buf(buffer).await.ok()? == 0 {
+            return None;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_arrives_once_and_its_fate_is_told() {
+    let upstream = Scripted::start().await;
+    let other = Scripted::start().await;
+    let weir = Weir::start(
+        "",
+        &format!(
+            "[upstreams.up]\nurl = {:?}\ncall_timeout = \"1s\"\nbreaker = {{ consecutive = 100, min_calls = 100 }}\n\
+             retry = {{ attempts = 2, budget = 1.0 }}\n[upstreams.other]\nurl = {:?}\n",
+            upstream.url, other.url
+        ),
+    );
+    weir.ready(&["up", "other"]).await;
+    let failure = |answer: &Value| answer["result"]["_meta"]["io.weirkeeper/failure"].clone();
+
+    let answer = call(&weir.url, "up__write_cut", json!({})).await;
+    assert_eq!(
+        (reason(&answer), &failure(&answer)["outcome"]),
+        ("connection_lost", &json!("unknown")),
+        "{answer}"
+    );
+    assert!(
+        answer["result"]["content"][0]["text"].as_str().unwrap().contains("outcome is unknown")
+    );
+    assert_eq!(upstream.arrived("write_cut"), 1);
+
+    let answer = call(&weir.url, "up__write_hang", json!({})).await;
+    assert_eq!(
+        (reason(&answer), &failure(&answer)["outcome"]),
+        ("deadline_exceeded", &json!("unknown")),
+        "{answer}"
+    );
+    assert_eq!(upstream.arrived("write_hang"), 1);
+
+    for tool in ["garbage", "wrong_id"] {
+        let answer = call(&weir.url, &format!("up__{tool}"), json!({})).await;
+        assert_eq!(
+            (reason(&answer), &failure(&answer)["outcome"]),
+            ("garbled", &json!("unknown")),
+            "{answer}"
+        );
+        assert_eq!(upstream.arrived(tool), 1);
+    }
+
+    // A read is tried again, as often as allowed.
+    let answer = call(&weir.url, "up__read_cut", json!({})).await;
+    assert_eq!(
+        (reason(&answer), &failure(&answer)["outcome"]),
+        ("connection_lost", &json!("no_effect")),
+        "{answer}"
+    );
+    assert_eq!(upstream.arrived("read_cut"), 3);
+
+    // 429: nothing was done, and the whole upstream pauses as it asked.
+    let answer = call(&weir.url, "up__write_busy", json!({})).await;
+    assert_eq!(
+        (reason(&answer), &failure(&answer)["outcome"]),
+        ("throttled", &json!("no_effect")),
+        "{answer}"
+    );
+    assert_eq!(failure(&answer)["retryAfterMs"], 7000, "{answer}");
+    let answer = call(&weir.url, "up__fine", json!({})).await;
+    assert_eq!(reason(&answer), "throttled", "{answer}");
+    assert_eq!((upstream.arrived("write_busy"), upstream.arrived("fine")), (1, 0));
+
+    // The neighbour has noticed nothing.
+    let answer = call(&weir.url, "other__fine", json!({})).await;
+    assert_eq!(answer["result"]["content"][0]["text"], "fine", "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_breaker_opens_for_its_own_upstream_only() {
+    let (bad, good) = (Scripted::start().await, Scripted::start().await);
+    let weir = Weir::start(
+        "",
+        &format!(
+            "[upstreams.bad]\nurl = {:?}\nbreaker = {{ consecutive = 3, open_for = \"1h\" }}\n[upstreams.good]\nurl = {:?}\n",
+            bad.url, good.url
+        ),
+    );
+    weir.ready(&["bad", "good"]).await;
+    for _ in 0..3 {
+        assert_eq!(reason(&call(&weir.url, "bad__write_cut", json!({})).await), "connection_lost");
+    }
+    let refused = call(&weir.url, "bad__write_cut", json!({})).await;
+    assert_eq!(reason(&refused), "breaker_open", "{refused}");
+    assert_eq!(bad.arrived("write_cut"), 3, "an open breaker lets nothing through");
+    assert_eq!(
+        call(&weir.url, "good__fine", json!({})).await["result"]["content"][0]["text"],
+        "fine"
+    );
+    assert_eq!(tool_names(&weir.url, None).await.len(), 7 + 7 + 2, "lists do not depend on it");
+    let status = weir.status().await;
+    assert_eq!(harness::upstream(&status, "bad")["breaker"], "open");
+    assert!(weir.metrics().await.lines().any(|l| l.starts_with("weir_breaker_state")
+        && l.contains("\"bad\"")
+        && l.ends_with(" 2")));
+    // The log line has the same word.
+    weir.logged("breaker_open").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_team_does_not_see_it_cannot_call() {
+    let upstream = Scripted::start().await;
+    let (px, sales) =
+        (weirkeeper::config::secret::new_key(), weirkeeper::config::secret::new_key());
+    let digest = |k: &weirkeeper::config::secret::Secret| {
+        weirkeeper::config::secret::ConsumerKey::of(k.expose()).to_text()
+    };
+    let weir = Weir::start(
+        "",
+        &format!(
+            "[upstreams.up]\nurl = {:?}\n[views.px]\nupstreams = [\"up\"]\nallow = [\"up__fine\"]\n[views.sales]\nupstreams = []\n\
+             [consumers.px]\nkey = {:?}\nview = \"px\"\nrate = {{ per_second = 0.001, burst = 2 }}\n[consumers.sales]\nkey = {:?}\nview = \"sales\"\n",
+            upstream.url,
+            digest(&px),
+            digest(&sales)
+        ),
+    );
+    weir.ready(&["up"]).await;
+    assert_eq!(tool_names(&weir.url, Some(px.expose())).await, ["up__fine"]);
+    assert!(tool_names(&weir.url, Some(sales.expose())).await.is_empty());
+    let call = |key: String, name: &'static str| {
+        let url = weir.url.clone();
+        async move { modern(&url, Some(&key), "tools/call", json!({"name": name})).await.answer() }
+    };
+    let forbidden = call(px.expose().to_owned(), "up__write_cut").await;
+    let unknown = call(px.expose().to_owned(), "up__write_xyz").await;
+    assert_eq!(
+        forbidden.to_string().replace("write_cut", "write_xyz"),
+        unknown.to_string(),
+        "forbidden and unknown are one answer"
+    );
+    assert_eq!(upstream.arrived("write_cut"), 0);
+    for _ in 0..2 {
+        let answer = call(px.expose().to_owned(), "up__fine").await;
+        assert_eq!(answer["result"]["content"][0]["text"], "fine", "{answer}");
+    }
+    assert_eq!(reason(&call(px.expose().to_owned(), "up__fine").await), "quota_exceeded");
+    let got = modern(&weir.url, None, "tools/list", json!({})).await;
+    assert_eq!((got.status, got.headers.contains_key("www-authenticate")), (401, true));
+    let log = weir.log();
+    assert!(!log.contains(px.expose()) && !log.contains(sales.expose()));
+}
