@@ -82,7 +82,8 @@ async fn what_is_no_message_is_an_invalid_request() {
 #[tokio::test]
 async fn what_stands_twice_is_refused() {
     let weir = Weir::start("", "");
-    let list_body = |inner: &str| format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/list",{inner}}}"#);
+    let list_body =
+        |inner: &str| format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/list",{inner}}}"#);
     for (bad, wanted) in [
         (list_body(r#""method":"tools/call""#), -32700),
         (list_body(r#""id":2"#), -32700),
@@ -123,7 +124,9 @@ async fn nesting_is_bounded() {
     for bad in [
         array.clone(),
         object.clone(),
-        format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{{"a":{array},{META}}}}}"#),
+        format!(
+            r#"{{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{{"a":{array},{META}}}}}"#
+        ),
         format!(r#"{{"jsonrpc":"2.0","id":{array},"method":"tools/list"}}"#),
         format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/list","x":{object}}}"#),
         "[".repeat(100_000),
@@ -142,7 +145,9 @@ async fn nesting_is_bounded() {
     }
     // Brackets in a string are none.
     let text = "[".repeat(1000);
-    let body = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{{"x":"\"{text}",{META}}}}}"#);
+    let body = format!(
+        r#"{{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{{"x":"\"{text}",{META}}}}}"#
+    );
     assert_eq!(list(&weir, body).await.status, 200);
     still_serves(&weir).await;
 }
@@ -151,7 +156,9 @@ async fn nesting_is_bounded() {
 async fn bodies_are_bounded() {
     let weir = Weir::start("max_body = \"4KiB\"\nheader_timeout = \"1s\"", "");
     let fill = |n: usize| {
-        let body = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{{"x":"","_":0,{META}}}}}"#);
+        let body = format!(
+            r#"{{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{{"x":"","_":0,{META}}}}}"#
+        );
         let more = n - body.len();
         body.replace("\"x\":\"\"", &format!("\"x\":\"{}\"", "a".repeat(more)))
     };
@@ -209,11 +216,16 @@ async fn what_is_no_http_is_answered_or_closed() {
     let many = "X: y\r\n".repeat(2000);
     let long = format!("X: {}\r\n", "y".repeat(1 << 20));
     for headers in [many, long] {
-        let got = raw(&weir, format!("GET /mcp HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n")).await;
+        let got =
+            raw(&weir, format!("GET /mcp HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n")).await;
         assert!(got.is_empty() || status(&got) == 431 || status(&got) == 400, "{got}");
     }
     let target = "a".repeat(100_000);
-    let got = raw(&weir, format!("GET /{target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")).await;
+    let got = raw(
+        &weir,
+        format!("GET /{target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"),
+    )
+    .await;
     assert!(got.is_empty() || matches!(status(&got), 400 | 404 | 414 | 431), "{got}");
     still_serves(&weir).await;
     assert_eq!(modern(&weir.url, None, "server/discover", json!({})).await.status, 200);

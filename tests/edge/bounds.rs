@@ -135,13 +135,13 @@ async fn a_refused_body_does_not_break_the_connection_before_the_answer() {
 }
 
 #[tokio::test]
-async fn two_thousand_idle_connections_hurt_nobody() {
+async fn ten_thousand_idle_connections_hurt_nobody() {
     let now = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let all = rustix::process::Rlimit { current: now.maximum, maximum: now.maximum };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, all).unwrap();
     let weir = Weir::start("", "");
     let mut idle: Vec<TcpStream> = Vec::new();
-    for n in 0..2000 {
+    for n in 0..10_000 {
         let mut stream = connect(&weir).await;
         // Some say nothing, some begin and stop.
         if n % 2 == 0 {
@@ -149,7 +149,7 @@ async fn two_thousand_idle_connections_hurt_nobody() {
         }
         idle.push(stream);
     }
-    counted(&weir, "weir_connections 2000").await;
+    counted(&weir, "weir_connections 10000").await;
     for _ in 0..50 {
         let answer = call(&weir.url, "weir__status", json!({})).await;
         assert_eq!(answer["result"]["isError"], false, "{answer}");

@@ -9,9 +9,7 @@ use crate::wire::{address, raw, reason, request, status};
 #[tokio::test]
 async fn only_known_hosts_are_served() {
     let weir = Weir::start(r#"allowed_hosts = ["mcp.example.com"]"#, "");
-    let with = |host: String| {
-        format!("GET /mcp HTTP/1.1\r\n{host}Connection: close\r\n\r\n")
-    };
+    let with = |host: String| format!("GET /mcp HTTP/1.1\r\n{host}Connection: close\r\n\r\n");
     let port = address(&weir).rsplit(':').next().unwrap().to_owned();
     for good in [
         format!("127.0.0.1:{port}"),
@@ -48,7 +46,8 @@ async fn browsers_come_from_allowed_origins_only() {
         headers.push(("origin", origin));
         post(&weir.url, &headers, body.clone()).await
     };
-    for good in ["https://app.example", "http://localhost:3000", "http://127.0.0.1", "http://[::1]:5"]
+    for good in
+        ["https://app.example", "http://localhost:3000", "http://127.0.0.1", "http://[::1]:5"]
     {
         let got = from(good).await;
         assert_eq!(got.status, 200, "{good}: {}", got.body);
@@ -57,7 +56,8 @@ async fn browsers_come_from_allowed_origins_only() {
         let exposed = got.headers["access-control-expose-headers"].to_str().unwrap();
         assert!(exposed.contains("Mcp-Session-Id"), "{exposed}");
     }
-    for bad in ["https://evil.example", "https://app.example.evil.example", "null", "http://app.example"]
+    for bad in
+        ["https://evil.example", "https://app.example.evil.example", "null", "http://app.example"]
     {
         let got = from(bad).await;
         assert_eq!((got.status, reason(&got).as_str()), (403, "origin_not_allowed"), "{bad}");
@@ -199,8 +199,7 @@ async fn media_types_are_read_and_not_searched_for() {
 async fn checks_come_in_their_order() {
     let key = new_key();
     let digest = ConsumerKey::of(key.expose()).to_text();
-    let weir =
-        Weir::start("max_body = \"1KiB\"", &format!("[consumers.a]\nkey = \"{digest}\""));
+    let weir = Weir::start("max_body = \"1KiB\"", &format!("[consumers.a]\nkey = \"{digest}\""));
     let large = format!("{{{}", " ".repeat(2000));
     let bearer = format!("Bearer {}", key.expose());
     let steps: [(&str, &[(&str, &str)], &str, u16); 8] = [

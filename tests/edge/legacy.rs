@@ -98,7 +98,10 @@ async fn without_a_session_there_is_only_the_handshake() {
     for session in ["made-up", "", "../../etc", &"x".repeat(4000)] {
         let got = post(&weir.url, &[("mcp-session-id", session)], body).await;
         assert!(matches!(got.status, 400 | 404), "{session}: {}", got.body);
-        assert_eq!(request(&weir.url, "DELETE", &[("mcp-session-id", session)], "").await.status, 404);
+        assert_eq!(
+            request(&weir.url, "DELETE", &[("mcp-session-id", session)], "").await.status,
+            404
+        );
         let get = [("mcp-session-id", session), ("accept", "text/event-stream")];
         assert_eq!(request(&weir.url, "GET", &get, "").await.status, 404);
     }
@@ -169,7 +172,8 @@ async fn batches_are_of_one_revision() {
     assert_eq!(of(json!(3))["result"]["isError"], false);
     assert_eq!(of(json!(4))["error"]["code"], -32601);
     assert_eq!(of(Value::Null)["error"]["code"], -32600, "{}", got.body);
-    let notes = r#"[{"jsonrpc":"2.0","method":"notifications/x"},{"jsonrpc":"2.0","id":9,"result":{}}]"#;
+    let notes =
+        r#"[{"jsonrpc":"2.0","method":"notifications/x"},{"jsonrpc":"2.0","id":9,"result":{}}]"#;
     let got = old.post(notes).await;
     assert_eq!((got.status, got.body.as_str()), (202, ""));
     let ping = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
@@ -193,7 +197,8 @@ async fn ids_and_log_levels() {
     let old = Old::open(&weir.url, "2025-11-25").await;
     for id in ["0", "1.50", "\"\\u0041\"", "98765432109876543210"] {
         for method in ["ping", "tools/list", "no/such"] {
-            let got = old.post(&format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"{method}"}}"#)).await;
+            let got =
+                old.post(&format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"{method}"}}"#)).await;
             assert!(got.body.contains(&format!("\"id\":{id},")), "{}", got.body);
         }
     }

@@ -42,11 +42,8 @@ async fn discovery_says_what_there_is() {
     assert_eq!(result["resultType"], "complete");
     assert!(result["ttlMs"].is_u64() && result["cacheScope"].is_string(), "{result}");
     let info = &result["serverInfo"];
-    let info = if info.is_null() {
-        &result["_meta"]["io.modelcontextprotocol/serverInfo"]
-    } else {
-        info
-    };
+    let info =
+        if info.is_null() { &result["_meta"]["io.modelcontextprotocol/serverInfo"] } else { info };
     assert_eq!(info["name"], "weirkeeper", "{result}");
 }
 
@@ -199,7 +196,10 @@ async fn unknown_names_and_wrong_params_are_answers() {
 
 #[tokio::test]
 async fn the_gateways_own_tools_answer() {
-    let weir = Weir::start("", "[upstreams.pay]\nurl = \"https://x.example/\"\nbearer = \"${T3_NOT_SET}\"");
+    let weir = Weir::start(
+        "",
+        "[upstreams.pay]\nurl = \"https://x.example/\"\nbearer = \"${T3_NOT_SET}\"",
+    );
     let answer = call(&weir.url, "weir__status", json!({})).await;
     let text = answer["result"]["content"][0]["text"].as_str().unwrap();
     let status: Value = serde_json::from_str(text).unwrap();
@@ -285,9 +285,11 @@ async fn lists_come_in_pages() {
     assert_eq!(names, ["weir__status", "weir__search"]);
     // A cursor is good for its own list only, and not when it was tampered with.
     let good = cursor.unwrap();
-    for (method, cursor) in
-        [("prompts/list", good.clone()), ("tools/list", format!("{good}A")), ("tools/list", "A".repeat(9000))]
-    {
+    for (method, cursor) in [
+        ("prompts/list", good.clone()),
+        ("tools/list", format!("{good}A")),
+        ("tools/list", "A".repeat(9000)),
+    ] {
         let got = modern(&weir.url, None, method, json!({"cursor": cursor})).await;
         assert_eq!(told(&got), (200, -32602), "{method}: {}", got.body);
         assert!(got.body.len() < 500);

@@ -120,7 +120,8 @@ async fn open_streams_show_signs_of_life_and_are_bounded() {
     assert_eq!(first.next().await.unwrap().trim(), ":");
     let second = listen(&weir, &json!(1), json!({"toolsListChanged": true})).await;
     assert_eq!(second.status, 200);
-    let (headers, body) = modern_request(None, "subscriptions/listen", json!({"notifications": {}}));
+    let (headers, body) =
+        modern_request(None, "subscriptions/listen", json!({"notifications": {}}));
     let headers: Vec<_> = headers.iter().map(|(k, v)| (*k, v.as_str())).collect();
     let third = post(&weir.url, &headers, body.clone()).await;
     assert_eq!((third.status, reason(&third).as_str()), (503, "overloaded"), "{}", third.body);
