@@ -4,138 +4,44 @@
 
 mod harness;
 
-use std::sync::{Arc, Mutex};
-
+use harness::scripted::{Arrival, Reply, Scripted, tool};
 use harness::{Weir, call, modern, reason, tool_names};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
 
-/// An upstream of 2025-06-18 whose tools do what their names say; it logs each arrival.
-struct Scripted {
-    url: String,
-    arrivals: Arc<Mutex<Vec<String>>>,
-}
-
-impl Scripted {
-    async fn start() -> Scripted {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/mcp", listener.local_addr().unwrap());
-        let arrivals: Arc<Mutex<Vec<String>>> = Arc::default();
-        let log = arrivals.clone();
-        tokio::spawn(async move {
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                tokio::spawn(serve(stream, log.clone()));
+/// An upstream whose tools do what their names say.
+async fn scripted() -> Scripted {
+    let tools = [
+        tool("write_cut", false),
+        tool("read_cut", true),
+        tool("write_hang", false),
+        tool("write_busy", false),
+        tool("fine", true),
+        tool("garbage", false),
+        tool("wrong_id", false),
+    ];
+    Scripted::start(&tools, |arrival: &Arrival| {
+        Some(match arrival.tool()? {
+            // Half an answer, then the end.
+            "write_cut" | "read_cut" => Reply::Cut(
+                b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 500\r\n\r\n{\"jso"
+                    .to_vec(),
+            ),
+            "write_hang" => Reply::Hang(vec![]),
+            "write_busy" => Reply::Http(429, vec![("retry-after", "7".into())], String::new()),
+            "garbage" => Reply::Json("<html>hello</html>".into()),
+            "wrong_id" => {
+                Reply::Json(json!({"jsonrpc": "2.0", "id": 999_999, "result": {}}).to_string())
             }
-        });
-        Scripted { url, arrivals }
-    }
-
-    fn arrived(&self, tool: &str) -> usize {
-        self.arrivals.lock().unwrap().iter().filter(|t| *t == tool).count()
-    }
-}
-
-fn tools() -> Value {
-    let tool = |name: &str, read_only: bool| json!({"name": name, "inputSchema": {"type": "object"}, "annotations": {"readOnlyHint": read_only}});
-    json!({"tools": [
-        tool("write_cut", false), tool("read_cut", true), tool("write_hang", false),
-        tool("write_busy", false), tool("fine", true), tool("garbage", false), tool("wrong_id", false),
-    ]})
-}
-
-async fn serve(mut stream: TcpStream, log: Arc<Mutex<Vec<String>>>) {
-    let mut buffer = Vec::new();
-    loop {
-        let Some(body) = read_request(&mut stream, &mut buffer).await else { return };
-        let Ok(message) = serde_json::from_slice::<Value>(&body) else {
-            let _ = stream
-                .write_all(b"HTTP/1.1 405 Method Not Allowed\r\ncontent-length: 0\r\n\r\n")
-                .await;
-            continue;
-        };
-        let id = message["id"].clone();
-        let answer =
-            |result: Value| json!({"jsonrpc": "2.0", "id": id, "result": result}).to_string();
-        let text = |t: &str| json!({"content": [{"type": "text", "text": t}]});
-        let reply = match message["method"].as_str().unwrap_or("") {
-            "initialize" => {
-                answer(json!({"protocolVersion": "2025-06-18", "capabilities": {"tools": {}},
-                "serverInfo": {"name": "scripted", "version": "1"}}))
-            }
-            "tools/list" => answer(tools()),
-            "tools/call" => {
-                let tool = message["params"]["name"].as_str().unwrap().to_owned();
-                log.lock().unwrap().push(tool.clone());
-                match tool.as_str() {
-                    "write_cut" | "read_cut" => {
-                        // Half an answer, then the end.
-                        let head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 500\r\n\r\n{\"jso";
-                        let _ = stream.write_all(head).await;
-                        return;
-                    }
-                    "write_hang" => {
-                        tokio::time::sleep(std::time::Duration::from_secs(60)).await;
-                        return;
-                    }
-                    "write_busy" => {
-                        let head = b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n";
-                        let _ = stream.write_all(head).await;
-                        continue;
-                    }
-                    "garbage" => "<html>hello</html>".to_owned(),
-                    "wrong_id" => {
-                        json!({"jsonrpc": "2.0", "id": 999_999, "result": {}}).to_string()
-                    }
-                    _ => answer(text("fine")),
-                }
-            }
-            "" | "notifications/initialized" => {
-                let _ =
-                    stream.write_all(b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n").await;
-                continue;
-            }
-            _ => json!({"jsonrpc": "2.0", "id": id, "error": {"code": -32601, "message": "no"}})
-                .to_string(),
-        };
-        let head = format!(
-            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{reply}",
-            reply.len()
-        );
-        if stream.write_all(head.as_bytes()).await.is_err() {
-            return;
-        }
-    }
-}
-
-async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Vec<u8>> {
-    loop {
-        if let Some(end) = buffer.windows(4).position(|w| w == b"\r\n\r\n") {
-            let head = String::from_utf8_lossy(&buffer[..end]).to_lowercase();
-            let length: usize = head
-                .lines()
-                .find_map(|l| l.strip_prefix("content-length: "))
-                .map_or(0, |v| v.trim().parse().unwrap());
-            while buffer.len() < end + 4 + length {
-                if stream.read_buf(buffer).await.ok()? == 0 {
-                    return None;
-                }
-            }
-            let body = buffer[end + 4..end + 4 + length].to_vec();
-            buffer.drain(..end + 4 + length);
-            return Some(body);
-        }
-        if stream.read_buf(buffer).await.ok()? == 0 {
-            return None;
-        }
-    }
+            _ => return None,
+        })
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_arrives_once_and_its_fate_is_told() {
-    let upstream = Scripted::start().await;
-    let other = Scripted::start().await;
+    let upstream = scripted().await;
+    let other = scripted().await;
     let weir = Weir::start(
         "",
         &format!(
@@ -204,7 +110,7 @@ async fn a_write_arrives_once_and_its_fate_is_told() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_breaker_opens_for_its_own_upstream_only() {
-    let (bad, good) = (Scripted::start().await, Scripted::start().await);
+    let (bad, good) = (scripted().await, scripted().await);
     let weir = Weir::start(
         "",
         &format!(
@@ -235,7 +141,7 @@ async fn a_breaker_opens_for_its_own_upstream_only() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_team_does_not_see_it_cannot_call() {
-    let upstream = Scripted::start().await;
+    let upstream = scripted().await;
     let (px, sales) =
         (weirkeeper::config::secret::new_key(), weirkeeper::config::secret::new_key());
     let digest = |k: &weirkeeper::config::secret::Secret| {

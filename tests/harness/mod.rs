@@ -2,6 +2,8 @@
 //! sees every byte.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+pub mod scripted;
+
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
