@@ -325,6 +325,22 @@ impl<'a> Section<'a> {
         default: Option<Duration>,
         doc: &'static str,
     ) -> Option<Duration> {
+        let least = Duration::from_nanos(1);
+        self.duration_from(key, default, least, doc)
+    }
+
+    /// A duration that may be zero: a wait that can be done without.
+    pub fn wait(&self, key: &'static str, default: Duration, doc: &'static str) -> Duration {
+        self.duration_from(key, Some(default), Duration::ZERO, doc).unwrap_or(default)
+    }
+
+    fn duration_from(
+        &self,
+        key: &'static str,
+        default: Option<Duration>,
+        least: Duration,
+        doc: &'static str,
+    ) -> Option<Duration> {
         let shown = default.map(|d| format!("\"{}\"", show_duration(d)));
         let Some(value) = self.ask(key, Kind::Duration, shown, doc) else { return default };
         let Some(text) = value.get_ref().as_str() else {
@@ -332,7 +348,7 @@ impl<'a> Section<'a> {
             return default;
         };
         match parse_duration(text) {
-            Some(d) if !d.is_zero() => Some(d),
+            Some(d) if d >= least => Some(d),
             Some(_) => {
                 self.wrong(key, "is zero", "write a duration above zero, such as \"30s\"");
                 default
@@ -584,7 +600,9 @@ pub fn show_duration(d: Duration) -> String {
         return format!("{ms}ms");
     }
     let s = d.as_secs();
-    if s.is_multiple_of(3600) {
+    if s == 0 {
+        "0s".to_owned()
+    } else if s.is_multiple_of(3600) {
         format!("{}h", s / 3600)
     } else if s.is_multiple_of(60) {
         format!("{}m", s / 60)

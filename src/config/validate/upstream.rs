@@ -473,10 +473,10 @@ pub fn rate(s: &Section<'_>, doc: &'static str) -> Option<RateConfig> {
     let s = s.table("rate", doc);
     let per_second = s.number("per_second", None, "Tokens per second.");
     let burst = non_zero(&s, "burst", 10, "Tokens that can be saved up.");
-    let max_wait = s.duration(
+    let max_wait = s.wait(
         "max_wait",
         seconds(2),
-        "Longest wait for a token; a longer one is refused at once.",
+        "Longest wait for a token; a longer one is refused at once. \"0s\": no wait.",
     );
     s.finish();
     if !there {

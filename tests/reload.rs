@@ -1,0 +1,389 @@
+//! A saved file takes effect, however it was saved: what is unchanged stays as it is, what cannot
+//! change is refused by name, and a client hears of what it can see and of nothing else.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod harness;
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::Duration;
+
+use harness::scripted::{Reply, Scripted, tool};
+use harness::{Weir, call, get, modern, modern_request, post, reason, send, tool_names, upstream};
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
+use weirkeeper::config::secret::{ConsumerKey, new_key};
+
+/// Time in which a change would have been told: two looks at the file and the debounce, twice.
+const QUIET: Duration = Duration::from_millis(2500);
+
+/// The whole file again with one text exchanged, written in place.
+fn edit(path: &Path, from: &str, to: &str) {
+    let old = std::fs::read_to_string(path).unwrap();
+    assert!(old.contains(from), "{from} is not in the file");
+    std::fs::write(path, old.replace(from, to)).unwrap();
+}
+
+async fn names(weir: &Weir, wanted: &[&str]) {
+    for _ in 0..1200 {
+        if tool_names(&weir.url, None).await == wanted {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("not seen: {wanted:?}\n{}", weir.log());
+}
+
+fn hangup(weir: &Weir) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(weir.pid()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_way_of_saving_is_seen() {
+    let (one, two) = (Scripted::fine(&["a"]).await, Scripted::fine(&["b"]).await);
+    let quiet = "builtin = false";
+    let weir = Weir::start(quiet, &one.section("one", ""));
+    weir.ready(&["one"]).await;
+
+    // Renamed over, as editors do.
+    weir.rewrite(quiet, &(one.section("one", "") + &two.section("two", "")));
+    names(&weir, &["one__a", "two__b"]).await;
+
+    // Written in place.
+    edit(&weir.config_path(), "[upstreams.two]", "[upstreams.three]");
+    names(&weir, &["one__a", "three__b"]).await;
+
+    // A ConfigMap: the file is a link through `..data`, a link that is swapped.
+    let dir = weir.dir.path();
+    let text = std::fs::read_to_string(weir.config_path()).unwrap();
+    for (version, name) in [("v1", "four"), ("v2", "five")] {
+        std::fs::create_dir(dir.join(version)).unwrap();
+        let text = text.replace("[upstreams.three]", &format!("[upstreams.{name}]"));
+        std::fs::write(dir.join(version).join("upstreams.toml"), text).unwrap();
+    }
+    symlink("v1", dir.join("..data")).unwrap();
+    symlink("..data/upstreams.toml", dir.join("link")).unwrap();
+    std::fs::rename(dir.join("link"), weir.config_path()).unwrap();
+    names(&weir, &["one__a", "four__b"]).await;
+    symlink("v2", dir.join("..data_tmp")).unwrap();
+    std::fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
+    names(&weir, &["one__a", "five__b"]).await;
+
+    // Gone for a while: no change, and a new one is seen.
+    std::fs::remove_file(weir.config_path()).unwrap();
+    tokio::time::sleep(QUIET).await;
+    assert_eq!(tool_names(&weir.url, None).await, ["one__a", "five__b"]);
+    std::fs::write(weir.config_path(), text).unwrap();
+    names(&weir, &["one__a", "three__b"]).await;
+    let metrics = weir.metrics().await;
+    assert!(metrics.contains("weir_config_reloads_total{result=\"ok\"} 5"), "{metrics}");
+    assert_eq!(one.asked("initialize"), 1, "the unchanged upstream was left alone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hangup_reads_the_file_again() {
+    let one = Scripted::fine(&["a"]).await;
+    let weir = Weir::start("", &one.section("one", ""));
+    weir.ready(&["one"]).await;
+    hangup(&weir);
+    weir.logged("the configuration is unchanged").await;
+    // A secret in a file of its own is read again too, although upstreams.toml is the same.
+    let token = weir.dir.path().join("token");
+    std::fs::write(&token, "first-token-1234").unwrap();
+    weir.rewrite("", &one.section("one", &format!("bearer = \"file:{}\"", token.display())));
+    weir.until("with the first", |_| {
+        one.arrivals()
+            .iter()
+            .any(|a| a.headers.get("authorization").is_some_and(|v| v == "Bearer first-token-1234"))
+    })
+    .await;
+    std::fs::write(&token, "second-token-5678").unwrap();
+    hangup(&weir);
+    weir.until("with the second", |_| {
+        one.arrivals().iter().any(|a| {
+            a.headers.get("authorization").is_some_and(|v| v == "Bearer second-token-5678")
+        })
+    })
+    .await;
+    weir.ready(&["one"]).await;
+    assert!(!weir.log().contains("-token-"), "{}", weir.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_change_is_refused_by_name_and_nothing_changes() {
+    let one = Scripted::fine(&["a"]).await;
+    let weir = Weir::start("max_body = \"1MiB\"", &one.section("one", ""));
+    weir.ready(&["one"]).await;
+    let path = weir.config_path();
+    let good = std::fs::read_to_string(&path).unwrap();
+    let both = good.replacen("listen = \"127.0.0.1:0\"", "listen = \"127.0.0.1:1\"", 1).replace(
+        "max_body = \"1MiB\"",
+        "max_body = \"2MiB\"\nmax_connections = 77\n[log]\nformat = \"text\"",
+    );
+    std::fs::write(&path, both).unwrap();
+    weir.logged("gateway.listen, gateway.max_connections").await;
+    assert!(weir.log().contains("restart the gateway, or set it back"));
+    // The rest of that file is not applied either.
+    let large = format!("{{\"x\":\"{}\"}}", "a".repeat(1_500_000));
+    assert_eq!(post(&weir.url, &[], large.clone()).await.status, 413);
+    let metrics = weir.metrics().await;
+    assert!(metrics.contains("weir_config_reloads_total{result=\"failed\"} 1"), "{metrics}");
+    assert!(metrics.contains("weir_config_last_reload_successful 0"), "{metrics}");
+
+    // Broken in four ways: each is named with its line, and the gateway goes on.
+    std::fs::write(
+        &path,
+        good.replace(
+            "[upstreams.one]",
+            "[upstreams.one]\nurll = 1\nrate = 5\ncall_timeout = \"soon\"",
+        ),
+    )
+    .unwrap();
+    weir.logged("urll").await;
+    let log = weir.log();
+    let line = 1 + good.lines().position(|l| l == "[upstreams.one]").unwrap();
+    for (n, key) in [(1, "urll"), (2, "rate"), (3, "call_timeout")] {
+        let place = format!("upstreams.toml:{}:", line + n);
+        assert!(log.contains(&place) && log.contains(key), "{place} {key}: {log}");
+    }
+    assert_eq!(call(&weir.url, "one__a", json!({})).await["result"]["content"][0]["text"], "fine");
+
+    // Set back and mended: applied.
+    std::fs::write(&path, good.replace("max_body = \"1MiB\"", "max_body = \"2MiB\"")).unwrap();
+    weir.logged("configuration reloaded").await;
+    assert_eq!(post(&weir.url, &[], large).await.status, 400);
+    assert!(weir.metrics().await.contains("weir_config_last_reload_successful 1"));
+    assert_eq!(one.asked("initialize"), 1);
+}
+
+/// A stdio upstream whose tool tells its process id.
+fn pid_server(weir_dir: &str) -> String {
+    let script = r#"
+import json, os, sys
+for line in sys.stdin:
+    m = json.loads(line)
+    if 'id' not in m: continue
+    k = m['method']
+    if k == 'initialize': r = {'protocolVersion': '2025-06-18', 'capabilities': {'tools': {}}, 'serverInfo': {'name': 'p', 'version': '1'}}
+    elif k == 'tools/list': r = {'tools': [{'name': 'pid', 'inputSchema': {'type': 'object'}}]}
+    elif k == 'tools/call': r = {'content': [{'type': 'text', 'text': str(os.getpid())}]}
+    else:
+        print(json.dumps({'jsonrpc': '2.0', 'id': m['id'], 'error': {'code': -32601, 'message': 'no'}}), flush=True); continue
+    print(json.dumps({'jsonrpc': '2.0', 'id': m['id'], 'result': r}), flush=True)
+"#;
+    let path = format!("{weir_dir}/pid.py");
+    std::fs::write(&path, script).unwrap();
+    format!("[upstreams.child]\ncommand = \"python3\"\nargs = [\"-u\", {path:?}]\n")
+}
+
+async fn child_pid(weir: &Weir) -> String {
+    let answer = call(&weir.url, "child__pid", json!({})).await;
+    answer["result"]["content"][0]["text"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_change_under_a_running_child_and_its_counters_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let section = pid_server(dir.path().to_str().unwrap());
+    let weir = Weir::start("", &section);
+    weir.ready(&["child"]).await;
+    let pid = child_pid(&weir).await;
+
+    // A limit appears, and holds, in the same process.
+    weir.rewrite(
+        "",
+        &(section.clone() + "rate = { per_second = 0.001, burst = 1, max_wait = \"0s\" }\n"),
+    );
+    weir.logged("kept child").await;
+    assert_eq!(child_pid(&weir).await, pid);
+    assert_eq!(reason(&call(&weir.url, "child__pid", json!({})).await), "rate_limited");
+
+    // And goes again. The counters never did.
+    weir.rewrite("", &(section.clone() + "call_timeout = \"59s\"\n"));
+    weir.until("no limit", |s| upstream(s, "child")["state"] == "ready").await;
+    for _ in 0..200 {
+        if weir.log().matches("kept child").count() == 2 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(child_pid(&weir).await, pid);
+    let metrics = weir.metrics().await;
+    let ok = metrics
+        .lines()
+        .find(|l| {
+            l.starts_with("weir_calls_total{") && l.contains("\"child\"") && l.contains("\"ok\"")
+        })
+        .unwrap_or_else(|| panic!("{metrics}"));
+    assert!(ok.ends_with(" 3"), "{ok}");
+
+    // What the process is made of changes: a new one.
+    weir.rewrite("", &section.replace("\"-u\", ", "\"-u\", \"-B\", "));
+    weir.logged("started child").await;
+    weir.ready(&["child"]).await;
+    assert_ne!(child_pid(&weir).await, pid);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_in_flight_finishes_on_what_it_started_with() {
+    let slow = Scripted::start(&[tool("slow", false)], |arrival| {
+        (arrival.tool()? == "slow")
+            .then(|| Reply::After(Duration::from_secs(3), Box::new(arrival.text("done"))))
+    })
+    .await;
+    let weir = Weir::start("drain_timeout = \"20s\"", &slow.section("slow", ""));
+    weir.ready(&["slow"]).await;
+    let url = weir.url.clone();
+    let running = tokio::spawn(async move { call(&url, "slow__slow", json!({})).await });
+    while slow.arrived("slow") == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    weir.rewrite("drain_timeout = \"20s\"", "");
+    weir.logged("retired slow").await;
+    assert_eq!(reason(&call(&weir.url, "slow__slow", json!({})).await), "unknown_name");
+    let answer = running.await.unwrap();
+    assert_eq!(answer["result"]["content"][0]["text"], "done", "{answer}");
+    assert_eq!(slow.arrived("slow"), 1);
+}
+
+/// A listener for changed tools: everything it has heard so far.
+async fn listener(url: &str, key: &str) -> std::sync::Arc<std::sync::Mutex<String>> {
+    let wish = json!({"notifications": {"toolsListChanged": true, "promptsListChanged": true}});
+    let (headers, body) = modern_request(Some(key), "subscriptions/listen", wish);
+    let headers: Vec<_> = headers.iter().map(|(k, v)| (*k, v.as_str())).collect();
+    let response = send(url, &headers, body).await;
+    assert_eq!(response.status(), 200);
+    let heard = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
+    let sink = heard.clone();
+    tokio::spawn(async move {
+        let mut body = response.into_body();
+        while let Some(Ok(frame)) = body.frame().await {
+            if let Some(data) = frame.data_ref() {
+                sink.lock().unwrap().push_str(std::str::from_utf8(data).unwrap());
+            }
+        }
+    });
+    heard
+}
+
+async fn old_session(url: &str, key: &str) -> String {
+    let hello = json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {
+        "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}});
+    let got = post(url, &[("x-api-key", key)], hello.to_string()).await;
+    got.headers["mcp-session-id"].to_str().unwrap().to_owned()
+}
+
+async fn old_tools(url: &str, key: &str, session: &str) -> (u16, Vec<String>) {
+    let list = json!({"jsonrpc": "2.0", "id": 2, "method": "tools/list"});
+    let got = post(url, &[("x-api-key", key), ("mcp-session-id", session)], list.to_string()).await;
+    let answer = got.answer();
+    let names = answer["result"]["tools"]
+        .as_array()
+        .map(|tools| tools.iter().map(|t| t["name"].as_str().unwrap().to_owned()).collect());
+    (got.status, names.unwrap_or_default())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn views_and_consumers_change_under_live_clients() {
+    let up = Scripted::fine(&["a", "b", "c"]).await;
+    let keys: Vec<_> = (0..3).map(|_| new_key()).collect();
+    let digest = |n: usize| ConsumerKey::of(keys[n].expose()).to_text();
+    let file = |px: &str, more: &str| {
+        up.section("up", "")
+            + &format!(
+                "[views.px]\nupstreams = [\"up\"]\nallow = [{px}]\n[views.sales]\nupstreams = [\"up\"]\nallow = [\"up__c\"]\n\
+                 [consumers.px]\nkey = {:?}\nview = \"px\"\n{more}\n[consumers.sales]\nkey = {:?}\nview = \"sales\"\n",
+                digest(0),
+                digest(1)
+            )
+    };
+    let weir = Weir::start("", &file("\"up__a\"", ""));
+    weir.ready(&["up"]).await;
+    let (px, sales, new) = (keys[0].expose(), keys[1].expose(), keys[2].expose());
+    assert_eq!(tool_names(&weir.url, Some(px)).await, ["up__a"]);
+    let (px_hears, sales_hears) = (listener(&weir.url, px).await, listener(&weir.url, sales).await);
+    let (px_old, sales_old) =
+        (old_session(&weir.url, px).await, old_session(&weir.url, sales).await);
+    assert_eq!(old_tools(&weir.url, px, &px_old).await.1, ["up__a"]);
+
+    // px is given one more tool: px hears of it, in both eras sees it, sales hears nothing.
+    weir.rewrite("", &file("\"up__a\", \"up__b\"", ""));
+    let told = || px_hears.lock().unwrap().matches("notifications/tools/list_changed").count();
+    weir.until("px is told", |_| told() == 1).await;
+    assert_eq!(tool_names(&weir.url, Some(px)).await, ["up__a", "up__b"]);
+    assert_eq!(old_tools(&weir.url, px, &px_old).await.1, ["up__a", "up__b"]);
+    assert_eq!(old_tools(&weir.url, sales, &sales_old).await.1, ["up__c"]);
+    let answer = modern(&weir.url, Some(px), "tools/call", json!({"name": "up__b"})).await.answer();
+    assert_eq!(answer["result"]["content"][0]["text"], "fine", "{answer}");
+
+    // A quota for px, a new consumer, and another key for an old one: at once, without a word to
+    // those whose view is the same.
+    let more = format!(
+        "keys = [{:?}]\nrate = {{ per_second = 0.001, burst = 1 }}\n[consumers.new]\nkey = {:?}\nview = \"sales\"\n",
+        digest(0),
+        digest(2)
+    );
+    let text = file("\"up__a\", \"up__b\"", &more);
+    weir.rewrite(
+        "",
+        &text.replace(&format!("key = {:?}\nview = \"px\"", digest(0)), "view = \"px\""),
+    );
+    weir.until("the new one is known", |_| true).await;
+    for _ in 0..200 {
+        if modern(&weir.url, Some(new), "tools/list", json!({})).await.status == 200 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(tool_names(&weir.url, Some(new)).await, ["up__c"]);
+    let call_px = || modern(&weir.url, Some(px), "tools/call", json!({"name": "up__a"}));
+    let (first, second) = (call_px().await.answer(), call_px().await.answer());
+    assert_eq!((reason(&first), reason(&second)), ("", "quota_exceeded"), "{first} {second}");
+    tokio::time::sleep(QUIET).await;
+    assert_eq!(told(), 1, "{}", px_hears.lock().unwrap());
+    assert!(!sales_hears.lock().unwrap().contains("list_changed"));
+
+    // A consumer that is taken out is out, with its session.
+    let text = file("\"up__a\"", "");
+    weir.rewrite("", text.split("[consumers.sales]").next().unwrap());
+    for _ in 0..200 {
+        if modern(&weir.url, Some(sales), "tools/list", json!({})).await.status == 401 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(old_tools(&weir.url, sales, &sales_old).await.0, 401);
+    assert_eq!(old_tools(&weir.url, px, &px_old).await.1, ["up__a"]);
+    assert_eq!(up.asked("initialize"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_level_changes_while_running() {
+    let up = Scripted::fine(&["a"]).await;
+    let weir = Weir::start("", &(up.section("up", "") + "[log]\nlevel = \"error\"\n"));
+    weir.ready(&["up"]).await;
+    call(&weir.url, "up__a", json!({})).await;
+    assert!(!weir.log().contains("up__a"), "{}", weir.log());
+    weir.rewrite("", &(up.section("up", "") + "[log]\nlevel = \"info\"\n"));
+    weir.logged("configuration reloaded").await;
+    call(&weir.url, "up__a", json!({})).await;
+    weir.logged("up__a").await;
+    let before = weir.log().len();
+    weir.rewrite("", &(up.section("up", "") + "[log]\nlevel = \"warn\"\n"));
+    weir.until("changed", |_| true).await;
+    for _ in 0..100 {
+        if get(&format!("{}/metrics", weir.admin))
+            .await
+            .1
+            .contains("weir_config_reloads_total{result=\"ok\"} 2")
+        {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    call(&weir.url, "up__a", json!({})).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let after: Value = json!(weir.log()[before..].matches("up__a").count());
+    assert_eq!(after, 0, "{}", weir.log());
+}
