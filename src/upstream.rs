@@ -184,6 +184,7 @@ impl Upstream {
             stdout_noise: load(&self.stdio.noise_lines),
             stderr_dropped_bytes: load(&self.stdio.stderr_dropped_bytes),
             unmatched_answers: load(&self.stdio.unmatched_answers)
+                + load(&self.stdio.duplicate_answers)
                 + load(&self.http.unmatched_answers),
             received_bytes: load(&self.stdio.bytes_in) + load(&self.http.received_bytes),
             sent_bytes: load(&self.stdio.bytes_out) + load(&self.http.sent_bytes),
@@ -274,7 +275,15 @@ impl Upstream {
 
     async fn attempt(&self, errand: &Errand<'_>) -> Result<Done<(Terminal, bool)>, Fault> {
         let link = self.link(errand.deadline).await?;
-        let arrived = carry(&link, errand).await?;
+        let arrived = match carry(&link, errand).await {
+            // The session had ended before the request was looked at. Renewing it is our own
+            // affair: it takes no retry, and the caller notices nothing.
+            Err(fault) if fault.delivery == Delivery::NotSent && link.is_lost() => {
+                let link = self.link(errand.deadline).await?;
+                carry(&link, errand).await?
+            }
+            arrived => arrived?,
+        };
         Ok(Done { value: (arrived.terminal, arrived.tool_error), signal: arrived.signal })
     }
 
@@ -285,8 +294,9 @@ impl Upstream {
         loop {
             let now = rx.borrow_and_update().clone();
             match (&now.state, now.link) {
-                (State::Ready, Some(link)) => return Ok(link),
-                (State::Starting, _) => {}
+                (State::Ready, Some(link)) if !link.is_lost() => return Ok(link),
+                // A lost one is about to be renewed.
+                (State::Starting | State::Ready, _) => {}
                 (state, _) => return Err(not_there(state, &now.why)),
             }
             match deadline.run(rx.changed()).await {
@@ -389,9 +399,10 @@ async fn carry(link: &Arc<Link>, errand: &Errand<'_>) -> Result<inbound::Arrived
                     "the upstream ended the session",
                 ));
             }
-            // Some servers answer 400 for a session that they forgot. Not proof enough to repeat
-            // a write, but enough to make a new session.
-            400 => {
+            // Some servers answer 400 for a session that they forgot, and say so. Not proof enough
+            // to repeat a write, but enough to make a new session. Other errors with this status
+            // are the upstream's answer.
+            400 if speaks_of_session(&answered.frame) => {
                 link.lost();
                 return Err(Fault::new(
                     Reason::ConnectionLost,
@@ -403,6 +414,10 @@ async fn carry(link: &Arc<Link>, errand: &Errand<'_>) -> Result<inbound::Arrived
         }
     }
     inbound::accept(call, config, route, link.era(), answered.frame)
+}
+
+fn speaks_of_session(error: &crate::protocol::message::Frame) -> bool {
+    String::from_utf8_lossy(&error.outcome()).to_lowercase().contains("session")
 }
 
 struct InFlight<'a>(&'a AtomicU64);

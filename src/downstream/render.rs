@@ -86,7 +86,8 @@ fn mapped_error(error: &[u8], era: Era, method: &Method) -> Option<Vec<u8>> {
         }
         (Era::Modern, Ok(LEGACY_URL_ELICITATION)) => INTERNAL_ERROR,
         // The three modern codes speak of our own request to the upstream, not of the caller's.
-        _ if tells_modern(code.code) || is_reserved_unknown(code.code) => INTERNAL_ERROR,
+        _ if tells_modern(code.code) => INTERNAL_ERROR,
+        (Era::Modern, _) if is_reserved_unknown(code.code) => INTERNAL_ERROR,
         _ => return None,
     };
     let members = Members::read(error).ok()?;

@@ -21,7 +21,7 @@ use crate::protocol::revision::{Era, Revision};
 use super::condition::{Condition, State};
 use super::handshake::{Agreed, Handshake};
 use super::link::{Link, Wire};
-use super::transport::http::{HttpCounters, HttpWire};
+use super::transport::http::{HttpCounters, HttpFault, HttpWire, StreamRefused};
 use super::transport::stdio::{Launch, StdioCounters, StdioWire};
 use super::transport::{UNASKED_MAX, Unasked};
 use super::{Site, Upstream, loader};
@@ -48,6 +48,8 @@ const RELOAD_PAUSE: Duration = Duration::from_secs(1);
 const STEADY_AFTER: Duration = Duration::from_secs(60);
 /// So many early deaths in a row are called a crash loop.
 const CRASH_LOOP_AFTER: u32 = 3;
+/// Sessions are not renewed more often than this, whatever an upstream answers.
+const RENEW_PAUSE: Duration = Duration::from_secs(1);
 /// Pauses of an HTTP upstream that cannot be reached.
 const HTTP_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -108,14 +110,16 @@ impl Keeper {
                 }
                 Ended::Lost(fault) => fault,
             };
+            if let Some(link) = link.as_ref().filter(|l| l.is_lost()) {
+                self.renew(link, began).await;
+                continue;
+            }
             early_deaths = if began.elapsed() < STEADY_AFTER { early_deaths + 1 } else { 1 };
             let (least, most) = match &config.transport {
                 TransportConfig::Stdio(s) => (s.restart_backoff, s.restart_backoff_max),
                 TransportConfig::Http(_) => HTTP_BACKOFF,
             };
-            // A session that ended is renewed at once, the first time.
-            let renew = early_deaths == 1 && fault.delivery == Delivery::NotSent && link.is_some();
-            let pause = if renew { Duration::ZERO } else { backoff(early_deaths, least, most) };
+            let pause = backoff(early_deaths, least, most);
             let crash_loop = early_deaths >= CRASH_LOOP_AFTER
                 && matches!(config.transport, TransportConfig::Stdio(_));
             let why = if crash_loop {
@@ -127,11 +131,7 @@ impl Keeper {
                 cause = %self.scrubber.scrub(&fault.cause), retry_in_ms = pause.as_millis() as u64,
                 "upstream is down");
             let why: Arc<str> = self.scrubber.scrub(&why).as_ref().into();
-            let mut condition = if renew {
-                Condition::new(State::Starting, why.clone())
-            } else {
-                Condition::new(State::Down, why.clone())
-            };
+            let mut condition = Condition::new(State::Down, why.clone());
             let since = self.down_since();
             if let (State::Down, Some(since)) = (condition.state, since) {
                 condition.since = since;
@@ -151,6 +151,18 @@ impl Keeper {
                     return;
                 }
             }
+        }
+    }
+
+    // The upstream forgot the session: calls wait for the next one, and lists stay as they are.
+    async fn renew(&self, link: &Arc<Link>, began: Instant) {
+        tracing::info!(upstream = %self.name, "the session ended and is renewed");
+        self.set(Condition::new(State::Starting, "the session ended and is renewed")).await;
+        let old = link.clone();
+        tokio::spawn(async move { old.close().await });
+        tokio::select! {
+            () = tokio::time::sleep_until(began + RENEW_PAUSE) => {}
+            () = self.stop.cancelled() => {}
         }
     }
 
@@ -456,8 +468,10 @@ async fn event_stream(link: Arc<Link>, reload: mpsc::Sender<()>) {
         }
     }
     let Wire::Http(wire) = &link.wire else { return };
+    let mut from: Option<String> = None;
     loop {
-        match wire.stream(&link.headers(""), None).await {
+        let mut pause = AGAIN;
+        match wire.stream(&link.headers(""), from.as_deref()).await {
             Ok(mut stream) => {
                 while let Ok(Some(frame)) = stream.next().await {
                     match frame.kind() {
@@ -468,14 +482,26 @@ async fn event_stream(link: Arc<Link>, reload: mpsc::Sender<()>) {
                         _ => {}
                     }
                 }
+                from = stream.last_event_id().map(Into::into).or(from);
+                pause = stream.retry().map_or(AGAIN, |asked| asked.clamp(STREAM_PAUSE, AGAIN * 12));
             }
-            Err(refused) if refused.for_good() => return,
+            Err(StreamRefused::Fault(HttpFault { status: Some(404), .. }))
+                if link.agreed.session.is_some() =>
+            {
+                return link.lost();
+            }
+            // What it cannot go on with it may begin anew.
+            Err(refused) if refused.for_good() && from.take().is_none() => return,
             Err(_) => {}
         }
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(pause).await;
+        // Something may have changed while nobody listened.
         let _ = reload.try_send(());
     }
 }
+
+/// Least pause before a stream is opened again, whatever the upstream asks for.
+const STREAM_PAUSE: Duration = Duration::from_millis(100);
 
 struct AbortOnDrop(tokio::task::JoinHandle<()>);
 

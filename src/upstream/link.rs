@@ -14,7 +14,7 @@ use crate::protocol::header;
 use crate::protocol::message::{Frame, Kind, message};
 use crate::protocol::revision::{Era, Revision};
 
-use super::transport::http::{HttpWire, Outgoing};
+use super::transport::http::{HttpWire, Outgoing, RequestError};
 use super::transport::stdio::StdioWire;
 use super::transport::{OnNotice, Unasked};
 
@@ -90,6 +90,12 @@ pub struct Unanswered {
     pub status: Option<u16>,
 }
 
+impl From<RequestError> for Unanswered {
+    fn from(error: RequestError) -> Self {
+        Unanswered { status: error.status(), fault: error.into_fault() }
+    }
+}
+
 impl From<Fault> for Unanswered {
     fn from(fault: Fault) -> Self {
         Unanswered { fault, status: None }
@@ -118,6 +124,11 @@ impl Link {
         self.lost.cancel();
     }
 
+    /// Whether [`Link::lost`] was called.
+    pub fn is_lost(&self) -> bool {
+        self.lost.is_cancelled()
+    }
+
     /// Resolves when [`Link::lost`] was called.
     pub async fn when_lost(&self) {
         self.lost.cancelled().await;
@@ -140,7 +151,30 @@ impl Link {
         on_notice: OnNotice<'_>,
     ) -> Result<Answered, Unanswered> {
         let headers = headers_for(&self.agreed, method, name);
-        exchange(&self.wire, &headers, id, message, true, on_notice, &self.unasked).await
+        let Wire::Http(wire) = &self.wire else {
+            return exchange(&self.wire, &headers, id, message, true, on_notice, &self.unasked)
+                .await;
+        };
+        if self.era() == Era::Modern {
+            return over_http(wire, &headers, id, message, on_notice, &self.unasked)
+                .await
+                .map_err(Unanswered::from);
+        }
+        let given_up = GivenUp { wire, agreed: &self.agreed, id };
+        let answered = match over_http(wire, &headers, id, message, on_notice, &self.unasked).await
+        {
+            Err(RequestError::StreamEnded(end)) if end.last_event_id.is_some() => {
+                let status = end.status;
+                let headers = headers_for(&self.agreed, "", None);
+                wire.resume(id, &headers, end, on_notice, &self.unasked)
+                    .await
+                    .map(|frame| Answered { frame, status, session: None })
+            }
+            answered => answered,
+        };
+        // Answered or failed: there is nothing left to cancel.
+        std::mem::forget(given_up);
+        answered.map_err(Unanswered::from)
     }
 
     /// A request of our own: `params` without `_meta`, which is added as the era needs it.
@@ -227,19 +261,50 @@ pub async fn exchange(
             Ok(Answered { frame, status: 200, session: None })
         }
         Wire::Http(wire) => {
-            let out = Outgoing { id, message, headers };
-            match wire.request(out, on_notice, unasked).await {
-                Ok(a) => {
-                    // The answer need not wait for the end of its stream, which gives the
-                    // connection back to the pool; the wait is short and bounded.
-                    if let Some(rest) = a.rest {
-                        tokio::spawn(rest.drain());
-                    }
-                    Ok(Answered { frame: a.frame, status: a.status, session: a.session })
-                }
-                Err(error) => Err(Unanswered { status: error.status(), fault: error.into_fault() }),
-            }
+            over_http(wire, headers, id, message, on_notice, unasked).await.map_err(Into::into)
         }
+    }
+}
+
+async fn over_http(
+    wire: &HttpWire,
+    headers: &[(HeaderName, HeaderValue)],
+    id: u64,
+    message: Bytes,
+    on_notice: OnNotice<'_>,
+    unasked: &mpsc::Sender<Unasked>,
+) -> Result<Answered, RequestError> {
+    let a = wire.request(Outgoing { id, message, headers }, on_notice, unasked).await?;
+    // The answer need not wait for the end of its stream, which gives the connection back to the
+    // pool; the wait is short and bounded.
+    if let Some(rest) = a.rest {
+        tokio::spawn(rest.drain());
+    }
+    Ok(Answered { frame: a.frame, status: a.status, session: a.session })
+}
+
+/// How long telling an old HTTP upstream that nobody waits any more may take.
+const CANCEL_TIME: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// A request whose caller may go away. An old HTTP upstream does not take a closed stream for
+/// that (2025-11-25 basic/transports, "sending messages to the server"): it is told.
+struct GivenUp<'a> {
+    wire: &'a HttpWire,
+    agreed: &'a Agreement,
+    id: u64,
+}
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        // At the end of the process there is no runtime any more, and nobody to tell.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let (wire, headers) = (self.wire.clone(), headers_for(self.agreed, "", None));
+        let params = format!(r#"{{"requestId":{}}}"#, self.id);
+        runtime.spawn(async move {
+            let message = message(None, "notifications/cancelled", Some(params.as_bytes()));
+            let told = wire.notify(Outgoing { id: 0, message, headers: &headers });
+            let _ = tokio::time::timeout(CANCEL_TIME, told).await;
+        });
     }
 }
 

@@ -20,6 +20,7 @@ mod client;
 mod events;
 mod outcome;
 mod redirect;
+mod resume;
 mod retry_after;
 
 use std::fmt;

@@ -126,7 +126,7 @@ impl Rest {
 /// The stream of an old session: what the upstream says unasked, or, on a resumed stream, the
 /// rest of an answer.
 pub struct EventStream {
-    events: Events,
+    pub(super) events: Events,
 }
 
 impl EventStream {
