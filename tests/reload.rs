@@ -159,7 +159,7 @@ async fn what_cannot_change_is_refused_by_name_and_nothing_changes() {
 
 /// A stdio upstream whose tool tells its process id.
 fn pid_server(weir_dir: &str) -> String {
-    let script = r#"
+    let script = r"
 import json, os, sys
 for line in sys.stdin:
     m = json.loads(line)
@@ -171,7 +171,7 @@ for line in sys.stdin:
     else:
         print(json.dumps({'jsonrpc': '2.0', 'id': m['id'], 'error': {'code': -32601, 'message': 'no'}}), flush=True); continue
     print(json.dumps({'jsonrpc': '2.0', 'id': m['id'], 'result': r}), flush=True)
-"#;
+";
     let path = format!("{weir_dir}/pid.py");
     std::fs::write(&path, script).unwrap();
     format!("[upstreams.child]\ncommand = \"python3\"\nargs = [\"-u\", {path:?}]\n")

@@ -77,7 +77,7 @@ async fn who_is_gone_is_forgotten() {
     let (headers, body) = modern_request(None, "tools/list", json!({}));
     let mut request = format!("{HEAD}Connection: close\r\nContent-Length: {}\r\n", body.len());
     for (k, v) in headers {
-        request.push_str(&format!("{k}: {v}\r\n"));
+        request = request + k + ": " + &v + "\r\n";
     }
     request.push_str("\r\n");
     request.push_str(&body);

@@ -202,7 +202,8 @@ async fn checks_come_in_their_order() {
     let weir = Weir::start("max_body = \"1KiB\"", &format!("[consumers.a]\nkey = \"{digest}\""));
     let large = format!("{{{}", " ".repeat(2000));
     let bearer = format!("Bearer {}", key.expose());
-    let steps: [(&str, &[(&str, &str)], &str, u16); 8] = [
+    type Step<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str, u16);
+    let steps: [Step<'_>; 8] = [
         ("PUT", &[("host", "evil.example"), ("origin", "https://evil.example")], &large, 403),
         ("PUT", &[("origin", "https://evil.example")], &large, 403),
         ("PUT", &[], &large, 401),

@@ -174,7 +174,7 @@ impl Stream {
             loop {
                 if let Some((event, rest)) = self.buffer.split_once("\n\n") {
                     let event = event.to_owned();
-                    self.buffer = rest.to_owned();
+                    self.buffer = String::from(rest);
                     return Some(event);
                 }
                 let frame = self.body.frame().await?.ok()?;

@@ -61,7 +61,8 @@ impl Reply {
     /// A whole event stream of these messages.
     pub fn events(messages: &[String]) -> Reply {
         let kind = vec![("content-type", "text/event-stream".to_owned())];
-        Reply::Http(200, kind, messages.iter().map(|m| format!("data: {m}\n\n")).collect())
+        let events: Vec<_> = messages.iter().map(|m| format!("data: {m}\n\n")).collect();
+        Reply::Http(200, kind, events.concat())
     }
 }
 
@@ -178,11 +179,9 @@ fn usual(arrival: &Arrival, tools: &[Value]) -> Reply {
 }
 
 fn whole(status: u16, headers: &[(&'static str, String)], body: &str) -> Vec<u8> {
-    let mut out = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n", body.len());
-    for (k, v) in headers {
-        out.push_str(&format!("{k}: {v}\r\n"));
-    }
-    (out + "\r\n" + body).into_bytes()
+    let headers: Vec<_> = headers.iter().map(|(k, v)| format!("{k}: {v}\r\n")).collect();
+    let (length, headers) = (body.len(), headers.concat());
+    format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\n{headers}\r\n{body}").into_bytes()
 }
 
 async fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Arrival> {

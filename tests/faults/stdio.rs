@@ -1,0 +1,67 @@
+//! Children that die, and that say what nobody asked.
+
+use serde_json::json;
+
+use crate::harness::{Weir, call, reason, upstream};
+use crate::{child, failure, text};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_that_dies_in_the_middle_is_started_again_and_nothing_is_sent_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let arrivals = dir.path().join("arrivals");
+    let on_call = format!(
+        "def on_call(m):\n    open({arrivals:?}, 'a').write('x')\n    sys.stdout.write('{{\"jsonrpc\"'); sys.stdout.flush(); os._exit(9)"
+    );
+    let section = child(&dir, "up", &on_call, "restart_backoff = \"100ms\"");
+    let weir = Weir::start("", &section);
+    weir.ready(&["up"]).await;
+    let answer = call(&weir.url, "up__act", json!({})).await;
+    assert_eq!(
+        (reason(&answer), &failure(&answer)["outcome"]),
+        ("connection_lost", &json!("unknown")),
+        "{answer}"
+    );
+    weir.until("started again", |s| {
+        upstream(s, "up")["state"] == "ready" && upstream(s, "up")["restarts"] == 1
+    })
+    .await;
+    assert_eq!(text(&call(&weir.url, "up__fine", json!({})).await), "fine");
+    assert_eq!(std::fs::read_to_string(&arrivals).unwrap(), "x");
+    assert!(weir.metrics().await.contains("weir_upstream_restarts_total{upstream=\"up\"} 1"));
+    // Time and again: a crash loop, named as such.
+    for _ in 0..3 {
+        call(&weir.url, "up__act", json!({})).await;
+        weir.until("up or known to crash", |s| {
+            upstream(s, "up")["state"] == "ready" || upstream(s, "up")["crash_loop"] == true
+        })
+        .await;
+    }
+    weir.logged("\"crash_loop\":true").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_nobody_waits_for_reach_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let on_call = r"
+def on_call(m):
+    out('this is no message'); out('[1, 2'); out('{}')
+    result({'id': 424242}, {'content': []})
+    text(m, 'first'); text(m, 'second')
+    out(json.dumps({'jsonrpc': '2.0', 'id': 'q-1', 'method': 'sampling/createMessage', 'params': {}}))
+    out(json.dumps({'jsonrpc': '2.0', 'method': 'notifications/unheard/of', 'params': {}}))
+";
+    let weir = Weir::start("", &child(&dir, "up", on_call, ""));
+    weir.ready(&["up"]).await;
+    for _ in 0..5 {
+        let answer = call(&weir.url, "up__act", json!({})).await;
+        assert_eq!(text(&answer), "first", "{answer}");
+        assert_eq!(text(&call(&weir.url, "up__fine", json!({})).await), "fine");
+    }
+    let metrics = weir.metrics().await;
+    assert!(
+        metrics.contains("weir_upstream_unmatched_answers_total{upstream=\"up\"} 10"),
+        "{metrics}"
+    );
+    assert!(!metrics.contains("weir_upstream_stdout_noise_total{upstream=\"up\"} 0"), "{metrics}");
+    assert_eq!(upstream(&weir.status().await, "up")["restarts"], 0);
+}
