@@ -44,7 +44,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 pub use breaker::{BreakerSnapshot, State, Why};
-pub use deadline::{Deadline, Elapsed};
+pub use concurrency::Lent;
+pub use deadline::{Deadline, Elapsed, Paused};
 pub use limiter::{Dry, Limiter, Rate, Token};
 
 use breaker::{Admission, Breaker};
@@ -221,7 +222,7 @@ impl Guard {
             }
             let mut fault = match deadline.run(attempt(spent.attempts)).await {
                 Ok(Ok(Done { value, signal: Signal::Fine })) => {
-                    admission.succeeded();
+                    admission.succeeded(deadline.rested());
                     return Ok(value);
                 }
                 Ok(Ok(Done { value, signal: Signal::Throttled(how_long) })) => {
@@ -257,6 +258,12 @@ impl Guard {
             last = Some(failure);
             tokio::time::sleep(pause).await;
         }
+    }
+
+    /// The call asks its caller something: its place serves others and its clock stands still
+    /// until what is returned is dropped.
+    pub fn asking(&self, deadline: &Deadline) -> (Lent<'_>, Paused) {
+        (self.concurrency.lend(), deadline.pause())
     }
 
     /// The upstream asked for a pause, outside any call. Capped by `throttle.pause_max`.

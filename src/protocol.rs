@@ -9,6 +9,7 @@
 //! the edges and nothing between the edges asks which era a peer is of.
 
 pub mod address;
+pub mod capability;
 pub mod error;
 pub mod form;
 pub mod header;

@@ -208,8 +208,9 @@ impl Breaker {
 }
 
 impl Admission<'_> {
-    /// The call ended well.
-    pub(super) fn succeeded(mut self) {
+    /// The call ended well, and was waiting for its own caller for so long.
+    pub(super) fn succeeded(mut self, rested: Duration) {
+        self.ticket.begun += rested;
         self.verdict = Some(Verdict::Success);
     }
 

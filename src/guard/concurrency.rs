@@ -98,6 +98,15 @@ impl Concurrency {
         }
     }
 
+    /// Give a place to others for as long as its call waits for its own caller: a person who is
+    /// asked takes minutes, and the upstream is idle meanwhile. Taking it back does not wait, so
+    /// that for a moment more may run than `max`.
+    pub(super) fn lend(&self) -> Lent<'_> {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.permits.add_permits(1);
+        Lent(self)
+    }
+
     /// Calls that hold a place. After the size was lowered it may be above it for a while.
     pub(super) fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
@@ -151,6 +160,18 @@ impl Drop for Permit<'_> {
     }
 }
 
+/// A place that was lent; dropping it takes it back.
+#[derive(Debug)]
+pub struct Lent<'a>(&'a Concurrency);
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.0.debt.fetch_add(1, Ordering::AcqRel);
+        self.0.settle();
+    }
+}
+
 /// A place in the line.
 struct Slot<'a>(&'a Concurrency);
 
@@ -193,6 +214,33 @@ mod tests {
         });
         yield_now().await;
         task
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lent_place_is_used_by_others_and_comes_back() {
+        let places = places(1, 9);
+        let mine = places.acquire(&long()).await.unwrap();
+        let lent = places.lend();
+        assert_eq!(visit(&places).await.await.unwrap(), Ok(Duration::ZERO));
+        drop(lent);
+        assert_eq!(places.in_flight(), 1);
+        let waiting = visit(&places).await;
+        assert_eq!(places.queued(), 1, "taken back");
+        sleep(S).await;
+        drop(mine);
+        assert_eq!(waiting.await.unwrap(), Ok(S));
+        // Taken back while another has it: one more runs for a moment, then as many as before.
+        let mine = places.acquire(&long()).await.unwrap();
+        let lent = places.lend();
+        let other = places.acquire(&long()).await.unwrap();
+        drop(lent);
+        assert_eq!(places.in_flight(), 2);
+        drop((mine, other));
+        let one = places.acquire(&long()).await.unwrap();
+        let second = visit(&places).await;
+        assert_eq!(places.queued(), 1);
+        drop(one);
+        assert!(second.await.unwrap().is_ok());
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,11 +5,13 @@
 //! rings. That makes an extension one atomic store.
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
+
+use super::lock;
 
 /// When a call must end. Cloning shares it: the link that hears progress extends the deadline
 /// that the guard waits for.
@@ -23,7 +25,42 @@ struct Shared {
     hard_max: u64,
     /// The end, in nanoseconds after `start`.
     end: AtomicU64,
+    /// Rare, and only of calls that ask back.
+    rest: Mutex<Rest>,
 }
+
+/// Time in which the clock stood still.
+#[derive(Debug, Default)]
+struct Rest {
+    /// How many hold it; the clock stands still while any does.
+    holders: u32,
+    since: Option<Instant>,
+    total: Duration,
+}
+
+impl Rest {
+    fn so_far(&self) -> Duration {
+        self.total + self.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+}
+
+/// The clock stands still until this is dropped.
+#[derive(Debug)]
+pub struct Paused(Deadline);
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        let mut rest = lock(&self.0.0.rest);
+        rest.holders -= 1;
+        if rest.holders == 0 {
+            rest.total = rest.so_far();
+            rest.since = None;
+        }
+    }
+}
+
+/// While the clock stands still, this is how often it is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// The deadline passed first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,19 +77,41 @@ impl Deadline {
             timeout,
             hard_max,
             end: AtomicU64::new(timeout.min(hard_max)),
+            rest: Mutex::default(),
         }))
     }
 
     /// The upstream showed that it is alive: the end moves to a full timeout from now, never
     /// past the hard maximum and never earlier.
     pub fn extend(&self) {
-        let end = nanos(self.age()).saturating_add(self.0.timeout).min(self.0.hard_max);
+        let end = nanos(self.age().saturating_sub(self.rested()))
+            .saturating_add(self.0.timeout)
+            .min(self.0.hard_max);
         self.0.end.fetch_max(end, Ordering::Relaxed);
+    }
+
+    /// The clock stands still while the caller is asked something: that time is not the
+    /// upstream's. Whoever asks sets a limit of its own.
+    #[must_use]
+    pub fn pause(&self) -> Paused {
+        let mut rest = lock(&self.0.rest);
+        rest.holders += 1;
+        rest.since.get_or_insert_with(Instant::now);
+        Paused(self.clone())
+    }
+
+    /// How long the clock has stood still.
+    pub fn rested(&self) -> Duration {
+        lock(&self.0.rest).so_far()
     }
 
     /// The end as it stands.
     pub fn end(&self) -> Instant {
-        self.0.start + Duration::from_nanos(self.0.end.load(Ordering::Relaxed))
+        let rest = lock(&self.0.rest);
+        let end =
+            self.0.start + Duration::from_nanos(self.0.end.load(Ordering::Relaxed)) + rest.so_far();
+        // A clock that stands still never reaches its end.
+        if rest.since.is_some() { end.max(Instant::now() + LOOK_AGAIN) } else { end }
     }
 
     /// Time left; zero once it has passed.
@@ -104,6 +163,28 @@ mod tests {
         let deadline = Deadline::new(2 * S, 10 * S);
         assert_eq!(deadline.run(sleep(S)).await, Ok(()));
         assert_eq!(deadline.remaining(), S);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_clock_stands_still_while_it_is_held() {
+        let deadline = Deadline::new(2 * S, 3 * S);
+        advance(S).await;
+        let (one, two) = (deadline.pause(), deadline.pause());
+        advance(10 * S).await;
+        drop(one);
+        advance(10 * S).await;
+        assert!(!deadline.remaining().is_zero());
+        drop(two);
+        assert_eq!((deadline.remaining(), deadline.rested()), (S, 20 * S));
+        deadline.extend();
+        assert_eq!(deadline.remaining(), 2 * S, "up to the hard maximum, without the rest");
+        let held = deadline.clone();
+        let asks = async move {
+            let _held = held.pause();
+            sleep(60 * S).await;
+        };
+        assert_eq!(deadline.run(asks).await, Ok(()));
+        assert_eq!(deadline.run(pending::<()>()).await, Err(Elapsed));
     }
 
     #[tokio::test(start_paused = true)]

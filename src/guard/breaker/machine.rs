@@ -67,7 +67,7 @@ pub(super) enum Verdict {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ticket {
     period: u64,
-    begun: Instant,
+    pub(super) begun: Instant,
 }
 
 /// A transition, to be logged.

@@ -1,0 +1,199 @@
+//! What a client can be asked for, in the words of each revision.
+
+use std::fmt;
+
+use serde_json::Value;
+
+use super::meta::ObjectWriter;
+use super::revision::{Era, Revision};
+
+/// What one client can be asked during a call. An upstream is told of no more than this, and
+/// asked for no more it may.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Askable(u8);
+
+impl Askable {
+    /// `elicitation/create` with a form (since 2025-06-18).
+    pub const FORM: Askable = Askable(1);
+    /// `elicitation/create` with a URL (since 2025-11-25).
+    pub const URL: Askable = Askable(2);
+    /// `sampling/createMessage`.
+    pub const SAMPLING: Askable = Askable(4);
+    /// The same with tools (since 2025-11-25).
+    pub const SAMPLING_TOOLS: Askable = Askable(8);
+    /// The same with context of servers.
+    pub const SAMPLING_CONTEXT: Askable = Askable(16);
+    /// `roots/list`.
+    pub const ROOTS: Askable = Askable(32);
+
+    /// Read a raw `capabilities` object as `revision` means it. What cannot be read is nothing.
+    pub fn read(raw: &str, revision: Revision) -> Askable {
+        let Ok(all) = serde_json::from_str::<Value>(raw) else { return Askable::default() };
+        let mut out = Askable::default();
+        let elicitation = &all["elicitation"];
+        if elicitation.is_object() && revision >= Revision::R2025_06_18 {
+            let url = elicitation["url"].is_object() && revision >= Revision::R2025_11_25;
+            // An empty object, the only form that 2025-06-18 knows, means forms
+            // (2025-11-25 client/elicitation, "capabilities").
+            if !url || elicitation["form"].is_object() {
+                out.0 |= Askable::FORM.0;
+            }
+            if url {
+                out.0 |= Askable::URL.0;
+            }
+        }
+        let sampling = &all["sampling"];
+        if sampling.is_object() {
+            out.0 |= Askable::SAMPLING.0;
+            if sampling["tools"].is_object() && revision >= Revision::R2025_11_25 {
+                out.0 |= Askable::SAMPLING_TOOLS.0;
+            }
+            if sampling["context"].is_object() || revision < Revision::R2025_11_25 {
+                out.0 |= Askable::SAMPLING_CONTEXT.0;
+            }
+        }
+        if all["roots"].is_object() {
+            out.0 |= Askable::ROOTS.0;
+        }
+        out
+    }
+
+    /// Whether nothing can be asked.
+    pub fn is_nothing(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether all of `what` can be asked.
+    pub fn has(self, what: Askable) -> bool {
+        self.0 & what.0 == what.0
+    }
+
+    /// The raw `capabilities` object for a peer of `revision`.
+    pub fn write(self, revision: Revision) -> Vec<u8> {
+        let has = |what| self.has(what);
+        let mut out = ObjectWriter::new();
+        if has(Askable::ROOTS) {
+            out.raw("roots", b"{}");
+        }
+        if has(Askable::SAMPLING) {
+            let mut sampling = ObjectWriter::new();
+            if revision >= Revision::R2025_11_25 {
+                if has(Askable::SAMPLING_CONTEXT) {
+                    sampling.raw("context", b"{}");
+                }
+                if has(Askable::SAMPLING_TOOLS) {
+                    sampling.raw("tools", b"{}");
+                }
+            }
+            out.raw("sampling", &sampling.finish());
+        }
+        if revision >= Revision::R2025_11_25 {
+            let mut elicitation = ObjectWriter::new();
+            if has(Askable::FORM) {
+                elicitation.raw("form", b"{}");
+            }
+            if has(Askable::URL) {
+                elicitation.raw("url", b"{}");
+            }
+            if has(Askable::FORM) || has(Askable::URL) {
+                out.raw("elicitation", &elicitation.finish());
+            }
+        } else if has(Askable::FORM) && revision >= Revision::R2025_06_18 {
+            out.raw("elicitation", b"{}");
+        }
+        out.finish()
+    }
+
+    /// Whether a request with this method and these params may be put to the client; the error
+    /// code and text if not (2025-11-25 client/elicitation and client/sampling, "error handling").
+    pub fn allows(self, method: &str, params: Option<&[u8]>) -> Result<(), (i32, &'static str)> {
+        use super::error::{INVALID_PARAMS, METHOD_NOT_FOUND};
+        let params: Value =
+            params.and_then(|p| serde_json::from_slice(p).ok()).unwrap_or(Value::Null);
+        let undeclared = Err((METHOD_NOT_FOUND, "the client did not declare this"));
+        match method {
+            "roots/list" if self.has(Askable::ROOTS) => Ok(()),
+            "sampling/createMessage" if self.has(Askable::SAMPLING) => {
+                let tools = !params["tools"].is_null() || !params["toolChoice"].is_null();
+                if tools && !self.has(Askable::SAMPLING_TOOLS) {
+                    return Err((INVALID_PARAMS, "the client did not declare sampling.tools"));
+                }
+                Ok(())
+            }
+            "elicitation/create" if self.has(Askable::FORM) || self.has(Askable::URL) => {
+                let mode = if params["mode"] == "url" { Askable::URL } else { Askable::FORM };
+                if self.has(mode) {
+                    return Ok(());
+                }
+                Err((INVALID_PARAMS, "the client did not declare this mode of elicitation"))
+            }
+            _ => undeclared,
+        }
+    }
+}
+
+impl fmt::Debug for Askable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.write(Revision::LATEST)))
+    }
+}
+
+/// What a client of the newest revision declared besides what can be asked, with that replaced
+/// by `askable`: extensions travel on.
+pub fn modern_capabilities(raw: Option<&str>, askable: Askable, era: Era) -> Vec<u8> {
+    match (raw, era) {
+        (Some(raw), Era::Modern) => raw.as_bytes().to_vec(),
+        _ => askable.write(Revision::LATEST),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use Revision::{R2024_11_05, R2025_06_18, R2025_11_25, R2026_07_28};
+
+    #[test]
+    fn what_is_declared_is_read_as_the_revision_means_it_and_written_for_another() {
+        let all = r#"{"roots":{"listChanged":true},"sampling":{"tools":{},"context":{}},"elicitation":{"form":{},"url":{}},"tasks":{}}"#;
+        for (revision, written) in [
+            (R2024_11_05, r#"{"roots":{},"sampling":{}}"#),
+            (R2025_06_18, r#"{"roots":{},"sampling":{},"elicitation":{}}"#),
+            (
+                R2025_11_25,
+                r#"{"roots":{},"sampling":{"context":{},"tools":{}},"elicitation":{"form":{},"url":{}}}"#,
+            ),
+            (
+                R2026_07_28,
+                r#"{"roots":{},"sampling":{"context":{},"tools":{}},"elicitation":{"form":{},"url":{}}}"#,
+            ),
+        ] {
+            let text = Askable::read(all, R2026_07_28).write(revision);
+            assert_eq!(String::from_utf8(text).unwrap(), written);
+        }
+        assert_eq!(Askable::read(r#"{"elicitation":{}}"#, R2025_11_25), Askable::FORM);
+        assert_eq!(Askable::read(r#"{"elicitation":{"url":{}}}"#, R2026_07_28), Askable::URL);
+        assert_eq!(Askable::read(r#"{"elicitation":{"url":{}}}"#, R2025_06_18), Askable::FORM);
+        assert!(Askable::read(r#"{"elicitation":{}}"#, R2024_11_05).is_nothing());
+        assert!(Askable::read("nonsense", R2025_11_25).is_nothing());
+    }
+
+    #[test]
+    fn only_what_was_declared_may_be_asked() {
+        let form = Askable::FORM;
+        assert!(form.allows("elicitation/create", Some(b"{\"message\":\"m\"}")).is_ok());
+        assert_eq!(
+            form.allows("elicitation/create", Some(br#"{"mode":"url"}"#)).unwrap_err().0,
+            -32602
+        );
+        assert_eq!(form.allows("sampling/createMessage", None).unwrap_err().0, -32601);
+        assert_eq!(form.allows("roots/list", None).unwrap_err().0, -32601);
+        assert!(Askable::ROOTS.allows("roots/list", None).is_ok());
+        let with_tools = Some(&br#"{"tools":[]}"#[..]);
+        assert_eq!(
+            Askable::SAMPLING.allows("sampling/createMessage", with_tools).unwrap_err().0,
+            -32602
+        );
+        assert_eq!(Askable::ROOTS.allows("anything/else", None).unwrap_err().0, -32601);
+    }
+}
