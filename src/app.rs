@@ -23,10 +23,12 @@ use crate::observe::Observe;
 use crate::observe::log::LogHandle;
 use crate::observe::record::Record;
 use crate::observe::trace::Tracer;
+use crate::protocol::capability::Askable;
 use crate::protocol::message::{Frame, message};
 use crate::protocol::meta::{ObjectWriter, RequestMeta};
 use crate::protocol::method::{self, ListKind};
 use crate::protocol::revision::Revision;
+use crate::seal::Sealer;
 use crate::upstream::Site;
 
 use report::{CallReport, CatalogReport, ConsumerReport, ListReport, UpstreamReport};
@@ -126,7 +128,12 @@ pub fn start(
         None => Box::new(|| Err("this command does not reload".to_owned())),
     };
     tokio::spawn(control.run(gateway.clone(), events, orders_rx, load));
-    let edge = Edge::new(gateway);
+    let sealer = Sealer::kept(&config.gateway.state_dir).unwrap_or_else(|error| {
+        let place = config.gateway.state_dir.display();
+        tracing::warn!(%error, "no sealing key in {place}: sessions end with this process");
+        Sealer::random()
+    });
+    let edge = Edge::new(gateway, sealer);
     tokio::spawn(sweep(edge.clone()));
     Ok(Running { edge, orders, site })
 }
@@ -138,6 +145,7 @@ async fn sweep(edge: Arc<Edge>) {
             _ = tick.tick() => {}
             () = edge.stop.cancelled() => return,
         }
+        edge.parks.expire();
         edge.sessions.expire(edge.gateway.current.load().config.gateway.session_idle);
     }
 }
@@ -400,6 +408,8 @@ async fn call_on(
         frame,
         meta: RequestMeta::default(),
         form: Form::Canonical,
+        askable: Askable::default(),
+        session: None,
         revision: Revision::LATEST,
     };
     let gateway = &running.edge.gateway;

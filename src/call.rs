@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
+use crate::protocol::capability::Askable;
 use crate::protocol::error::ErrorObject;
 use crate::protocol::message::{Frame, Kind};
 use crate::protocol::meta::RequestMeta;
@@ -33,6 +35,10 @@ pub struct Call {
     pub meta: RequestMeta,
     /// In which words the caller wants what is kept prepared in both.
     pub form: Form,
+    /// What the caller can be asked while the call runs.
+    pub askable: Askable,
+    /// The caller's session, if it has one: a conversation with an upstream may belong to it.
+    pub session: Option<Arc<str>>,
     /// The caller's revision; for the record, and for nobody to branch on between the edges.
     pub revision: Revision,
 }
@@ -81,10 +87,52 @@ impl Terminal {
 /// are dropped and counted. A call's progress is a handful; 256 rides out a stalled client.
 pub const NOTICES_MAX: usize = 256;
 
-/// Where the notices of one call go while it runs. Cloning shares the way.
+/// How long a caller is given for an answer. A person may have to look something up; a question
+/// that is open for longer is forgotten, and upstreams give up sooner than that.
+pub const ANSWER_TIME: Duration = Duration::from_secs(600);
+
+/// A question to the caller of a running call, in the words of the newest revision
+/// (2026-07-28 basic/patterns/mrtr).
+#[derive(Debug)]
+pub struct Question {
+    /// `elicitation/create`, `sampling/createMessage` or `roots/list`.
+    pub method: Box<str>,
+    /// Raw params, if there are any.
+    pub params: Option<Bytes>,
+    /// Where the answer goes; closed when nobody waits for it any more.
+    pub reply: oneshot::Sender<Reply>,
+}
+
+/// A caller's answer.
+#[derive(Debug)]
+pub enum Reply {
+    /// The raw `result`.
+    Result(Bytes),
+    /// The raw `error`.
+    Error(Bytes),
+}
+
+/// What comes back to a caller before the terminal.
+#[derive(Debug)]
+pub enum Word {
+    /// A whole notification message.
+    Notice(Bytes),
+    /// A question.
+    Question(Question),
+}
+
+#[derive(Clone)]
+enum Way {
+    None,
+    Notices(mpsc::Sender<Bytes>),
+    Words(mpsc::Sender<Word>),
+}
+
+/// Where the notices of one call go while it runs, and its questions if its caller can be asked.
+/// Cloning shares the way.
 #[derive(Clone)]
 pub struct Notices {
-    tx: Option<mpsc::Sender<Bytes>>,
+    way: Way,
     dropped: Arc<AtomicU64>,
 }
 
@@ -92,22 +140,44 @@ impl Notices {
     /// A way to a client, and its end.
     pub fn channel() -> (Notices, mpsc::Receiver<Bytes>) {
         let (tx, rx) = mpsc::channel(NOTICES_MAX);
-        (Notices { tx: Some(tx), dropped: Arc::default() }, rx)
+        (Notices { way: Way::Notices(tx), dropped: Arc::default() }, rx)
+    }
+
+    /// A way to a client that can be asked, and its end.
+    pub fn conversation() -> (Notices, mpsc::Receiver<Word>) {
+        let (tx, rx) = mpsc::channel(NOTICES_MAX);
+        (Notices { way: Way::Words(tx), dropped: Arc::default() }, rx)
     }
 
     /// Nobody listens.
     pub fn none() -> Notices {
-        Notices { tx: None, dropped: Arc::default() }
+        Notices { way: Way::None, dropped: Arc::default() }
     }
 
     /// Hand over one complete notification message, canonical. Never waits: a client that does
     /// not read must not hold up the upstream's reader, which others share.
     pub fn send(&self, message: Bytes) {
-        if let Some(tx) = &self.tx
-            && tx.try_send(message).is_err()
-        {
+        let sent = match &self.way {
+            Way::None => true,
+            Way::Notices(tx) => tx.try_send(message).is_ok(),
+            Way::Words(tx) => tx.try_send(Word::Notice(message)).is_ok(),
+        };
+        if !sent {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Ask the caller. `None`: it cannot be asked, is gone, or gave no answer within
+    /// [`ANSWER_TIME`]. Dropping the future takes the question back.
+    pub async fn ask(&self, method: &str, params: Option<Bytes>) -> Option<Reply> {
+        let Way::Words(tx) = &self.way else { return None };
+        let (reply, answer) = oneshot::channel();
+        let question = Question { method: method.into(), params, reply };
+        let asked = async {
+            tx.send(Word::Question(question)).await.ok()?;
+            answer.await.ok()
+        };
+        tokio::time::timeout(ANSWER_TIME, asked).await.ok().flatten()
     }
 
     /// How many were dropped.

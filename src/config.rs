@@ -140,6 +140,8 @@ pub struct UpstreamConfig {
     pub transport: TransportConfig,
     /// Which revisions to try.
     pub era: EraChoice,
+    /// Who shares a conversation with it that can be asked back.
+    pub isolation: Isolation,
     /// Whether its `instructions` are handed on.
     pub instructions: bool,
     /// Which of its tools, prompts and resources exist for us at all.
@@ -166,6 +168,18 @@ pub struct UpstreamConfig {
     pub guard: GuardConfig,
     /// `[upstreams.NAME.tools."PATTERN"]`, in the order of the file; the first match counts.
     pub tools: Vec<ToolRule>,
+}
+
+/// Who shares a conversation with an old upstream. One that is shared by all declares that nobody
+/// can be asked anything: an upstream that asks does not say whom.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Isolation {
+    /// One for all. Nothing can be asked back.
+    Shared,
+    /// One for each consumer whose client can be asked, besides the shared one for all others.
+    Consumer,
+    /// One for each session of such a client; for a client without sessions, one for each call.
+    Session,
 }
 
 /// How to reach an upstream.

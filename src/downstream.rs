@@ -8,9 +8,11 @@ pub mod canonical;
 pub mod checks;
 pub mod http;
 pub mod legacy;
+pub mod conversation;
 pub mod listen;
 pub mod listener;
 pub mod modern;
+pub mod park;
 pub mod render;
 pub mod session;
 pub mod stdio;
@@ -22,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::gateway::Gateway;
+use crate::seal::Sealer;
+use park::Parks;
 use session::Sessions;
 
 /// What all edges share.
@@ -30,6 +34,10 @@ pub struct Edge {
     pub gateway: Arc<Gateway>,
     /// Sessions of old clients.
     pub sessions: Sessions,
+    /// Calls whose caller was asked something and has not come back yet.
+    pub parks: Parks,
+    /// What session ids and request states are sealed with.
+    pub sealer: Sealer,
     /// Calls of old clients, which outlive their connection.
     pub tasks: TaskTracker,
     /// Set when the gateway stops.
@@ -42,10 +50,12 @@ pub struct Edge {
 
 impl Edge {
     /// Edges of one gateway.
-    pub fn new(gateway: Arc<Gateway>) -> Arc<Edge> {
+    pub fn new(gateway: Arc<Gateway>, sealer: Sealer) -> Arc<Edge> {
         Arc::new(Edge {
             gateway,
             sessions: Sessions::default(),
+            parks: Parks::default(),
+            sealer,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             streams: Arc::default(),

@@ -57,6 +57,7 @@
 pub mod protocol;
 pub mod failure;
 pub mod config;
+pub mod seal;
 pub mod shim;
 pub mod package;
 pub mod guard;

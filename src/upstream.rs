@@ -10,10 +10,14 @@
 //! knows no views and no consumers, and it never repeats a call by itself; that is `guard`'s
 //! judgement.
 
+pub mod asking;
 pub mod condition;
+pub mod connector;
+mod errand;
 pub mod handshake;
 pub mod inbound;
 pub mod keeper;
+pub mod lease;
 pub mod link;
 pub mod loader;
 pub mod outbound;
@@ -34,14 +38,17 @@ use crate::catalog::view::Route;
 use crate::config::secret::Scrubber;
 use crate::config::{ToolRule, UpstreamConfig};
 use crate::failure::{Delivery, Failure, Fault, Reason, Refusal};
-use crate::guard::{Ask, Deadline, Done, Guard, Limiter, Spent};
+use crate::guard::{Ask, Deadline, Guard, Limiter, Spent};
 use crate::observe::metrics::Totals;
 use crate::protocol::address::Parsed;
-use crate::protocol::message::Kind;
 use crate::protocol::method::ListKind;
 
+use asking::Asking;
 use condition::{Condition, State};
-use link::{Link, Unanswered};
+use connector::Connector;
+use errand::Errand;
+use lease::Leases;
+use link::Link;
 use outbound::Trace;
 use transport::http::HttpCounters;
 use transport::stdio::StdioCounters;
@@ -68,6 +75,9 @@ pub struct Upstream {
     // Buckets of tool rules, by pattern; replaced as a whole on reload.
     tool_limiters: ArcSwap<HashMap<String, Arc<Limiter>>>,
     condition: watch::Receiver<Condition>,
+    connector: Arc<Connector>,
+    // Conversations besides the keeper's, of callers who can be asked.
+    leases: Arc<Leases>,
     in_flight: Arc<AtomicU64>,
     stop: CancellationToken,
     // Its successor's word counts now, not its own.
@@ -109,8 +119,18 @@ impl Upstream {
         let restarts = Arc::new(AtomicU64::new(0));
         let stdio = Arc::new(StdioCounters::default());
         let http = Arc::new(HttpCounters::default());
+        let connector = Arc::new(Connector {
+            name: config.name.clone(),
+            site: site.clone(),
+            scrubber,
+            ids: Arc::new(AtomicU64::new(1)),
+            stdio: stdio.clone(),
+            http: http.clone(),
+        });
         let upstream = Arc::new(Upstream {
             name: config.name.clone(),
+            connector: connector.clone(),
+            leases: Arc::default(),
             guard: Guard::new(config.name.clone(), &config.guard),
             tool_limiters: ArcSwap::from_pointee(limiters(&config.tools, None)),
             config: ArcSwap::new(config),
@@ -123,20 +143,17 @@ impl Upstream {
             retiring: AtomicBool::new(false),
             stopped: Mutex::new(None),
             restarts: restarts.clone(),
-            stdio: stdio.clone(),
-            http: http.clone(),
+            stdio,
+            http,
         });
         let keeper = keeper::Keeper {
             config: Arc::downgrade(&upstream),
             name: upstream.name.clone(),
-            site: site.clone(),
-            scrubber,
+            connector,
             events,
             condition: condition_tx,
             stop,
             restarts,
-            stdio,
-            http,
             verdict: kept.as_ref().map(|s| s.about.revision),
         };
         let task = tokio::spawn(keeper.run());
@@ -230,6 +247,7 @@ impl Upstream {
                 "calls did not finish in time and are cut off");
         }
         self.stop.cancel();
+        self.leases.close().await;
         let task = self.stopped.lock().expect("no panic while held").take();
         if let Some(task) = task {
             let _ = task.await;
@@ -261,30 +279,15 @@ impl Upstream {
             config: &config,
             route: &route,
             parsed,
-            call,
             trace,
-            notices,
-            deadline: &deadline,
+            asking: Asking { call, notices, guard: &self.guard, deadline: &deadline },
         };
-        let (result, spent) = self.guard.run(&ask, &deadline, |_| self.attempt(&errand)).await;
+        let (result, spent) =
+            self.guard.run(&ask, &deadline, |_| errand::attempt(self, &errand)).await;
         match result {
             Ok((terminal, tool_error)) => (Ok(terminal), Sent { spent, tool_error }),
             Err(failure) => (Err(failure), Sent { spent, tool_error: false }),
         }
-    }
-
-    async fn attempt(&self, errand: &Errand<'_>) -> Result<Done<(Terminal, bool)>, Fault> {
-        let link = self.link(errand.deadline).await?;
-        let arrived = match carry(&link, errand).await {
-            // The session had ended before the request was looked at. Renewing it is our own
-            // affair: it takes no retry, and the caller notices nothing.
-            Err(fault) if fault.delivery == Delivery::NotSent && link.is_lost() => {
-                let link = self.link(errand.deadline).await?;
-                carry(&link, errand).await?
-            }
-            arrived => arrived?,
-        };
-        Ok(Done { value: (arrived.terminal, arrived.tool_error), signal: arrived.signal })
     }
 
     // The link of now. A starting upstream is waited for; one that is down is refused at once
@@ -349,75 +352,6 @@ fn not_there(state: &State, why: &str) -> Fault {
         _ => Reason::UpstreamDown,
     };
     Fault::new(reason, Delivery::NotSent, format!("the upstream is {}: {why}", state.as_str()))
-}
-
-// What an attempt carries, the same for each.
-struct Errand<'a> {
-    config: &'a UpstreamConfig,
-    route: &'a Route,
-    parsed: &'a Parsed,
-    call: &'a Call,
-    trace: Trace<'a>,
-    notices: &'a Notices,
-    deadline: &'a Deadline,
-}
-
-async fn carry(link: &Arc<Link>, errand: &Errand<'_>) -> Result<inbound::Arrived, Fault> {
-    let Errand { config, route, parsed, call, trace, notices, deadline } = *errand;
-    let id = link.mint();
-    let message = outbound::build(call, parsed, route.native(), link.era(), id, trace);
-    let method = call.method.name;
-    let name = matches!(method, "tools/call" | "prompts/get" | "resources/read")
-        .then(|| &**route.native());
-    let on_notice = |frame: crate::protocol::message::Frame| {
-        if frame.method() == "notifications/progress" {
-            deadline.extend();
-        }
-        if let Some(message) = inbound::notice(call, &link.upstream, &frame) {
-            notices.send(message);
-        }
-    };
-    let answered = match link.exchange(id, method, name, message, &on_notice).await {
-        Ok(answered) => answered,
-        Err(Unanswered { fault, status }) => {
-            // An ended session (2025-11-25 basic/transports, "session management"): the keeper
-            // makes a new one. The server said that it did not look at the request.
-            if status == Some(404) && link.agreed.session.is_some() {
-                link.lost();
-                return Err(Fault { delivery: Delivery::NotSent, ..fault });
-            }
-            return Err(fault);
-        }
-    };
-    if answered.frame.kind() == Kind::Error && link.agreed.session.is_some() {
-        match answered.status {
-            404 => {
-                link.lost();
-                return Err(Fault::new(
-                    Reason::ConnectionLost,
-                    Delivery::NotSent,
-                    "the upstream ended the session",
-                ));
-            }
-            // Some servers answer 400 for a session that they forgot, and say so. Not proof enough
-            // to repeat a write, but enough to make a new session. Other errors with this status
-            // are the upstream's answer.
-            400 if speaks_of_session(&answered.frame) => {
-                link.lost();
-                return Err(Fault::new(
-                    Reason::ConnectionLost,
-                    Delivery::Refused,
-                    "the upstream no longer knows the session",
-                ));
-            }
-            _ => {}
-        }
-    }
-    inbound::accept(call, config, route, link.era(), answered.frame)
-}
-
-fn speaks_of_session(error: &crate::protocol::message::Frame) -> bool {
-    String::from_utf8_lossy(&error.outcome()).to_lowercase().contains("session")
 }
 
 struct InFlight<'a>(&'a AtomicU64);

@@ -78,6 +78,7 @@ pub fn upstream(name: &str, order: usize) -> UpstreamConfig {
             restart_backoff_max: second,
         }),
         era: EraChoice::Auto,
+        isolation: crate::config::Isolation::Shared,
         instructions: true,
         filter: Patterns::default(),
         dormant: None,

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::config::secret::Template;
 use crate::config::{
-    BreakerConfig, ConcurrencyConfig, Config, EraChoice, GuardConfig, HttpConfig, Patterns,
-    RetryConfig, ThrottleConfig, TransportConfig, UpstreamConfig,
+    BreakerConfig, ConcurrencyConfig, Config, EraChoice, GuardConfig, HttpConfig, Isolation,
+    Patterns, RetryConfig, ThrottleConfig, TransportConfig, UpstreamConfig,
 };
 use crate::gateway::builtin;
 
@@ -133,6 +133,7 @@ pub fn builtin_config(order: usize) -> UpstreamConfig {
             dial_timeout: long,
         }),
         era: EraChoice::Auto,
+        isolation: Isolation::Shared,
         instructions: false,
         filter: Patterns::default(),
         dormant: None,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::call::{Call, Consumer, Form};
 use crate::observe::record::Record;
+use crate::protocol::capability::Askable;
 use crate::protocol::message::Frame;
 use crate::protocol::meta::{Members, RequestMeta};
 use crate::protocol::method::Method;
@@ -22,7 +23,7 @@ pub struct Opened {
     pub record: Record,
 }
 
-/// Make a call of a request.
+/// Make a call of a request. The caller can be asked what its handshake or request declared.
 pub fn open(
     edge: &Edge,
     transport: &'static str,
@@ -31,6 +32,7 @@ pub fn open(
     frame: Frame,
     meta: RequestMeta,
     revision: Revision,
+    (askable, session): (Askable, Option<Arc<str>>),
     trace_headers: TraceHeaders,
 ) -> Opened {
     let form = match revision.era() {
@@ -52,7 +54,8 @@ pub fn open(
         context.as_ref().map(|(p, s)| (&**p, s.as_deref())),
     );
     record.bytes_in(frame.bytes().len());
-    let call = Call { consumer: consumer.clone(), method, frame, meta, form, revision };
+    let call =
+        Call { consumer: consumer.clone(), method, frame, meta, form, askable, session, revision };
     Opened { call, record }
 }
 

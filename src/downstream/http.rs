@@ -377,7 +377,7 @@ fn initialize(edge: &Edge, snapshot: &Snapshot, consumer: &Arc<Consumer>, frame:
     };
     let max = snapshot.config.gateway.max_sessions;
     let Some(session) =
-        edge.sessions.open(consumer.clone(), hello.revision, hello.client_info, max)
+        edge.sessions.open(consumer.clone(), hello.revision, hello.client_info, hello.askable, max)
     else {
         return busy(&id);
     };
@@ -531,11 +531,12 @@ async fn lazily(
     revision: Revision,
 ) -> Out {
     let Running { mut work, mut notices } = running;
-    let every = edge.gateway.current.load().config.gateway.keep_alive;
+    // Without a stream there is no way for notices, nor to ask anything.
     if !accepts.events {
-        let done = work.await;
-        return finished(done, revision);
+        drop(notices);
+        return finished(work.await, revision);
     }
+    let every = edge.gateway.current.load().config.gateway.keep_alive;
     let mut told = true;
     let first = tokio::select! {
         biased;

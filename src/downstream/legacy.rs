@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -12,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::call::{Consumer, Notices};
 use crate::gateway::router;
+use crate::protocol::capability::Askable;
 use crate::protocol::error::{ErrorObject, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND};
 use crate::protocol::message::{Frame, Kind, response};
 use crate::protocol::meta::{Members, ObjectWriter};
@@ -19,10 +21,10 @@ use crate::protocol::method::{self, Handling};
 use crate::protocol::revision::Revision;
 use crate::upstream::inbound::LOG_LEVELS;
 
-use super::Edge;
 use super::canonical::{Opened, TraceHeaders, meta_of, open};
 use super::render::render;
 use super::session::{SESSION_CALLS_MAX, Session};
+use super::{Edge, conversation};
 
 /// What became of a message.
 pub enum Handled {
@@ -55,6 +57,8 @@ struct Initialize<'a> {
     protocol_version: String,
     #[serde(borrow, default)]
     client_info: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    capabilities: Option<&'a RawValue>,
 }
 
 /// What a handshake asks for.
@@ -63,14 +67,19 @@ pub struct Hello {
     pub revision: Revision,
     /// `clientInfo`, raw.
     pub client_info: Option<Box<str>>,
+    /// What it can be asked.
+    pub askable: Askable,
 }
 
 /// Read `initialize`; an error text if its params are wrong.
 pub fn hello(frame: &Frame) -> Result<Hello, String> {
     let params = frame.params().ok_or("params.protocolVersion is missing")?;
     let i: Initialize<'_> = serde_json::from_slice(&params).map_err(|e| format!("params: {e}"))?;
+    let revision = Revision::negotiate(&i.protocol_version);
+    let capabilities = i.capabilities.map_or("{}", RawValue::get);
     Ok(Hello {
-        revision: Revision::negotiate(&i.protocol_version),
+        revision,
+        askable: Askable::read(capabilities, revision),
         client_info: i.client_info.map(|r| r.get().into()),
     })
 }
@@ -105,8 +114,10 @@ pub async fn handle(
             }
             Handled::Accepted
         }
-        // We ask old clients nothing, so an answer answers nothing.
-        Kind::Result | Kind::Error => Handled::Accepted,
+        Kind::Result | Kind::Error => {
+            conversation::answered(session, &frame);
+            Handled::Accepted
+        }
     }
 }
 
@@ -155,8 +166,17 @@ async fn request(
     meta.client_capabilities = None;
     meta.protocol_version = None;
     meta.log_level.clone_from(&session.log_level.lock().expect("no panic while held"));
-    let Opened { call, record } =
-        open(edge, transport, &session.consumer, method, frame, meta, session.revision, trace);
+    let Opened { call, record } = open(
+        edge,
+        transport,
+        &session.consumer,
+        method,
+        frame,
+        meta,
+        session.revision,
+        (session.askable, Some(session.id.clone())),
+        trace,
+    );
     if method.handling != Handling::Forward {
         let terminal = edge.gateway.handle(&call, record, &Notices::none()).await;
         return Handled::Message(render(terminal, &id, method, session.revision));
@@ -171,7 +191,7 @@ async fn request(
         session.running.insert(id.clone(), token);
         return Handled::Message(error(&id, INVALID_REQUEST, "this id is already in flight"));
     }
-    let (notices, notices_rx) = Notices::channel();
+    let (notices, notices_rx) = conversation::open(session);
     let (done, answer) = oneshot::channel();
     let (edge2, session2) = (edge.clone(), session.clone());
     // Its own task: an old client's lost connection does not cancel (2025-11-25 basic/transports).
@@ -217,5 +237,7 @@ fn set_level(session: &Session, id: &[u8], frame: &Frame) -> Handled {
 
 /// A session for a process's own pipe: it has no id and nobody else can name it.
 pub fn pipe_session(consumer: Arc<Consumer>, hello: Hello) -> Arc<Session> {
-    Arc::new(Session::new("".into(), consumer, hello.revision, hello.client_info))
+    static PIPES: AtomicU64 = AtomicU64::new(0);
+    let id = format!("pipe {}", PIPES.fetch_add(1, Ordering::Relaxed));
+    Arc::new(Session::new(id.into(), consumer, hello.revision, hello.client_info, hello.askable))
 }

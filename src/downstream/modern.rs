@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::call::{Consumer, Notices};
+use crate::protocol::capability::Askable;
 use crate::protocol::error::{
     ErrorObject, INVALID_PARAMS, METHOD_NOT_FOUND, UNSUPPORTED_PROTOCOL_VERSION,
 };
@@ -16,8 +17,8 @@ use crate::protocol::revision::{Era, Revision};
 use super::Edge;
 use super::canonical::{Opened, TraceHeaders, open};
 use super::legacy::{Handled, Running};
-use super::listen;
 use super::render::render;
+use super::{listen, park};
 
 /// Whether a request is of the newest era: its `_meta` names a revision, or only that era has
 /// its method (2026-07-28 basic/versioning).
@@ -82,16 +83,36 @@ pub async fn handle(
         }
         Handling::Discover | Handling::List(_) | Handling::Forward => {}
     }
+    let askable = match &meta.client_capabilities {
+        Some(raw) => Askable::read(raw, revision),
+        None => Askable::default(),
+    };
+    let asks = matches!(method.name, "tools/call" | "prompts/get" | "resources/read");
+    let frame = if asks {
+        match park::state_of(edge, consumer, &frame)? {
+            park::State::None => frame,
+            park::State::Unwrapped(frame) => frame,
+            park::State::Parked(parked) => {
+                return Ok(Handled::Running(park::resume(edge, parked, id, &frame, meta)));
+            }
+        }
+    } else {
+        frame
+    };
     let Opened { call, record } =
-        open(edge, transport, consumer, method, frame, meta, revision, trace);
+        open(edge, transport, consumer, method, frame, meta, revision, (askable, None), trace);
     if method.handling != Handling::Forward {
         let terminal = edge.gateway.handle(&call, record, &Notices::none()).await;
         return Ok(Handled::Message(render(terminal, &id, method, revision)));
+    }
+    if asks && !askable.is_nothing() {
+        return Ok(Handled::Running(park::begin(edge, call, record, id)));
     }
     let (notices, notices_rx) = Notices::channel();
     let edge = edge.clone();
     let work = Box::pin(async move {
         let terminal = edge.gateway.handle(&call, record, &notices).await;
+        let terminal = park::wrapped(&edge, &call, terminal);
         Some(render(terminal, &id, method, revision))
     });
     Ok(Handled::Running(Running { work, notices: notices_rx }))

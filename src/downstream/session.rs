@@ -8,10 +8,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use dashmap::DashMap;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::call::Consumer;
+use crate::call::{Consumer, Reply};
+use crate::protocol::capability::Askable;
 use crate::protocol::revision::Revision;
 
 /// Most requests of one session in flight: more is no client at work.
@@ -19,14 +21,19 @@ pub const SESSION_CALLS_MAX: usize = 1024;
 
 /// What a client said of itself in its handshake (any old revision, basic/lifecycle).
 pub struct Session {
-    /// `Mcp-Session-Id`; empty on stdio.
-    pub id: Box<str>,
+    /// `Mcp-Session-Id`; on a pipe a number that nobody can name.
+    pub id: Arc<str>,
     /// Who opened it; nobody else may use it.
     pub consumer: Arc<Consumer>,
     /// The revision agreed on.
     pub revision: Revision,
     /// `clientInfo`, raw.
     pub client_info: Option<Box<str>>,
+    /// What the client can be asked.
+    pub askable: Askable,
+    /// Questions that the client has not answered yet, by our raw id.
+    pub asked: DashMap<Bytes, oneshot::Sender<Reply>>,
+    next_question: AtomicU64,
     /// The level of `logging/setLevel`.
     pub log_level: Mutex<Option<Box<str>>>,
     /// Running requests by raw id, so that they can be cancelled.
@@ -44,16 +51,20 @@ pub struct Session {
 impl Session {
     /// A session that begins now.
     pub fn new(
-        id: Box<str>,
+        id: Arc<str>,
         consumer: Arc<Consumer>,
         revision: Revision,
         client_info: Option<Box<str>>,
+        askable: Askable,
     ) -> Session {
         Session {
             id,
             consumer,
             revision,
             client_info,
+            askable,
+            asked: DashMap::with_shard_amount(2),
+            next_question: AtomicU64::new(1),
             log_level: Mutex::new(None),
             running: DashMap::with_shard_amount(2),
             stream: Mutex::new(CancellationToken::new()),
@@ -62,6 +73,12 @@ impl Session {
             used_ms: AtomicU64::new(0),
             born: Instant::now(),
         }
+    }
+
+    /// A raw id for a question; never used twice in a session.
+    pub fn question_id(&self) -> Bytes {
+        let n = self.next_question.fetch_add(1, Ordering::Relaxed);
+        format!("\"weir-{n}\"").into()
     }
 
     fn touch(&self) {
@@ -80,7 +97,7 @@ impl Session {
 
 /// All sessions.
 #[derive(Default)]
-pub struct Sessions(DashMap<Box<str>, Arc<Session>>);
+pub struct Sessions(DashMap<Arc<str>, Arc<Session>>);
 
 impl Sessions {
     /// Open one. When `max` are open the longest idle one makes room; when none is idle, `None`.
@@ -89,6 +106,7 @@ impl Sessions {
         consumer: Arc<Consumer>,
         revision: Revision,
         client_info: Option<Box<str>>,
+        askable: Askable,
         max: usize,
     ) -> Option<Arc<Session>> {
         if self.0.len() >= max {
@@ -102,8 +120,8 @@ impl Sessions {
         }
         let mut bytes = [0u8; 16];
         getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
-        let id: Box<str> = URL_SAFE_NO_PAD.encode(bytes).into();
-        let session = Arc::new(Session::new(id.clone(), consumer, revision, client_info));
+        let id: Arc<str> = URL_SAFE_NO_PAD.encode(bytes).into();
+        let session = Arc::new(Session::new(id.clone(), consumer, revision, client_info, askable));
         self.0.insert(id, session.clone());
         Some(session)
     }
@@ -130,7 +148,7 @@ impl Sessions {
 
     /// End those that have been idle for longer.
     pub fn expire(&self, idle: Duration) {
-        let old: Vec<Box<str>> =
+        let old: Vec<Arc<str>> =
             self.0.iter().filter(|s| s.idle() > idle).map(|s| s.key().clone()).collect();
         for id in old {
             self.end(&id);
@@ -160,13 +178,17 @@ mod tests {
     async fn the_longest_idle_makes_room_and_strangers_find_nothing() {
         let sessions = Sessions::default();
         let px = consumer("px");
-        let a = sessions.open(px.clone(), Revision::R2025_06_18, None, 2).unwrap();
+        let a =
+            sessions.open(px.clone(), Revision::R2025_06_18, None, Askable::default(), 2).unwrap();
         tokio::time::advance(Duration::from_secs(1)).await;
-        let b = sessions.open(px.clone(), Revision::R2025_06_18, None, 2).unwrap();
+        let b =
+            sessions.open(px.clone(), Revision::R2025_06_18, None, Askable::default(), 2).unwrap();
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(sessions.find(&a.id, &consumer("sales")).is_none());
         assert!(sessions.find(&a.id, &px).is_some());
-        assert!(sessions.open(px.clone(), Revision::R2025_06_18, None, 2).is_some());
+        assert!(
+            sessions.open(px.clone(), Revision::R2025_06_18, None, Askable::default(), 2).is_some()
+        );
         assert!(sessions.find(&b.id, &px).is_none(), "b was idle for longer than a");
         assert!(b.ended.is_cancelled());
     }
@@ -175,8 +197,10 @@ mod tests {
     async fn idle_ones_expire_and_busy_ones_stay() {
         let sessions = Sessions::default();
         let px = consumer("px");
-        let idle = sessions.open(px.clone(), Revision::R2025_06_18, None, 9).unwrap();
-        let busy = sessions.open(px.clone(), Revision::R2025_06_18, None, 9).unwrap();
+        let idle =
+            sessions.open(px.clone(), Revision::R2025_06_18, None, Askable::default(), 9).unwrap();
+        let busy =
+            sessions.open(px.clone(), Revision::R2025_06_18, None, Askable::default(), 9).unwrap();
         let token = CancellationToken::new();
         busy.running.insert(Bytes::from_static(b"1"), token.clone());
         tokio::time::advance(Duration::from_secs(61)).await;

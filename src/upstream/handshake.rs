@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::config::EraChoice;
 use crate::failure::{Delivery, Fault, Reason};
+use crate::protocol::capability::Askable;
 use crate::protocol::error::tells_modern;
 use crate::protocol::message::{Frame, Kind, message};
 use crate::protocol::meta::ObjectWriter;
@@ -51,6 +52,8 @@ pub struct Handshake<'a> {
     pub ids: &'a Arc<AtomicU64>,
     /// Where the wire puts what comes unasked.
     pub unasked: &'a mpsc::Sender<Unasked>,
+    /// What an old upstream may ask.
+    pub askable: Askable,
     /// The whole time there is.
     pub timeout: Duration,
 }
@@ -161,8 +164,8 @@ impl Handshake<'_> {
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
         let params = ObjectWriter::new()
             .value("protocolVersion", &Revision::LATEST_LEGACY.as_str())
-            // Nothing: a shared link must not be asked what only one caller could answer.
-            .raw("capabilities", b"{}")
+            // On a shared link nothing: it must not be asked what only one caller could answer.
+            .raw("capabilities", &self.askable.write(Revision::LATEST_LEGACY))
             .raw("clientInfo", &client_info())
             .finish();
         let request = message(Some(id.to_string().as_bytes()), "initialize", Some(&params));

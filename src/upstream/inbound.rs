@@ -32,6 +32,8 @@ pub struct Arrived {
     pub terminal: Terminal,
     /// A tool result with `isError`.
     pub tool_error: bool,
+    /// It is no end yet: the upstream wants to know something first.
+    pub asks: bool,
     /// What the guard should know.
     pub signal: Signal,
 }
@@ -48,6 +50,7 @@ pub fn accept(
         return Ok(Arrived {
             terminal: Terminal::Answer(frame, Form::Canonical),
             tool_error: false,
+            asks: false,
             signal: Signal::Fine,
         });
     }
@@ -62,6 +65,7 @@ pub fn accept(
         None | Some("\"complete\"" | "\"input_required\"" | "\"task\"") => {}
         Some(_) => return Err(garbled("has an unknown resultType")),
     }
+    let asks = shallow.result_type.is_some_and(|t| t.get() == "\"input_required\"");
     let tool_error = shallow.is_error.is_some_and(|v| v.get() == "true");
     let signal = if tool_error && says_throttled(&outcome, &config.guard.throttle.texts) {
         Signal::Throttled(None)
@@ -76,7 +80,7 @@ pub fn accept(
         None => frame,
     };
     let form = if era == Era::Modern { Form::Canonical } else { Form::Plain };
-    Ok(Arrived { terminal: Terminal::Answer(frame, form), tool_error, signal })
+    Ok(Arrived { terminal: Terminal::Answer(frame, form), tool_error, asks, signal })
 }
 
 fn rewritten(frame: &Frame, edits: Vec<Edit>) -> Result<Frame, Fault> {

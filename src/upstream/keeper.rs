@@ -11,20 +11,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalog::keep;
 use crate::catalog::slice::Slice;
-use crate::config::secret::Scrubber;
 use crate::config::{EraChoice, TransportConfig, UpstreamConfig};
 use crate::failure::{Delivery, Fault, Reason};
+use crate::protocol::capability::Askable;
 use crate::protocol::error::{ErrorObject, METHOD_NOT_FOUND};
 use crate::protocol::message::{Frame, Kind, response};
 use crate::protocol::revision::{Era, Revision};
 
 use super::condition::{Condition, State};
-use super::handshake::{Agreed, Handshake};
+use super::connector::Connector;
 use super::link::{Link, Wire};
-use super::transport::http::{HttpCounters, HttpFault, HttpWire, StreamRefused};
-use super::transport::stdio::{Launch, StdioCounters, StdioWire};
-use super::transport::{UNASKED_MAX, Unasked};
-use super::{Site, Upstream, loader};
+use super::transport::Unasked;
+use super::transport::http::{HttpFault, StreamRefused};
+use super::{Upstream, loader};
 
 /// What the keeper tells the one writer.
 pub enum Event {
@@ -57,14 +56,11 @@ const HTTP_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration
 pub struct Keeper {
     pub(super) config: Weak<Upstream>,
     pub(super) name: Arc<str>,
-    pub(super) site: Site,
-    pub(super) scrubber: Scrubber,
+    pub(super) connector: Arc<Connector>,
     pub(super) events: Events,
     pub(super) condition: watch::Sender<Condition>,
     pub(super) stop: CancellationToken,
     pub(super) restarts: Arc<AtomicU64>,
-    pub(super) stdio: Arc<StdioCounters>,
-    pub(super) http: Arc<HttpCounters>,
     /// The revision last agreed on: a remembered verdict spares an old upstream the probe.
     pub(super) verdict: Option<Revision>,
 }
@@ -84,7 +80,6 @@ impl Keeper {
             self.set(Condition::new(State::Retired, "")).await;
             return;
         }
-        let ids = Arc::new(AtomicU64::new(1));
         let mut early_deaths = 0u32;
         let mut first = true;
         let stop = self.stop.clone();
@@ -96,7 +91,7 @@ impl Keeper {
             first = false;
             let began = Instant::now();
             let ended = tokio::select! {
-                ended = self.live(&config, &ids) => ended,
+                ended = self.live(&config) => ended,
                 () = stop.cancelled() => Ended::Stopped,
             };
             let link = self.condition.borrow().link.clone();
@@ -128,9 +123,9 @@ impl Keeper {
                 fault.text.clone()
             };
             tracing::warn!(upstream = %self.name, reason = %fault.reason, crash_loop,
-                cause = %self.scrubber.scrub(&fault.cause), retry_in_ms = pause.as_millis() as u64,
+                cause = %self.connector.scrubber.scrub(&fault.cause), retry_in_ms = pause.as_millis() as u64,
                 "upstream is down");
-            let why: Arc<str> = self.scrubber.scrub(&why).as_ref().into();
+            let why: Arc<str> = self.connector.scrubber.scrub(&why).as_ref().into();
             let mut condition = Condition::new(State::Down, why.clone());
             let since = self.down_since();
             if let (State::Down, Some(since)) = (condition.state, since) {
@@ -167,8 +162,8 @@ impl Keeper {
     }
 
     // From connecting to the end of the link.
-    async fn live(&mut self, config: &Arc<UpstreamConfig>, ids: &Arc<AtomicU64>) -> Ended {
-        let (link, mut unasked) = match self.connect(config, ids).await {
+    async fn live(&mut self, config: &Arc<UpstreamConfig>) -> Ended {
+        let (link, mut unasked) = match self.connect(config).await {
             Ok(connected) => connected,
             Err(fault) => return Ended::Lost(fault),
         };
@@ -234,11 +229,14 @@ impl Keeper {
                 Ok(slice) => self.publish(&config, slice).await,
                 Err(fault) => {
                     tracing::warn!(upstream = %self.name, reason = %fault.reason,
-                        cause = %self.scrubber.scrub(&fault.cause), "lists could not be fetched again");
+                        cause = %self.connector.scrubber.scrub(&fault.cause), "lists could not be fetched again");
                     if matches!(fault.reason, Reason::ConnectFailed | Reason::ConnectionLost) {
                         return Ended::Lost(fault);
                     }
-                    self.tell(Event::Stale(self.scrubber.scrub(&fault.text).as_ref().into())).await;
+                    self.tell(Event::Stale(
+                        self.connector.scrubber.scrub(&fault.text).as_ref().into(),
+                    ))
+                    .await;
                 }
             }
         }
@@ -247,88 +245,17 @@ impl Keeper {
     async fn connect(
         &mut self,
         config: &Arc<UpstreamConfig>,
-        ids: &Arc<AtomicU64>,
     ) -> Result<(Link, mpsc::Receiver<Unasked>), Fault> {
-        let mut era = match (config.era, self.verdict.map(Revision::era)) {
+        let era = match (config.era, self.verdict.map(Revision::era)) {
             (EraChoice::Auto, Some(Era::Legacy)) => EraChoice::Legacy,
             (chosen, _) => chosen,
         };
-        let mut restarted = false;
-        loop {
-            let (wire, unasked_tx, unasked) = self.wire(config).await?;
-            let agreed = Handshake {
-                wire: &wire,
-                era,
-                ids,
-                unasked: &unasked_tx,
-                timeout: config.connect_timeout,
-            }
-            .run()
-            .await;
-            let exited = match &wire {
-                Wire::Stdio(w) => Some(w.clone()),
-                Wire::Http(_) => None,
-            };
-            match agreed {
-                Ok(Agreed::Yes(agreement)) => {
-                    let link =
-                        Link::new(self.name.clone(), wire, agreement, ids.clone(), unasked_tx);
-                    return Ok((link, unasked));
-                }
-                Ok(Agreed::RestartAsLegacy) if !restarted => {
-                    restarted = true;
-                    era = EraChoice::Legacy;
-                }
-                Ok(Agreed::RestartAsLegacy) => {
-                    return Err(Fault::new(
-                        Reason::ConnectionLost,
-                        Delivery::NotSent,
-                        "the program ended during the handshake",
-                    ));
-                }
-                Err(fault) => {
-                    // A remembered verdict can be out of date: forget it and probe next time.
-                    self.verdict = None;
-                    if let Some(wire) = exited {
-                        wire.close().await;
-                    }
-                    return Err(fault);
-                }
-            }
-            if let Some(wire) = exited {
-                wire.close().await;
-            }
+        let connected = self.connector.connect(config, era, Askable::default()).await;
+        if connected.is_err() {
+            // A remembered verdict can be out of date: forget it and probe next time.
+            self.verdict = None;
         }
-    }
-
-    async fn wire(
-        &self,
-        config: &Arc<UpstreamConfig>,
-    ) -> Result<(Wire, mpsc::Sender<Unasked>, mpsc::Receiver<Unasked>), Fault> {
-        match &config.transport {
-            TransportConfig::Stdio(stdio) => {
-                let (wire, rx) = StdioWire::start(Launch {
-                    upstream: self.name.clone(),
-                    config: Arc::new(stdio.clone()),
-                    shim: self.site.shim.clone(),
-                    state_dir: self.site.state_dir.clone(),
-                    cache_dir: self.site.cache_dir.clone(),
-                    scrubber: self.scrubber.clone(),
-                    max_message: config.max_message,
-                    counters: self.stdio.clone(),
-                })
-                .await?;
-                // A pipe puts what comes unasked into its own channel.
-                let (tx, _) = mpsc::channel(1);
-                Ok((Wire::Stdio(wire), tx, rx))
-            }
-            TransportConfig::Http(http) => {
-                let (tx, rx) = mpsc::channel(UNASKED_MAX);
-                let wire =
-                    HttpWire::new(self.name.clone(), http, config.max_message, self.http.clone())?;
-                Ok((Wire::Http(wire), tx, rx))
-            }
-        }
+        connected
     }
 
     fn settings(&self) -> Option<Arc<UpstreamConfig>> {
@@ -343,7 +270,8 @@ impl Keeper {
 
     async fn publish(&self, config: &Arc<UpstreamConfig>, slice: Slice) {
         let slice = Arc::new(slice);
-        let (dir, name, kept) = (self.site.state_dir.clone(), self.name.clone(), slice.clone());
+        let (dir, name, kept) =
+            (self.connector.site.state_dir.clone(), self.name.clone(), slice.clone());
         let identity = keep::identity(&config.transport);
         // Disk is slow at times and nobody waits for it; a lost write costs a probe at next start.
         let written = tokio::task::spawn_blocking(move || {
@@ -380,7 +308,7 @@ fn backoff(early_deaths: u32, least: Duration, most: Duration) -> Duration {
     grown / 2 + (grown / 2).mul_f64(f64::from(byte[0]) / 255.0)
 }
 
-async fn ended(link: &Link) -> Fault {
+pub(super) async fn ended(link: &Link) -> Fault {
     let lost = async {
         link.when_lost().await;
         Fault::new(Reason::ConnectionLost, Delivery::NotSent, "the session ended")
@@ -401,18 +329,23 @@ async fn ended(link: &Link) -> Fault {
 async fn heard(link: &Link, name: &str, message: Unasked, reload: &mpsc::Sender<()>) {
     match message {
         Unasked::Request(frame) => {
-            let Some(id) = frame.id() else { return };
-            let answer = if frame.method() == "ping" {
-                response(&id, Kind::Result, b"{}")
-            } else {
-                tracing::debug!(upstream = name, method = frame.method(), "request refused");
-                let error = ErrorObject::new(METHOD_NOT_FOUND, "the client did not declare this");
-                response(&id, Kind::Error, error.to_raw().get().as_bytes())
-            };
-            let _ = link.notify(answer).await;
+            tracing::debug!(upstream = name, method = frame.method(), "the upstream asks");
+            refuse(link, &frame).await;
         }
         Unasked::Notification(frame) => note(&frame, reload),
     }
+}
+
+/// Answer a request that is put to nobody: `ping` with a yes, all else with a no.
+pub(super) async fn refuse(link: &Link, frame: &Frame) {
+    let Some(id) = frame.id() else { return };
+    let answer = if frame.method() == "ping" {
+        response(&id, Kind::Result, b"{}")
+    } else {
+        let error = ErrorObject::new(METHOD_NOT_FOUND, "the client did not declare this");
+        response(&id, Kind::Error, error.to_raw().get().as_bytes())
+    };
+    let _ = link.notify(answer).await;
 }
 
 fn note(frame: &Frame, reload: &mpsc::Sender<()>) {
@@ -458,7 +391,8 @@ async fn event_stream(link: Arc<Link>, reload: mpsc::Sender<()>) {
                 &[("notifications", filter.clone())],
             );
             let on_notice = |frame: Frame| note(&frame, &reload);
-            let end = link.exchange(id, "subscriptions/listen", None, message, &on_notice).await;
+            let end =
+                link.exchange(id, "subscriptions/listen", None, message, &on_notice, None).await;
             if end.is_ok_and(|a| a.frame.kind() == Kind::Error) {
                 return;
             }
@@ -503,7 +437,7 @@ async fn event_stream(link: Arc<Link>, reload: mpsc::Sender<()>) {
 /// Least pause before a stream is opened again, whatever the upstream asks for.
 const STREAM_PAUSE: Duration = Duration::from_millis(100);
 
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
+pub(super) struct AbortOnDrop(pub(super) tokio::task::JoinHandle<()>);
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::{Delivery, Fault, Reason};
+use crate::protocol::capability::Askable;
 use crate::protocol::header;
 use crate::protocol::message::{Frame, Kind, message};
 use crate::protocol::revision::{Era, Revision};
@@ -66,6 +67,8 @@ pub struct Link {
     pub wire: Wire,
     /// What was agreed.
     pub agreed: Agreement,
+    /// What the upstream may ask on it; nothing on a shared one.
+    pub askable: Askable,
     ids: Arc<AtomicU64>,
     unasked: mpsc::Sender<Unasked>,
     lost: CancellationToken,
@@ -108,10 +111,11 @@ impl Link {
         upstream: Arc<str>,
         wire: Wire,
         agreed: Agreement,
+        askable: Askable,
         ids: Arc<AtomicU64>,
         unasked: mpsc::Sender<Unasked>,
     ) -> Link {
-        Link { upstream, wire, agreed, ids, unasked, lost: CancellationToken::new() }
+        Link { upstream, wire, agreed, askable, ids, unasked, lost: CancellationToken::new() }
     }
 
     /// The era spoken.
@@ -141,7 +145,8 @@ impl Link {
     }
 
     /// Send a request that was built with `id` and wait for its answer. `name` is the native
-    /// name or URI, mirrored in a header for a modern HTTP upstream.
+    /// name or URI, mirrored in a header for a modern HTTP upstream. `asks` takes the requests
+    /// that come on the answer's own stream, if they are for somebody else than the link's owner.
     pub async fn exchange(
         &self,
         id: u64,
@@ -149,26 +154,28 @@ impl Link {
         name: Option<&str>,
         message: Bytes,
         on_notice: OnNotice<'_>,
+        asks: Option<&mpsc::Sender<Unasked>>,
     ) -> Result<Answered, Unanswered> {
+        let unasked = asks.unwrap_or(&self.unasked);
         let headers = headers_for(&self.agreed, method, name);
         let Wire::Http(wire) = &self.wire else {
-            return exchange(&self.wire, &headers, id, message, true, on_notice, &self.unasked)
-                .await;
+            return exchange(&self.wire, &headers, id, message, true, on_notice, unasked).await;
         };
         if self.era() == Era::Modern {
-            return over_http(wire, &headers, id, message, on_notice, &self.unasked)
+            return over_http(wire, &headers, id, message, on_notice, unasked)
                 .await
                 .map_err(Unanswered::from);
         }
         let given_up = GivenUp { wire, agreed: &self.agreed, id };
-        let answered = match over_http(wire, &headers, id, message, on_notice, &self.unasked).await
-        {
+        let answered = match over_http(wire, &headers, id, message, on_notice, unasked).await {
             Err(RequestError::StreamEnded(end)) if end.last_event_id.is_some() => {
                 let status = end.status;
                 let headers = headers_for(&self.agreed, "", None);
-                wire.resume(id, &headers, end, on_notice, &self.unasked)
-                    .await
-                    .map(|frame| Answered { frame, status, session: None })
+                wire.resume(id, &headers, end, on_notice, unasked).await.map(|frame| Answered {
+                    frame,
+                    status,
+                    session: None,
+                })
             }
             answered => answered,
         };
@@ -182,7 +189,7 @@ impl Link {
         let id = self.mint();
         let message = own_request(self.era(), id, method, params);
         let answered =
-            self.exchange(id, method, None, message, &|_| {}).await.map_err(|u| u.fault)?;
+            self.exchange(id, method, None, message, &|_| {}, None).await.map_err(|u| u.fault)?;
         Ok(answered.frame)
     }
 

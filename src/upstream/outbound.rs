@@ -5,8 +5,9 @@ use bytes::Bytes;
 
 use crate::call::Call;
 use crate::protocol::address::Parsed;
+use crate::protocol::capability::modern_capabilities;
 use crate::protocol::message::message;
-use crate::protocol::meta::{ObjectWriter, RequestMeta, key};
+use crate::protocol::meta::{ObjectWriter, key};
 use crate::protocol::revision::{Era, Revision};
 use crate::protocol::splice::Splice;
 
@@ -39,7 +40,8 @@ pub fn own_meta() -> Vec<u8> {
 /// The caller's `_meta` put in the upstream's words (2026-07-28 basic/index, "_meta"): our id is
 /// the progress token, the newest revision's metadata is there for a modern upstream and only
 /// for it, everything else stays.
-fn meta_for(meta: &RequestMeta, era: Era, id: u64, trace: Trace<'_>) -> Vec<u8> {
+fn meta_for(call: &Call, era: Era, id: u64, trace: Trace<'_>) -> Vec<u8> {
+    let meta = &call.meta;
     let mut out = ObjectWriter::new();
     if meta.progress_token.is_some() {
         out.raw(key::PROGRESS_TOKEN, id.to_string().as_bytes());
@@ -51,8 +53,9 @@ fn meta_for(meta: &RequestMeta, era: Era, id: u64, trace: Trace<'_>) -> Vec<u8> 
             None => out.raw(key::CLIENT_INFO, &client_info()),
         };
         // Never more than this caller can serve: an upstream asks for what it sees here.
-        let capabilities = meta.client_capabilities.as_deref().unwrap_or("{}");
-        out.raw(key::CLIENT_CAPABILITIES, capabilities.as_bytes());
+        let declared = meta.client_capabilities.as_deref();
+        let capabilities = modern_capabilities(declared, call.askable, call.revision.era());
+        out.raw(key::CLIENT_CAPABILITIES, &capabilities);
         if let Some(level) = &meta.log_level {
             out.value(key::LOG_LEVEL, level);
         }
@@ -73,7 +76,8 @@ fn meta_for(meta: &RequestMeta, era: Era, id: u64, trace: Trace<'_>) -> Vec<u8> 
 /// The bytes for the upstream.
 ///
 /// `native` replaces the address, `id` the caller's id. What is neither address, id nor `_meta`
-/// is copied as it came.
+/// is copied as it came. `answers` are members that a retry adds to the params
+/// (2026-07-28 basic/patterns/mrtr).
 pub fn build(
     call: &Call,
     parsed: &Parsed,
@@ -81,11 +85,17 @@ pub fn build(
     era: Era,
     id: u64,
     trace: Trace<'_>,
+    answers: &[(&str, Bytes)],
 ) -> Bytes {
-    let meta = meta_for(&call.meta, era, id, trace);
+    let meta = meta_for(call, era, id, trace);
     let id = id.to_string();
     let Some(params) = call.frame.params_span() else {
-        let params = ObjectWriter::new().raw("_meta", &meta).finish();
+        let mut params = ObjectWriter::new();
+        params.raw("_meta", &meta);
+        for (k, v) in answers {
+            params.raw(k, v);
+        }
+        let params = params.finish();
         return message(Some(id.as_bytes()), call.frame.method(), Some(&params));
     };
     let mut s = Splice::new();
@@ -95,20 +105,28 @@ pub fn build(
         let (range, text) = address.edit(native);
         s.replace(shift(range), text);
     }
+    let mut more = ObjectWriter::new();
+    for (k, v) in answers {
+        more.raw(k, v);
+    }
     match &parsed.meta {
         Some(span) => s.replace(shift(span.clone()), meta),
         None if meta == b"{}" => {}
         None => {
-            // Right behind the opening brace; a comma only if something follows.
-            let body = &call.frame.bytes()[params.clone()];
-            let empty = body[1..].iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'}');
-            let mut insert = b"\"_meta\":".to_vec();
-            insert.extend_from_slice(&meta);
-            if !empty {
-                insert.push(b',');
-            }
-            s.replace(params.start + 1..params.start + 1, insert);
+            more.raw("_meta", &meta);
         }
+    }
+    let mut more = more.finish();
+    if more.len() > 2 {
+        // Right behind the opening brace; a comma only if something follows.
+        let body = &call.frame.bytes()[params.clone()];
+        let empty = body[1..].iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'}');
+        more.pop();
+        more.remove(0);
+        if !empty {
+            more.push(b',');
+        }
+        s.replace(params.start + 1..params.start + 1, more);
     }
     s.apply(call.frame.bytes())
 }

@@ -53,6 +53,8 @@ pub enum Reply {
     Cut(Vec<u8>),
     /// These bytes, then nothing for as long as the gateway likes.
     Hang(Vec<u8>),
+    /// An event stream that goes on for as long as there are messages.
+    Live(tokio::sync::mpsc::UnboundedReceiver<String>),
     /// A pause, then another.
     After(Duration, Box<Reply>),
 }
@@ -151,6 +153,15 @@ async fn serve(
                 let _ = stream.write_all(&bytes).await;
                 // Until the gateway closes.
                 let _ = stream.read_u8().await;
+                return;
+            }
+            Reply::Live(mut messages) => {
+                let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
+                let mut ok = stream.write_all(head.as_bytes()).await.is_ok();
+                while ok {
+                    let Some(message) = messages.recv().await else { return };
+                    ok = stream.write_all(format!("data: {message}\n\n").as_bytes()).await.is_ok();
+                }
                 return;
             }
             Reply::After(..) => unreachable!("waited for above"),

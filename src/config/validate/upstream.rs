@@ -8,8 +8,8 @@ use std::time::Duration;
 use crate::config::secret::{Missing, Template};
 use crate::config::section::{At, Section};
 use crate::config::{
-    BreakerConfig, ConcurrencyConfig, EraChoice, GuardConfig, HttpConfig, PackageSpec, Patterns,
-    Program, RateConfig, Registry, RetryConfig, StdioConfig, ThrottleConfig, ToolRule,
+    BreakerConfig, ConcurrencyConfig, EraChoice, GuardConfig, HttpConfig, Isolation, PackageSpec,
+    Patterns, Program, RateConfig, Registry, RetryConfig, StdioConfig, ThrottleConfig, ToolRule,
     TransportConfig, UpstreamConfig,
 };
 
@@ -152,6 +152,20 @@ fn one(
             &[("auto", EraChoice::Auto), ("modern", EraChoice::Modern), ("legacy", EraChoice::Legacy)],
             EraChoice::Auto,
             "Which revisions are tried: auto probes 2026-07-28 and falls back; legacy shakes hands at once.",
+        ),
+        isolation: s.choice(
+            "isolation",
+            &[
+                ("shared", Isolation::Shared),
+                ("consumer", Isolation::Consumer),
+                ("session", Isolation::Session),
+            ],
+            match &transport {
+                // A process for each consumer is for the operator to decide.
+                TransportConfig::Stdio(_) => Isolation::Shared,
+                TransportConfig::Http(_) => Isolation::Consumer,
+            },
+            "Who shares a conversation in which an upstream before 2026-07-28 may ask back (elicitation, sampling, roots). With shared it may not. Default: consumer with url, shared with command or package.",
         ),
         instructions: s.flag("instructions", true, "Whether its instructions are handed on."),
         filter: patterns(s, "Its own names that exist for us; * stands for anything; absent: all.", "Its own names that do not; wins over allow."),

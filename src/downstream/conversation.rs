@@ -1,0 +1,111 @@
+//! Questions to an old client: requests of ours on the stream of the call that caused them, and
+//! its responses, which come as messages of their own (2025-11-25 basic/transports, "sending
+//! messages to the server").
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use crate::call::{NOTICES_MAX, Notices, Question, Reply, Word};
+use crate::protocol::message::{Frame, Kind, message};
+use crate::protocol::meta::{Members, ObjectWriter};
+use crate::protocol::revision::Revision;
+
+use super::session::Session;
+
+/// The way back to the caller of one call of a session.
+pub fn open(session: &Arc<Session>) -> (Notices, mpsc::Receiver<Bytes>) {
+    if session.askable.is_nothing() {
+        return Notices::channel();
+    }
+    let (notices, words) = Notices::conversation();
+    let (tx, rx) = mpsc::channel(NOTICES_MAX);
+    // Ends when the call does: then nobody says a word any more.
+    tokio::spawn(translate(session.clone(), words, tx));
+    (notices, rx)
+}
+
+async fn translate(
+    session: Arc<Session>,
+    mut words: mpsc::Receiver<Word>,
+    tx: mpsc::Sender<Bytes>,
+) {
+    while let Some(word) = words.recv().await {
+        let said = match word {
+            Word::Notice(notice) => tx.send(notice).await,
+            Word::Question(question) => ask(&session, question, &tx).await,
+        };
+        // The client's stream is gone. That is no cancellation; but nothing can be asked, and
+        // dropping the way back says so to whoever asks.
+        if said.is_err() {
+            return;
+        }
+    }
+}
+
+async fn ask(
+    session: &Arc<Session>,
+    question: Question,
+    tx: &mpsc::Sender<Bytes>,
+) -> Result<(), mpsc::error::SendError<Bytes>> {
+    let Question { method, params, mut reply } = question;
+    let id = session.question_id();
+    let params = fit(&method, params, session.revision, &id);
+    let request = message(Some(&id), &method, params.as_deref());
+    let (answer_tx, answer) = tokio::sync::oneshot::channel::<Reply>();
+    session.asked.insert(id.clone(), answer_tx);
+    let sent = tx.send(request).await;
+    if sent.is_err() {
+        session.asked.remove(&id);
+        return sent;
+    }
+    let (session, tx) = (session.clone(), tx.clone());
+    tokio::spawn(async move {
+        tokio::select! {
+            answer = answer => {
+                if let Ok(answer) = answer {
+                    let _ = reply.send(answer);
+                }
+            }
+            // Nobody wants to know any more: the call was cancelled, or the upstream gave up.
+            () = reply.closed() => {
+                session.asked.remove(&id);
+                let params = ObjectWriter::new().raw("requestId", &id).finish();
+                let told = message(None, "notifications/cancelled", Some(&params));
+                let _ = tx.try_send(told);
+            }
+            () = session.ended.cancelled() => { session.asked.remove(&id); }
+        }
+    });
+    Ok(())
+}
+
+// What the newest revision dropped and an older one needs.
+fn fit(method: &str, params: Option<Bytes>, revision: Revision, id: &[u8]) -> Option<Bytes> {
+    let raw = params?;
+    if method != "elicitation/create" || revision != Revision::R2025_11_25 {
+        return Some(raw);
+    }
+    let Ok(members) = Members::read(&raw) else { return Some(raw) };
+    let url = members.get_str("mode").is_some_and(|mode| mode == "url");
+    if !url || members.get("elicitationId").is_some() {
+        return Some(raw);
+    }
+    // 2025-11-25 client/elicitation, "url mode": every one has an id.
+    let mut out = ObjectWriter::new();
+    for (key, value) in &members.0 {
+        out.raw(key, value.get().as_bytes());
+    }
+    out.raw("elicitationId", id);
+    Some(out.finish().into())
+}
+
+/// A response of the client. One to a question that nobody asked, or a second one, is nothing.
+pub fn answered(session: &Session, frame: &Frame) {
+    let Some((_, reply)) = frame.id().and_then(|id| session.asked.remove(&id)) else { return };
+    let _ = reply.send(match frame.kind() {
+        Kind::Result => Reply::Result(frame.outcome()),
+        _ => Reply::Error(frame.outcome()),
+    });
+}

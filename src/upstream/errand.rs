@@ -1,0 +1,153 @@
+//! One attempt of one call: the right conversation, the request, the answer, and the questions
+//! in between.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use crate::call::{Form, Terminal};
+use crate::catalog::view::Route;
+use crate::config::UpstreamConfig;
+use crate::failure::{Delivery, Fault, Reason};
+use crate::guard::Done;
+use crate::protocol::address::Parsed;
+use crate::protocol::message::{Frame, Kind};
+
+use super::Upstream;
+use super::asking::{ASKS_MAX, Asking};
+use super::inbound::{self, Arrived};
+use super::lease::{self, Hearing};
+use super::link::{Link, Unanswered};
+use super::outbound::{self, Trace};
+use super::transport::Unasked;
+
+/// What an attempt carries, the same for each.
+pub struct Errand<'a> {
+    pub config: &'a Arc<UpstreamConfig>,
+    pub route: &'a Route,
+    pub parsed: &'a Parsed,
+    pub trace: Trace<'a>,
+    pub asking: Asking<'a>,
+}
+
+/// Make one attempt.
+pub async fn attempt(
+    upstream: &Upstream,
+    errand: &Errand<'_>,
+) -> Result<Done<(Terminal, bool)>, Fault> {
+    let mut arrived = once(upstream, errand, &[]).await?;
+    let mut rounds = 0;
+    // A caller of the newest revision makes the rounds itself.
+    while arrived.asks && errand.asking.call.form == Form::Plain {
+        rounds += 1;
+        let answers = errand.asking.round(rounds, &arrived.terminal).await?;
+        // Not a repetition: the upstream asked for this request (2026-07-28 basic/patterns/mrtr).
+        arrived = once(upstream, errand, &answers).await?;
+    }
+    Ok(Done { value: (arrived.terminal, arrived.tool_error), signal: arrived.signal })
+}
+
+async fn once(
+    upstream: &Upstream,
+    errand: &Errand<'_>,
+    answers: &[(&str, Bytes)],
+) -> Result<Arrived, Fault> {
+    let Asking { call, deadline, .. } = errand.asking;
+    let mut renewed = false;
+    loop {
+        let main = upstream.link(deadline).await?;
+        let held = if lease::needed(&main, errand.config, call) {
+            Some(upstream.leases.take(&upstream.connector, errand.config, call).await?)
+        } else {
+            None
+        };
+        let link = held.as_ref().map_or(&main, |held| &held.link);
+        let hearing = held.as_ref().and_then(|held| held.hearing.as_deref());
+        match carry(link, hearing, errand, answers).await {
+            // The session had ended before the request was looked at. Renewing it is our own
+            // affair: it takes no retry, and the caller notices nothing.
+            Err(fault) if fault.delivery == Delivery::NotSent && link.is_lost() && !renewed => {
+                renewed = true;
+            }
+            arrived => return arrived,
+        }
+    }
+}
+
+async fn carry(
+    link: &Link,
+    hearing: Option<&Hearing>,
+    errand: &Errand<'_>,
+    answers: &[(&str, Bytes)],
+) -> Result<Arrived, Fault> {
+    let Errand { config, route, parsed, trace, asking } = *errand;
+    let Asking { call, notices, deadline, .. } = asking;
+    let id = link.mint();
+    let message = outbound::build(call, parsed, route.native(), link.era(), id, trace, answers);
+    let method = call.method.name;
+    let name = matches!(method, "tools/call" | "prompts/get" | "resources/read")
+        .then(|| &**route.native());
+    let on_notice = |frame: Frame| {
+        if frame.method() == "notifications/progress" {
+            deadline.extend();
+        }
+        if let Some(message) = inbound::notice(call, &link.upstream, &frame) {
+            notices.send(message);
+        }
+    };
+    let answered = if link.askable.is_nothing() {
+        link.exchange(id, method, name, message, &on_notice, None).await
+    } else {
+        let (asks, asked) = mpsc::channel::<Unasked>(ASKS_MAX);
+        if let Some(hearing) = hearing {
+            hearing.begin(asks.clone());
+        }
+        tokio::select! {
+            biased;
+            answered = link.exchange(id, method, name, message, &on_notice, Some(&asks)) => answered,
+            () = asking.serve(link, asked) => unreachable!("it ends with the call"),
+        }
+    };
+    let answered = match answered {
+        Ok(answered) => answered,
+        Err(Unanswered { fault, status }) => {
+            // An ended session (2025-11-25 basic/transports, "session management"): a new one is
+            // made. The server said that it did not look at the request.
+            if status == Some(404) && link.agreed.session.is_some() {
+                link.lost();
+                return Err(Fault { delivery: Delivery::NotSent, ..fault });
+            }
+            return Err(fault);
+        }
+    };
+    if answered.frame.kind() == Kind::Error && link.agreed.session.is_some() {
+        match answered.status {
+            404 => {
+                link.lost();
+                return Err(Fault::new(
+                    Reason::ConnectionLost,
+                    Delivery::NotSent,
+                    "the upstream ended the session",
+                ));
+            }
+            // Some servers answer 400 for a session that they forgot, and say so. Not proof enough
+            // to repeat a write, but enough to make a new session. Other errors with this status
+            // are the upstream's answer.
+            400 if speaks_of_session(&answered.frame) => {
+                link.lost();
+                return Err(Fault::new(
+                    Reason::ConnectionLost,
+                    Delivery::Refused,
+                    "the upstream no longer knows the session",
+                ));
+            }
+            _ => {}
+        }
+    }
+    inbound::accept(call, config, route, link.era(), answered.frame)
+}
+
+fn speaks_of_session(error: &Frame) -> bool {
+    String::from_utf8_lossy(&error.outcome()).to_lowercase().contains("session")
+}

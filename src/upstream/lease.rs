@@ -1,0 +1,298 @@
+//! Conversations with an old upstream that may ask back, each for the callers of one owner.
+//!
+//! An old upstream's question does not say whom it is for. Over HTTP it comes on the stream of
+//! the call that caused it; on a pipe it comes on its own. So a conversation that declares what
+//! can be asked belongs to one owner (`isolation`), and on a pipe it carries one call at a time:
+//! then there is only one caller that a question can be for.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
+
+use crate::call::Call;
+use crate::config::{EraChoice, Isolation, UpstreamConfig};
+use crate::failure::{Delivery, Fault, Reason};
+use crate::protocol::capability::Askable;
+
+use super::connector::Connector;
+use super::keeper::{AbortOnDrop, ended, refuse};
+use super::link::{Link, Wire};
+use super::transport::Unasked;
+
+/// Most conversations of this kind with one upstream: each is a session there, or a process here.
+const LEASES_MAX: usize = 64;
+/// So long without a call, and a conversation is ended.
+const LEASE_IDLE: Duration = Duration::from_secs(600);
+/// How often that is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// Whose a conversation is, and what may be asked in it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    owner: Box<str>,
+    askable: Askable,
+}
+
+/// All such conversations with one upstream.
+#[derive(Default)]
+pub struct Leases {
+    open: Mutex<HashMap<Key, Arc<Lease>>>,
+    unnamed: AtomicU64,
+}
+
+/// One conversation, made when first needed and again when it was lost.
+struct Lease {
+    live: tokio::sync::Mutex<Option<Live>>,
+    turn: Arc<Semaphore>,
+    users: AtomicUsize,
+    used: Mutex<Instant>,
+}
+
+struct Live {
+    link: Arc<Link>,
+    hearing: Arc<Hearing>,
+    // Ends with the conversation.
+    _listener: AbortOnDrop,
+}
+
+/// Who is listening on a pipe now: the one call that it carries.
+#[derive(Default)]
+pub struct Hearing(Mutex<Option<mpsc::Sender<Unasked>>>);
+
+impl Hearing {
+    /// From now on this call.
+    pub fn begin(&self, call: mpsc::Sender<Unasked>) {
+        *lock(&self.0) = Some(call);
+    }
+
+    /// Nobody any more.
+    pub fn end(&self) {
+        *lock(&self.0) = None;
+    }
+
+    fn now(&self) -> Option<mpsc::Sender<Unasked>> {
+        lock(&self.0).clone()
+    }
+}
+
+/// A conversation in use.
+pub struct Held {
+    /// The way.
+    pub link: Arc<Link>,
+    /// Where a pipe's questions go; over HTTP they come with their call.
+    pub hearing: Option<Arc<Hearing>>,
+    lease: Arc<Lease>,
+    _turn: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(hearing) = &self.hearing {
+            hearing.end();
+        }
+        *lock(&self.lease.used) = Instant::now();
+        self.lease.users.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Leases {
+    /// The conversation for a call, waited for on a pipe until the calls before it are done.
+    pub async fn take(
+        self: &Arc<Self>,
+        connector: &Arc<Connector>,
+        config: &Arc<UpstreamConfig>,
+        call: &Call,
+    ) -> Result<Held, Fault> {
+        let owner: Box<str> = match (config.isolation, &call.session) {
+            (Isolation::Session, Some(session)) => format!("s {session}").into(),
+            (Isolation::Session, None) => {
+                format!("c {}", self.unnamed.fetch_add(1, Ordering::Relaxed)).into()
+            }
+            _ => format!("n {}", call.consumer.name).into(),
+        };
+        let key = Key { owner, askable: call.askable };
+        let lease = self.find(&key)?;
+        // Counted before anything is waited for, so that it is not taken for idle meanwhile.
+        let mut held = Using(Some(lease.clone()));
+        let exclusive = matches!(config.transport, crate::config::TransportConfig::Stdio(_));
+        let turn = if exclusive {
+            let turn = lease.turn.clone().acquire_owned().await;
+            Some(turn.expect("the semaphore is never closed"))
+        } else {
+            None
+        };
+        let mut live = lease.live.lock().await;
+        if live.as_ref().is_none_or(|l| l.link.is_lost()) {
+            *live = None;
+            let connected = connector.connect(config, EraChoice::Legacy, call.askable).await;
+            // It is the making of a conversation that failed: the call was not sent.
+            let (link, unasked) =
+                connected.map_err(|fault| Fault { delivery: Delivery::NotSent, ..fault })?;
+            *live = Some(Live::new(link, unasked));
+        }
+        let live = live.as_ref().expect("made above");
+        held.0 = None;
+        Ok(Held {
+            link: live.link.clone(),
+            hearing: exclusive.then(|| live.hearing.clone()),
+            lease: lease.clone(),
+            _turn: turn,
+        })
+    }
+
+    fn find(self: &Arc<Self>, key: &Key) -> Result<Arc<Lease>, Fault> {
+        let mut open = lock(&self.open);
+        if !open.contains_key(key) && open.len() >= LEASES_MAX {
+            let idlest = open
+                .iter()
+                .filter(|(_, l)| l.users.load(Ordering::Acquire) == 0)
+                .min_by_key(|(_, l)| *lock(&l.used))
+                .map(|(k, _)| k.clone());
+            let Some(lease) = idlest.and_then(|k| open.remove(&k)) else {
+                return Err(Fault::new(
+                    Reason::Overloaded,
+                    Delivery::NotSent,
+                    "as many conversations that can ask back as may be are in use",
+                ));
+            };
+            tokio::spawn(async move { lease.close().await });
+        }
+        let lease = open.entry(key.clone()).or_insert_with(|| {
+            let lease = Arc::new(Lease {
+                live: tokio::sync::Mutex::new(None),
+                turn: Arc::new(Semaphore::new(1)),
+                users: AtomicUsize::new(0),
+                used: Mutex::new(Instant::now()),
+            });
+            let weak = (Arc::downgrade(self), Arc::downgrade(&lease));
+            tokio::spawn(look_after(weak.0, key.clone(), weak.1));
+            lease
+        });
+        lease.users.fetch_add(1, Ordering::AcqRel);
+        Ok(lease.clone())
+    }
+
+    // Whether this one was, or long is, of no use to anybody.
+    fn forget(&self, key: &Key, lease: &Arc<Lease>) -> bool {
+        let mut open = lock(&self.open);
+        // Another has its place, or there is none.
+        if open.get(key).is_none_or(|l| !Arc::ptr_eq(l, lease)) {
+            return true;
+        }
+        let idle = lock(&lease.used).elapsed();
+        let over = lease.users.load(Ordering::Acquire) == 0
+            && (idle >= LEASE_IDLE || key.owner.starts_with("c "));
+        if over {
+            open.remove(key);
+        }
+        over
+    }
+
+    /// End them all.
+    pub async fn close(&self) {
+        let all: Vec<_> = lock(&self.open).drain().map(|(_, lease)| lease).collect();
+        let mut ends = tokio::task::JoinSet::new();
+        for lease in all {
+            ends.spawn(async move { lease.close().await });
+        }
+        while ends.join_next().await.is_some() {}
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        lock(&self.open).len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+// Gives back a use that came to nothing.
+struct Using(Option<Arc<Lease>>);
+
+impl Drop for Using {
+    fn drop(&mut self) {
+        if let Some(lease) = &self.0 {
+            lease.users.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+impl Lease {
+    async fn close(&self) {
+        if let Some(live) = self.live.lock().await.take() {
+            live.link.close().await;
+        }
+    }
+}
+
+impl Live {
+    fn new(link: Link, mut unasked: mpsc::Receiver<Unasked>) -> Live {
+        let (link, hearing) = (Arc::new(link), Arc::<Hearing>::default());
+        let listener = {
+            let (link, hearing) = (link.clone(), hearing.clone());
+            tokio::spawn(async move {
+                let lost = link.clone();
+                let gone = ended(&lost);
+                tokio::pin!(gone);
+                loop {
+                    let message = tokio::select! {
+                        message = unasked.recv() => message,
+                        _ = &mut gone => {
+                            link.lost();
+                            return;
+                        }
+                    };
+                    let Some(message) = message else {
+                        // HTTP has nobody who says anything here; wait for the end.
+                        gone.as_mut().await;
+                        return link.lost();
+                    };
+                    // Never waits: what finds no room is refused.
+                    let left = match hearing.now() {
+                        Some(call) => call.try_send(message).err().map(|e| match e {
+                            mpsc::error::TrySendError::Full(m)
+                            | mpsc::error::TrySendError::Closed(m) => m,
+                        }),
+                        None => Some(message),
+                    };
+                    if let Some(Unasked::Request(frame)) = left {
+                        refuse(&link, &frame).await;
+                    }
+                }
+            })
+        };
+        Live { link, hearing, _listener: AbortOnDrop(listener) }
+    }
+}
+
+// Ends a conversation that is lost or that nobody has used for long.
+async fn look_after(leases: std::sync::Weak<Leases>, key: Key, lease: std::sync::Weak<Lease>) {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let (Some(leases), Some(lease)) = (leases.upgrade(), lease.upgrade()) else { return };
+        if leases.forget(&key, &lease) {
+            return lease.close().await;
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing under these locks can panic half-way.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether a conversation of this kind is needed: the upstream's era cannot say in a call what
+/// its caller can be asked, and this caller can be asked something.
+pub fn needed(main: &Link, config: &UpstreamConfig, call: &Call) -> bool {
+    main.era() == crate::protocol::revision::Era::Legacy
+        && !call.askable.is_nothing()
+        && config.isolation != Isolation::Shared
+        && matches!(main.wire, Wire::Stdio(_) | Wire::Http(_))
+}
