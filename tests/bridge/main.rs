@@ -20,8 +20,7 @@ use tokio::sync::mpsc;
 /// An upstream of 2025-11-25 whose tools ask. `ask` asks what its argument `q` says (a list of
 /// `{method, params}`), all at once, and returns the responses as text.
 pub async fn asking() -> Scripted {
-    type Open =
-        Arc<Mutex<HashMap<String, (Vec<Option<Value>>, mpsc::UnboundedSender<String>, Value)>>>;
+    type Open = Arc<Mutex<HashMap<String, (Vec<Option<Value>>, mpsc::Sender<String>, Value)>>>;
     let open = Open::default();
     let sessions = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     Scripted::start(&[tool("ask", false), tool("plain", false)], move |a| {
@@ -43,25 +42,25 @@ pub async fn asking() -> Scripted {
             if answers.iter().all(Option::is_some) {
                 let text = serde_json::to_string(answers).unwrap();
                 let result = json!({"jsonrpc": "2.0", "id": call_id, "result": {"content": [{"type": "text", "text": text}]}});
-                let _ = tx.send(result.to_string());
+                let _ = tx.try_send(result.to_string());
                 open.remove(call);
             }
             return Some(Reply::Http(202, vec![], String::new()));
         }
         (a.tool()? == "ask").then(|| {
-            let (tx, rx) = mpsc::unbounded_channel();
+            let (tx, rx) = mpsc::channel(64);
             let questions = a.message["params"]["arguments"]["q"].as_array().unwrap().clone();
             let call = format!("{}-{}", a.headers.get("mcp-session-id").unwrap(), a.message["id"]);
             if let Some(token) = a.message["params"]["_meta"].get("progressToken") {
                 let step = json!({"jsonrpc": "2.0", "method": "notifications/progress", "params": {"progressToken": token, "progress": 1}});
-                tx.send(step.to_string()).unwrap();
+                tx.try_send(step.to_string()).unwrap();
             }
             for (n, q) in questions.iter().enumerate() {
                 let mut request = json!({"jsonrpc": "2.0", "id": format!("{call}/{n}"), "method": q["method"]});
                 if !q["params"].is_null() {
                     request["params"] = q["params"].clone();
                 }
-                tx.send(request.to_string()).unwrap();
+                tx.try_send(request.to_string()).unwrap();
             }
             let entry = (vec![None; questions.len()], tx, a.message["id"].clone());
             open.lock().unwrap().insert(call, entry);
@@ -164,12 +163,13 @@ impl Old {
                 buffer = String::from(rest);
                 let Some(data) = data.filter(|d| !d.is_empty()) else { continue };
                 let message: Value = serde_json::from_str(&data).unwrap();
-                if message.get("method").is_some() && message.get("id").is_some() {
-                    if let Some(mut reply) = answer(&message) {
-                        reply["jsonrpc"] = json!("2.0");
-                        reply["id"] = message["id"].clone();
-                        assert_eq!(self.post(&reply).await.status, 202);
-                    }
+                if message.get("method").is_some()
+                    && message.get("id").is_some()
+                    && let Some(mut reply) = answer(&message)
+                {
+                    reply["jsonrpc"] = json!("2.0");
+                    reply["id"] = message["id"].clone();
+                    assert_eq!(self.post(&reply).await.status, 202);
                 }
                 seen.push(message);
             }

@@ -54,7 +54,7 @@ pub enum Reply {
     /// These bytes, then nothing for as long as the gateway likes.
     Hang(Vec<u8>),
     /// An event stream that goes on for as long as there are messages.
-    Live(tokio::sync::mpsc::UnboundedReceiver<String>),
+    Live(tokio::sync::mpsc::Receiver<String>),
     /// A pause, then another.
     After(Duration, Box<Reply>),
 }
