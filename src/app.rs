@@ -128,14 +128,20 @@ pub fn start(
         None => Box::new(|| Err("this command does not reload".to_owned())),
     };
     tokio::spawn(control.run(gateway.clone(), events, orders_rx, load));
-    let sealer = Sealer::kept(&config.gateway.state_dir).unwrap_or_else(|error| {
+    let edge = Edge::new(gateway, sealer(&config));
+    tokio::spawn(sweep(edge.clone()));
+    Ok(Running { edge, orders, site })
+}
+
+fn sealer(config: &Config) -> Sealer {
+    if let Some(key) = &config.gateway.sealing_key {
+        return Sealer::new(key.expose().as_bytes());
+    }
+    Sealer::kept(&config.gateway.state_dir).unwrap_or_else(|error| {
         let place = config.gateway.state_dir.display();
         tracing::warn!(%error, "no sealing key in {place}: sessions end with this process");
         Sealer::random()
-    });
-    let edge = Edge::new(gateway, sealer);
-    tokio::spawn(sweep(edge.clone()));
-    Ok(Running { edge, orders, site })
+    })
 }
 
 async fn sweep(edge: Arc<Edge>) {

@@ -82,6 +82,9 @@ pub struct Gateway {
     pub list_changed_debounce: Duration,
     /// How long calls in flight may take to finish when the gateway stops.
     pub drain_timeout: Duration,
+    /// What session ids and request states are sealed with; `None`: a key made and kept in
+    /// `state_dir`. Gateways that stand for one another need the same. Restart.
+    pub sealing_key: Option<Template>,
     /// Where the last seen catalogs are kept, and children's working directories. Restart.
     pub state_dir: PathBuf,
     /// Where `package = …` programs are installed. Restart.
@@ -431,7 +434,8 @@ pub struct ConsumerConfig {
 impl Config {
     /// Every resolved secret value, for scrubbing.
     pub fn secrets(&self) -> Vec<Secret> {
-        self.upstreams.iter().flat_map(|u| u.secrets()).collect()
+        let own = self.gateway.sealing_key.iter().map(|key| Secret::new(key.expose()));
+        self.upstreams.iter().flat_map(|u| u.secrets()).chain(own).collect()
     }
 }
 

@@ -23,10 +23,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::call::Consumer;
 use crate::gateway::Gateway;
 use crate::seal::Sealer;
 use park::Parks;
-use session::Sessions;
+use session::{Session, Sessions};
 
 /// What all edges share.
 pub struct Edge {
@@ -61,6 +62,12 @@ impl Edge {
             streams: Arc::default(),
             connections: Arc::default(),
         })
+    }
+
+    /// The session of this id, if it is this consumer's.
+    pub fn session(&self, id: &str, consumer: &Arc<Consumer>) -> Option<Arc<Session>> {
+        let max = self.gateway.current.load().config.gateway.max_sessions;
+        self.sessions.find(&self.sealer, id, consumer, max)
     }
 
     /// A place among the open streams; `None` if all are taken.

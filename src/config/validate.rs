@@ -11,6 +11,7 @@ use std::time::Duration;
 use toml::de::DeTable;
 
 use super::problem::{Problem, Problems, place};
+use super::secret::{Missing, Template};
 use super::section::{Reader, Section};
 use super::{Admin, Config, Gateway, Log, LogFormat, Trace};
 
@@ -89,7 +90,8 @@ pub fn parse(
 
 /// Read all sections. What has a problem gets a stand-in; the caller looks at the problems.
 pub(super) fn read(root: &Section<'_>, env: Env<'_>, read_file: ReadFile<'_>) -> Config {
-    let gateway = gateway(&root.table("gateway", "The endpoint that agents connect to."), env);
+    let gateway =
+        gateway(&root.table("gateway", "The endpoint that agents connect to."), env, read_file);
     let admin_section = root.table("admin", "Metrics and health, on a listener of their own.");
     let admin = admin(&admin_section);
     if admin.listen.is_some_and(|a| a == gateway.listen && a.port() != 0) {
@@ -128,7 +130,28 @@ fn seconds(s: u64) -> Duration {
     Duration::from_secs(s)
 }
 
-fn gateway(s: &Section<'_>, env: Env<'_>) -> Gateway {
+/// Least length of a configured sealing key in bytes: as much as 128 random bits in base64.
+const SEALING_KEY_MIN: usize = 22;
+
+fn sealing_key(s: &Section<'_>, env: Env<'_>, read_file: ReadFile<'_>) -> Option<Template> {
+    let text = s.text("sealing_key", "What session ids and request states are sealed with, such as ${WEIR_SEALING_KEY} or file:/path; gateways that stand for one another need the same. Absent: one is made and kept in state_dir. Needs a restart.")?;
+    let wrong = |what: String| {
+        s.wrong_at(
+            &text.span,
+            "sealing_key",
+            what,
+            "set it to 32 random bytes, such as `openssl rand -base64 32` prints",
+        );
+        None
+    };
+    match Template::resolve(&text.value, env, read_file) {
+        Ok(key) if key.expose().len() < SEALING_KEY_MIN => wrong("is too short".into()),
+        Ok(key) => Some(key),
+        Err(Missing::Absent(why) | Missing::Malformed(why)) => wrong(why),
+    }
+}
+
+fn gateway(s: &Section<'_>, env: Env<'_>, read_file: ReadFile<'_>) -> Gateway {
     let out = Gateway {
         listen: s.parsed(
             "listen",
@@ -156,6 +179,7 @@ fn gateway(s: &Section<'_>, env: Env<'_>) -> Gateway {
         builtin: s.flag("builtin", true, "Whether the gateway's own read-only tools are offered (weir__status, weir__search)."),
         list_changed_debounce: s.duration("list_changed_debounce", Duration::from_millis(250), "Quiet time before a change of lists is told to clients."),
         drain_timeout: s.duration("drain_timeout", seconds(10), "How long calls in flight may take to finish when the gateway stops or an upstream is replaced."),
+        sealing_key: sealing_key(s, env, read_file),
         state_dir: dir(s, "state_dir", env, "XDG_STATE_HOME", ".local/state", "Where last seen catalogs are kept. Needs a restart."),
         cache_dir: dir(s, "cache_dir", env, "XDG_CACHE_HOME", ".cache", "Where packages are installed. Needs a restart."),
     };

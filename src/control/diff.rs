@@ -20,6 +20,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("gateway.listen", o.listen != n.listen),
         ("gateway.state_dir", o.state_dir != n.state_dir),
         ("gateway.cache_dir", o.cache_dir != n.cache_dir),
+        ("gateway.sealing_key", o.sealing_key != n.sealing_key),
         ("gateway.max_connections", o.max_connections != n.max_connections),
         ("admin.listen", old.admin.listen != new.admin.listen),
         ("log.format", old.log.format != new.log.format),

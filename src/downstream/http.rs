@@ -264,7 +264,7 @@ async fn post(
             "no_session",
         );
     };
-    let Some(session) = edge.sessions.find(id, consumer) else {
+    let Some(session) = edge.session(id, consumer) else {
         return error_with_id(
             404,
             frame.id(),
@@ -376,9 +376,7 @@ fn initialize(edge: &Edge, snapshot: &Snapshot, consumer: &Arc<Consumer>, frame:
         Err(text) => return json(200, legacy::error(&id, INVALID_PARAMS, text)),
     };
     let max = snapshot.config.gateway.max_sessions;
-    let Some(session) =
-        edge.sessions.open(consumer.clone(), hello.revision, hello.client_info, hello.askable, max)
-    else {
+    let Some(session) = edge.sessions.open(&edge.sealer, consumer.clone(), hello, max) else {
         return busy(&id);
     };
     let mut out = json(200, legacy::welcome(edge, &session, &id));
@@ -392,7 +390,7 @@ fn get(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Parts) -> Out {
     let Some(id) = checks::single(&parts.headers, &header::SESSION_ID).ok().flatten() else {
         return not_allowed();
     };
-    let Some(session) = edge.sessions.find(id, consumer) else {
+    let Some(session) = edge.session(id, consumer) else {
         return plain_error(
             404,
             INVALID_REQUEST,
@@ -450,7 +448,7 @@ fn delete(edge: &Edge, consumer: &Arc<Consumer>, parts: &Parts) -> Out {
     let Some(id) = checks::single(&parts.headers, &header::SESSION_ID).ok().flatten() else {
         return not_allowed();
     };
-    match edge.sessions.find(id, consumer) {
+    match edge.session(id, consumer) {
         Some(session) => {
             edge.sessions.end(&session.id);
             empty(204)
@@ -465,7 +463,7 @@ async fn batch(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Parts, bytes:
     let session = checks::single(&parts.headers, &header::SESSION_ID)
         .ok()
         .flatten()
-        .and_then(|id| edge.sessions.find(id, consumer));
+        .and_then(|id| edge.session(id, consumer));
     let Some(session) = session.filter(|s| s.revision == Revision::R2025_03_26) else {
         return plain_error(
             400,

@@ -23,7 +23,7 @@ use crate::upstream::inbound::LOG_LEVELS;
 
 use super::canonical::{Opened, TraceHeaders, meta_of, open};
 use super::render::render;
-use super::session::{SESSION_CALLS_MAX, Session};
+use super::session::{Hello, SESSION_CALLS_MAX, Session};
 use super::{Edge, conversation};
 
 /// What became of a message.
@@ -59,16 +59,6 @@ struct Initialize<'a> {
     client_info: Option<&'a RawValue>,
     #[serde(borrow, default)]
     capabilities: Option<&'a RawValue>,
-}
-
-/// What a handshake asks for.
-pub struct Hello {
-    /// The revision it gets.
-    pub revision: Revision,
-    /// `clientInfo`, raw.
-    pub client_info: Option<Box<str>>,
-    /// What it can be asked.
-    pub askable: Askable,
 }
 
 /// Read `initialize`; an error text if its params are wrong.
@@ -239,5 +229,5 @@ fn set_level(session: &Session, id: &[u8], frame: &Frame) -> Handled {
 pub fn pipe_session(consumer: Arc<Consumer>, hello: Hello) -> Arc<Session> {
     static PIPES: AtomicU64 = AtomicU64::new(0);
     let id = format!("pipe {}", PIPES.fetch_add(1, Ordering::Relaxed));
-    Arc::new(Session::new(id.into(), consumer, hello.revision, hello.client_info, hello.askable))
+    Arc::new(Session::new(id.into(), consumer, hello))
 }

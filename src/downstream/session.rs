@@ -1,13 +1,19 @@
-//! The session table of old clients: bounded, expiring, used by the legacy edge only.
+//! The sessions of old clients: a bounded, expiring table, used by the legacy edge only.
+//!
+//! What was agreed in a handshake is sealed into the session's id, so the table is a memory and
+//! not the truth: a session goes on after a restart, and at another gateway with the same key.
+//! What is lost then is what it had set since (log level, open streams).
 
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use dashmap::DashMap;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -15,9 +21,25 @@ use tokio_util::sync::CancellationToken;
 use crate::call::{Consumer, Reply};
 use crate::protocol::capability::Askable;
 use crate::protocol::revision::Revision;
+use crate::seal::{Purpose, Sealer};
 
 /// Most requests of one session in flight: more is no client at work.
 pub const SESSION_CALLS_MAX: usize = 1024;
+
+fn short(id: &str) -> [u8; 16] {
+    let digest = Sha256::digest(id.as_bytes());
+    digest[..16].try_into().expect("a digest is longer")
+}
+
+/// What a handshake agrees on.
+pub struct Hello {
+    /// The revision that the client gets.
+    pub revision: Revision,
+    /// `clientInfo`, raw.
+    pub client_info: Option<Box<str>>,
+    /// What the client can be asked.
+    pub askable: Askable,
+}
 
 /// What a client said of itself in its handshake (any old revision, basic/lifecycle).
 pub struct Session {
@@ -50,13 +72,8 @@ pub struct Session {
 
 impl Session {
     /// A session that begins now.
-    pub fn new(
-        id: Arc<str>,
-        consumer: Arc<Consumer>,
-        revision: Revision,
-        client_info: Option<Box<str>>,
-        askable: Askable,
-    ) -> Session {
+    pub fn new(id: Arc<str>, consumer: Arc<Consumer>, hello: Hello) -> Session {
+        let Hello { revision, client_info, askable } = hello;
         Session {
             id,
             consumer,
@@ -95,40 +112,87 @@ impl Session {
     }
 }
 
+/// What a session id says of its session, sealed: whoever presents it to this gateway, or to
+/// another with the same key, finds the session as it was agreed, also after a restart.
+#[derive(Serialize, Deserialize)]
+struct Sealed {
+    consumer: Box<str>,
+    revision: Box<str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    client_info: Option<Box<RawValue>>,
+    askable: u8,
+}
+
+/// Longest `clientInfo` that is sealed in; an id travels with each request.
+const CLIENT_INFO_MAX: usize = 1024;
+
+/// How many ended sessions are remembered, so that their ids open nothing. Sixteen bytes each.
+const ENDED_MAX: usize = 65_536;
+
+#[derive(Default)]
+struct Ended {
+    known: HashSet<[u8; 16]>,
+    order: VecDeque<[u8; 16]>,
+}
+
 /// All sessions.
 #[derive(Default)]
-pub struct Sessions(DashMap<Arc<str>, Arc<Session>>);
+pub struct Sessions {
+    open: DashMap<Arc<str>, Arc<Session>>,
+    ended: Mutex<Ended>,
+}
 
 impl Sessions {
-    /// Open one. When `max` are open the longest idle one makes room; when none is idle, `None`.
+    /// Open one. When `max` are open the longest idle one makes room, to be found again when its
+    /// client comes back; when none is idle, `None`.
     pub fn open(
         &self,
+        sealer: &Sealer,
         consumer: Arc<Consumer>,
-        revision: Revision,
-        client_info: Option<Box<str>>,
-        askable: Askable,
+        hello: Hello,
         max: usize,
     ) -> Option<Arc<Session>> {
-        if self.0.len() >= max {
+        let short = |info: &Box<str>| info.len() <= CLIENT_INFO_MAX;
+        let info = hello.client_info.clone().filter(short);
+        let sealed = Sealed {
+            consumer: (&*consumer.name).into(),
+            revision: hello.revision.as_str().into(),
+            client_info: info.and_then(|info| RawValue::from_string(info.into()).ok()),
+            askable: hello.askable.bits(),
+        };
+        let plain = serde_json::to_vec(&sealed).expect("our own values serialise");
+        let id: Arc<str> = sealer.seal(Purpose::Session, &plain).into();
+        self.insert(Session::new(id, consumer, hello), max)
+    }
+
+    fn insert(&self, session: Session, max: usize) -> Option<Arc<Session>> {
+        if self.open.len() >= max {
             let idlest = self
-                .0
+                .open
                 .iter()
                 .map(|s| (s.idle(), s.key().clone()))
                 .max_by_key(|(idle, _)| *idle)
                 .filter(|(idle, _)| !idle.is_zero())?;
-            self.end(&idlest.1);
+            self.close(&idlest.1);
         }
-        let mut bytes = [0u8; 16];
-        getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
-        let id: Arc<str> = URL_SAFE_NO_PAD.encode(bytes).into();
-        let session = Arc::new(Session::new(id.clone(), consumer, revision, client_info, askable));
-        self.0.insert(id, session.clone());
-        Some(session)
+        // Two requests may bring the same sealed id at once: one session comes of it.
+        let session = self.open.entry(session.id.clone()).or_insert_with(|| Arc::new(session));
+        Some(session.clone())
     }
 
     /// The session of this id, if it is this consumer's. Somebody else's is as unknown as none.
-    pub fn find(&self, id: &str, consumer: &Consumer) -> Option<Arc<Session>> {
-        let session = self.0.get(id)?.clone();
+    pub fn find(
+        &self,
+        sealer: &Sealer,
+        id: &str,
+        consumer: &Arc<Consumer>,
+        max: usize,
+    ) -> Option<Arc<Session>> {
+        let known = self.open.get(id).map(|s| s.clone());
+        let session = match known {
+            Some(session) => session,
+            None => self.found_again(sealer, id, consumer, max)?,
+        };
         if session.consumer.name != consumer.name {
             return None;
         }
@@ -136,9 +200,48 @@ impl Sessions {
         Some(session)
     }
 
-    /// End one: its calls are cancelled, its stream closes.
+    // Begun before a restart, at another gateway, or gone to make room.
+    fn found_again(
+        &self,
+        sealer: &Sealer,
+        id: &str,
+        consumer: &Arc<Consumer>,
+        max: usize,
+    ) -> Option<Arc<Session>> {
+        let plain = sealer.open(Purpose::Session, id)?;
+        let sealed: Sealed = serde_json::from_slice(&plain).ok()?;
+        if *sealed.consumer != *consumer.name || self.has_ended(id) {
+            return None;
+        }
+        let hello = Hello {
+            revision: Revision::parse(&sealed.revision)?,
+            client_info: sealed.client_info.map(|info| info.get().into()),
+            askable: Askable::from_bits(sealed.askable),
+        };
+        self.insert(Session::new(id.into(), consumer.clone(), hello), max)
+    }
+
+    fn has_ended(&self, id: &str) -> bool {
+        self.ended.lock().expect("no panic while held").known.contains(&short(id))
+    }
+
+    /// End one for good: its calls are cancelled, its stream closes, its id opens nothing.
     pub fn end(&self, id: &str) -> bool {
-        let Some((_, session)) = self.0.remove(id) else { return false };
+        let mut ended = self.ended.lock().expect("no panic while held");
+        if ended.known.insert(short(id)) {
+            ended.order.push_back(short(id));
+        }
+        if ended.order.len() > ENDED_MAX
+            && let Some(oldest) = ended.order.pop_front()
+        {
+            ended.known.remove(&oldest);
+        }
+        drop(ended);
+        self.close(id)
+    }
+
+    fn close(&self, id: &str) -> bool {
+        let Some((_, session)) = self.open.remove(id) else { return false };
         session.ended.cancel();
         for running in &session.running {
             running.cancel();
@@ -149,7 +252,7 @@ impl Sessions {
     /// End those that have been idle for longer.
     pub fn expire(&self, idle: Duration) {
         let old: Vec<Arc<str>> =
-            self.0.iter().filter(|s| s.idle() > idle).map(|s| s.key().clone()).collect();
+            self.open.iter().filter(|s| s.idle() > idle).map(|s| s.key().clone()).collect();
         for id in old {
             self.end(&id);
         }
@@ -157,16 +260,17 @@ impl Sessions {
 
     /// How many are open.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.open.len()
     }
 
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.open.is_empty()
     }
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -174,40 +278,56 @@ mod tests {
         Arc::new(Consumer { name: name.into(), view: None })
     }
 
+    fn hello() -> Hello {
+        let info = Some(r#"{"name":"c","version":"1"}"#.into());
+        Hello { revision: Revision::R2025_06_18, client_info: info, askable: Askable::FORM }
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn the_longest_idle_makes_room_and_strangers_find_nothing() {
-        let sessions = Sessions::default();
-        let px = consumer("px");
-        let a =
-            sessions.open(px.clone(), Revision::R2025_06_18, None, Askable::default(), 2).unwrap();
+    async fn the_longest_idle_makes_room_and_is_found_again() {
+        let (sessions, sealer, px) = (Sessions::default(), Sealer::random(), consumer("px"));
+        let find = |id: &str, who: &str| sessions.find(&sealer, id, &consumer(who), 2);
+        let a = sessions.open(&sealer, px.clone(), hello(), 2).unwrap();
         tokio::time::advance(Duration::from_secs(1)).await;
-        let b =
-            sessions.open(px.clone(), Revision::R2025_06_18, None, Askable::default(), 2).unwrap();
+        let b = sessions.open(&sealer, px.clone(), hello(), 2).unwrap();
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(sessions.find(&a.id, &consumer("sales")).is_none());
-        assert!(sessions.find(&a.id, &px).is_some());
-        assert!(
-            sessions.open(px.clone(), Revision::R2025_06_18, None, Askable::default(), 2).is_some()
-        );
-        assert!(sessions.find(&b.id, &px).is_none(), "b was idle for longer than a");
-        assert!(b.ended.is_cancelled());
+        assert!(find(&a.id, "sales").is_none());
+        assert!(find(&a.id, "px").is_some());
+        assert!(sessions.open(&sealer, px.clone(), hello(), 2).is_some());
+        assert!(b.ended.is_cancelled(), "b was idle for longer than a");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(find(&b.id, "sales").is_none());
+        let again = find(&b.id, "px").unwrap();
+        assert_eq!((again.revision, again.askable), (b.revision, b.askable));
+        assert_eq!(again.client_info, b.client_info);
+        assert_eq!(sessions.len(), 2);
     }
 
     #[tokio::test(start_paused = true)]
     async fn idle_ones_expire_and_busy_ones_stay() {
-        let sessions = Sessions::default();
-        let px = consumer("px");
-        let idle =
-            sessions.open(px.clone(), Revision::R2025_06_18, None, Askable::default(), 9).unwrap();
-        let busy =
-            sessions.open(px.clone(), Revision::R2025_06_18, None, Askable::default(), 9).unwrap();
+        let (sessions, sealer, px) = (Sessions::default(), Sealer::random(), consumer("px"));
+        let idle = sessions.open(&sealer, px.clone(), hello(), 9).unwrap();
+        let busy = sessions.open(&sealer, px.clone(), hello(), 9).unwrap();
         let token = CancellationToken::new();
         busy.running.insert(Bytes::from_static(b"1"), token.clone());
         tokio::time::advance(Duration::from_secs(61)).await;
         sessions.expire(Duration::from_secs(60));
-        assert!(sessions.find(&idle.id, &px).is_none());
-        assert!(sessions.find(&busy.id, &px).is_some());
+        assert!(sessions.find(&sealer, &idle.id, &px, 9).is_none(), "ended for good");
+        assert!(sessions.find(&sealer, &busy.id, &px, 9).is_some());
         assert!(sessions.end(&busy.id) && token.is_cancelled());
         assert!(!sessions.end(&busy.id));
+        assert!(sessions.find(&sealer, &busy.id, &px, 9).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_session_is_found_by_every_gateway_with_the_key_and_by_no_other() {
+        let px = consumer("px");
+        let id = Sessions::default().open(&Sealer::new(b"k"), px.clone(), hello(), 9).unwrap();
+        let found = |secret: &[u8], id: &str| {
+            Sessions::default().find(&Sealer::new(secret), id, &px, 9).is_some()
+        };
+        assert!(found(b"k", &id.id) && !found(b"other", &id.id));
+        assert!(!found(b"k", "made-up") && !found(b"k", ""));
+        assert!(id.id.bytes().all(|b| b.is_ascii_graphic()) && id.id.len() < 400, "{}", id.id);
     }
 }

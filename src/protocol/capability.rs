@@ -58,6 +58,16 @@ impl Askable {
         out
     }
 
+    /// As a number that [`Askable::from_bits`] reads, for texts of ours.
+    pub fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// See [`Askable::bits`].
+    pub fn from_bits(bits: u8) -> Askable {
+        Askable(bits)
+    }
+
     /// Whether nothing can be asked.
     pub fn is_nothing(self) -> bool {
         self.0 == 0

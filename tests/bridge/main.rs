@@ -7,6 +7,7 @@ mod harness;
 mod asks;
 mod isolation;
 mod newer;
+mod sessions;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -184,9 +184,13 @@ async fn the_longest_idle_session_makes_room() {
     assert_eq!(first.tools().await.len(), 2);
     tokio::time::sleep(Duration::from_millis(20)).await;
     let third = Old::open(&weir.url, "2025-11-25").await;
-    assert_eq!(second.ask("ping", json!({})).await.status, 404);
+    assert_eq!(weir.status().await["sessions"], 2);
     assert_eq!(first.tools().await.len(), 2);
     assert_eq!(third.tools().await.len(), 2);
+    // It was only forgotten: its client comes back and notices nothing.
+    assert_eq!(second.ask("ping", json!({})).await.status, 200);
+    assert_eq!(weir.status().await["sessions"], 2);
+    assert_eq!(first.ask("ping", json!({})).await.status, 200);
     // Sessions with an open stream are not idle; then there is no room.
     let (_a, _b) = (first.listen().await, third.listen().await);
     let got = crate::harness::post(&weir.url, &[], initialize("2025-11-25")).await;

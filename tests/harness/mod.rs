@@ -112,6 +112,14 @@ impl Weir {
         Ok(Weir { url: url.unwrap(), admin: admin.unwrap(), dir, child, log })
     }
 
+    /// SIGKILL, and start again in the same folder.
+    pub fn again(mut self, gateway: &str, upstreams: &str, env: &[(&str, &str)]) -> Weir {
+        self.kill();
+        let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap());
+        Weir::start_in(dir, gateway, upstreams, env)
+            .unwrap_or_else(|log| panic!("the gateway did not start again:\n{log}"))
+    }
+
     /// Replace the file, as an editor does: write beside it, rename over it.
     pub fn rewrite(&self, gateway: &str, upstreams: &str) {
         let path = self.dir.path().join("upstreams.toml");
