@@ -110,6 +110,7 @@ pub fn start(
         shim,
         state_dir: config.gateway.state_dir.clone(),
         cache_dir: config.gateway.cache_dir.clone(),
+        subscriptions: Arc::default(),
     };
     let tracer = Tracer::new(&config.trace).map_err(|e| AppError::Start(e.to_string()))?;
     if let Some(log) = &log {
@@ -117,7 +118,8 @@ pub fn start(
     }
     let observe = Arc::new(Observe::new(tracer, log));
     let (mut control, events) = Control::new(site.clone(), observe.clone());
-    let gateway = Arc::new(Gateway::new(control.first(config.clone()), observe));
+    let gateway =
+        Arc::new(Gateway::new(control.first(config.clone()), observe, site.subscriptions.clone()));
     let (orders, orders_rx) = mpsc::channel(ORDERS_MAX);
     let load: control::Load = match options {
         Some(options) => {

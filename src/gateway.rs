@@ -24,6 +24,7 @@ use crate::observe::record::{Outcome, Record};
 use crate::protocol::message::Kind;
 use crate::protocol::method::ListKind;
 use crate::upstream::outbound::Trace;
+use crate::upstream::subscriptions::Subscriptions;
 
 use router::Plan;
 use snapshot::{Current, Snapshot};
@@ -34,16 +35,23 @@ pub struct Gateway {
     pub current: Current,
     /// Records, metrics, traces.
     pub observe: Arc<Observe>,
+    /// Which resources are watched, and who is told.
+    pub subscriptions: Arc<Subscriptions>,
     in_flight: AtomicU64,
     draining: AtomicBool,
 }
 
 impl Gateway {
     /// A gateway that serves `first`.
-    pub fn new(first: Snapshot, observe: Arc<Observe>) -> Gateway {
+    pub fn new(
+        first: Snapshot,
+        observe: Arc<Observe>,
+        subscriptions: Arc<Subscriptions>,
+    ) -> Gateway {
         Gateway {
             current: Current::new(first),
             observe,
+            subscriptions,
             in_flight: AtomicU64::new(0),
             draining: AtomicBool::new(false),
         }

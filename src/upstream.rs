@@ -14,6 +14,7 @@ pub mod asking;
 pub mod condition;
 pub mod connector;
 mod errand;
+mod events;
 pub mod handshake;
 pub mod inbound;
 pub mod keeper;
@@ -21,6 +22,7 @@ pub mod lease;
 pub mod link;
 pub mod loader;
 pub mod outbound;
+pub mod subscriptions;
 pub mod transport;
 
 use std::collections::HashMap;
@@ -50,6 +52,7 @@ use errand::Errand;
 use lease::Leases;
 use link::Link;
 use outbound::Trace;
+use subscriptions::Subscriptions;
 use transport::http::HttpCounters;
 use transport::stdio::StdioCounters;
 
@@ -62,7 +65,12 @@ pub struct Site {
     pub state_dir: PathBuf,
     /// Installed packages.
     pub cache_dir: PathBuf,
+    /// Which resources are watched, and who is told.
+    pub subscriptions: Arc<Subscriptions>,
 }
+
+/// Notifications of changes that wait for the keeper; further ones say nothing new.
+const NOTES_MAX: usize = 64;
 
 static INCARNATIONS: AtomicU64 = AtomicU64::new(1);
 
@@ -119,11 +127,13 @@ impl Upstream {
         let restarts = Arc::new(AtomicU64::new(0));
         let stdio = Arc::new(StdioCounters::default());
         let http = Arc::new(HttpCounters::default());
+        let (notes, notes_rx) = tokio::sync::mpsc::channel(NOTES_MAX);
         let connector = Arc::new(Connector {
             name: config.name.clone(),
             site: site.clone(),
             scrubber,
             ids: Arc::new(AtomicU64::new(1)),
+            notes,
             stdio: stdio.clone(),
             http: http.clone(),
         });
@@ -150,6 +160,7 @@ impl Upstream {
             config: Arc::downgrade(&upstream),
             name: upstream.name.clone(),
             connector,
+            notes: notes_rx,
             events,
             condition: condition_tx,
             stop,

@@ -138,12 +138,17 @@ impl Slice {
 }
 
 impl About {
-    /// Whether it declares the capability `name`.
+    /// Whether it declares the capability `name`, or with a dot (`resources.subscribe`) a part
+    /// of one.
     pub fn can(&self, name: &str) -> bool {
-        Members::read(&self.capabilities)
-            .ok()
-            .and_then(|c| c.get(name).map(|v| v.get() != "null"))
-            .unwrap_or(false)
+        let (name, part) = name.split_once('.').map_or((name, None), |(n, p)| (n, Some(p)));
+        let declared = |raw: &[u8], name: &str| {
+            let members = Members::read(raw).ok()?;
+            let value = members.get(name)?.get();
+            (!matches!(value, "null" | "false")).then(|| value.to_owned())
+        };
+        let Some(value) = declared(&self.capabilities, name) else { return false };
+        part.is_none_or(|part| declared(value.as_bytes(), part).is_some())
     }
 }
 

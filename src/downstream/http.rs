@@ -22,7 +22,6 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::call::Consumer;
 use crate::failure::{Reason, Refusal};
 use crate::gateway::snapshot::Snapshot;
-use crate::gateway::subscriptions::Topic;
 use crate::protocol::error::{
     ErrorObject, INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, PARSE_ERROR,
 };
@@ -34,7 +33,7 @@ use crate::protocol::sse;
 use super::body::{Events, OutBody};
 use super::canonical::{TraceHeaders, meta_of};
 use super::legacy::{self, Handled, Running};
-use super::listen::Listener;
+use super::listen::{Feed, Listener, Wish};
 use super::session::Session;
 use super::{Edge, checks, modern};
 
@@ -343,17 +342,17 @@ async fn modern_post(
         Ok(Handled::Accepted) => empty(202),
         Ok(Handled::Message(message)) => json(modern::status(&message), message),
         Ok(Handled::Running(running)) => lazily(edge, running, accepts, revision).await,
-        Ok(Handled::Listen(topics)) => listen(edge, consumer, id, topics),
+        Ok(Handled::Listen(wish)) => listen(edge, consumer, &id, wish),
         Err(e) => refuse(modern::status_of(e.code), &e),
     }
 }
 
-fn listen(edge: &Arc<Edge>, consumer: &Arc<Consumer>, id: Bytes, topics: Vec<Topic>) -> Out {
+fn listen(edge: &Arc<Edge>, consumer: &Arc<Consumer>, id: &Bytes, wish: Wish) -> Out {
     let Some(slot) = edge.stream_slot() else {
-        return busy(&id);
+        return busy(id);
     };
-    let listener =
-        Listener { consumer: consumer.clone(), id: Some(id), topics, ends: vec![], slot };
+    let feed = Feed::of_request(edge, consumer, id, wish);
+    let listener = Listener { feed, ends: vec![], slot };
     let edge = edge.clone();
     events(Events::new(|tx| listener.events(edge, tx)))
 }
@@ -416,9 +415,7 @@ fn get(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Parts) -> Out {
         std::mem::replace(&mut *session.stream.lock().expect("no panic while held"), token.clone());
     old.cancel();
     let listener = Listener {
-        consumer: consumer.clone(),
-        id: None,
-        topics: Topic::ALL.to_vec(),
+        feed: Feed::of_session(edge, &session),
         ends: vec![token, session.ended.clone()],
         slot,
     };

@@ -14,7 +14,9 @@ use tokio_util::sync::CancellationToken;
 use crate::call::{Consumer, Notices};
 use crate::gateway::router;
 use crate::protocol::capability::Askable;
-use crate::protocol::error::{ErrorObject, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND};
+use crate::protocol::error::{
+    ErrorObject, INVALID_PARAMS, INVALID_REQUEST, LEGACY_RESOURCE_NOT_FOUND, METHOD_NOT_FOUND,
+};
 use crate::protocol::message::{Frame, Kind, response};
 use crate::protocol::meta::{Members, ObjectWriter};
 use crate::protocol::method::{self, Handling};
@@ -24,7 +26,7 @@ use crate::upstream::inbound::LOG_LEVELS;
 use super::canonical::{Opened, TraceHeaders, meta_of, open};
 use super::render::render;
 use super::session::{Hello, SESSION_CALLS_MAX, Session};
-use super::{Edge, conversation};
+use super::{Edge, conversation, listen};
 
 /// What became of a message.
 pub enum Handled {
@@ -35,7 +37,7 @@ pub enum Handled {
     /// The answer is being made.
     Running(Running),
     /// A stream of notices (newest revision only).
-    Listen(Vec<crate::gateway::subscriptions::Topic>),
+    Listen(listen::Wish),
 }
 
 /// A call under way.
@@ -142,6 +144,9 @@ async fn request(
             return Handled::Message(response(&id, Kind::Result, b"{}"));
         }
         (Handling::Edge, "logging/setLevel") => return set_level(session, &id, &frame),
+        (Handling::Edge, "resources/subscribe" | "resources/unsubscribe") => {
+            return subscribe(edge, session, &id, &frame);
+        }
         (Handling::Edge, "initialize") => {
             return Handled::Message(error(&id, INVALID_REQUEST, "already initialized"));
         }
@@ -206,6 +211,39 @@ fn unknown(id: &[u8], method: &str) -> Handled {
     let data = serde_json::json!({"reason": "unknown_method"});
     let error = ErrorObject::new(METHOD_NOT_FOUND, text).with_data(data);
     Handled::Message(response(id, Kind::Error, error.to_raw().get().as_bytes()))
+}
+
+// 2025-11-25 server/resources, "subscriptions". The answer does not wait for the upstream: it is
+// told as soon as it is there.
+fn subscribe(edge: &Edge, session: &Session, id: &[u8], frame: &Frame) -> Handled {
+    let uri = frame
+        .params()
+        .and_then(|p| Members::read(&p).ok()?.get_str("uri").map(std::borrow::Cow::into_owned));
+    let Some(uri) = uri else {
+        return Handled::Message(error(id, INVALID_PARAMS, "params.uri must be a string"));
+    };
+    let mut watches = session.watches.lock().expect("no panic while held");
+    if frame.method() == "resources/unsubscribe" {
+        watches.retain(|_, (public, _)| **public != *uri);
+        return Handled::Message(response(id, Kind::Result, b"{}"));
+    }
+    if watches.len() >= listen::WATCHES_MAX {
+        let text = format!("more than {} subscriptions in one session", listen::WATCHES_MAX);
+        return Handled::Message(error(id, INVALID_PARAMS, text));
+    }
+    match listen::watch(edge, &session.consumer, &uri) {
+        Some(watch) => {
+            watches.insert(watch.what().clone(), (uri.into(), watch));
+            Handled::Message(response(id, Kind::Result, b"{}"))
+        }
+        None => {
+            let uri: String = uri.chars().take(128).collect();
+            let text = format!("Resource not found, or its server tells of no changes: {uri}");
+            let error = ErrorObject::new(LEGACY_RESOURCE_NOT_FOUND, text)
+                .with_data(serde_json::json!({"reason": "unknown_name"}));
+            Handled::Message(response(id, Kind::Error, error.to_raw().get().as_bytes()))
+        }
+    }
 }
 
 fn set_level(session: &Session, id: &[u8], frame: &Frame) -> Handled {

@@ -1,19 +1,28 @@
-//! Streams of notices: `subscriptions/listen` and the GET stream of old sessions.
+//! Streams of notices: `subscriptions/listen`, the GET stream of old sessions, and the pipe of
+//! one. What is told is the same; only the frame around it differs.
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Deserialize;
-use tokio::sync::mpsc;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::call::Consumer;
 use crate::gateway::subscriptions::{Changes, Topic};
 use crate::protocol::message::{Frame, Kind, message, response};
 use crate::protocol::meta::{Members, ObjectWriter, key};
+use crate::protocol::method::ListKind;
 use crate::protocol::sse;
+use crate::upstream::subscriptions::{Updated, Watch};
 
+use super::session::Session;
 use super::{Edge, Slot};
+
+/// Most resources that one stream or session watches.
+pub const WATCHES_MAX: usize = 1000;
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase")]
@@ -25,42 +34,57 @@ struct Filter {
     prompts_list_changed: bool,
     #[serde(default)]
     resources_list_changed: bool,
+    #[serde(default)]
+    resource_subscriptions: Vec<String>,
 }
 
-/// Which topics a listen request wishes for; an error text if it says nothing readable.
-pub fn wished(frame: &Frame) -> Result<Vec<Topic>, String> {
+/// What a listen request wishes for.
+pub struct Wish {
+    /// Changes of lists.
+    pub topics: Vec<Topic>,
+    /// Changes of resources, by public URI.
+    pub uris: Vec<String>,
+}
+
+/// Read a listen request; an error text if it says nothing readable.
+pub fn wished(frame: &Frame) -> Result<Wish, String> {
     let params = frame.params().ok_or("params.notifications is missing")?;
     let members = Members::read(&params).map_err(|e| format!("params: {e}"))?;
     let raw = members.get("notifications").ok_or("params.notifications is missing")?;
     let filter: Filter =
         serde_json::from_str(raw.get()).map_err(|e| format!("params.notifications: {e}"))?;
-    Ok(Topic::ALL
+    if filter.resource_subscriptions.len() > WATCHES_MAX {
+        return Err(format!(
+            "params.notifications.resourceSubscriptions: more than {WATCHES_MAX} entries"
+        ));
+    }
+    let topics = Topic::ALL
         .into_iter()
         .filter(|t| match t {
             Topic::Tools => filter.tools_list_changed,
             Topic::Prompts => filter.prompts_list_changed,
             Topic::Resources => filter.resources_list_changed,
         })
-        .collect())
+        .collect();
+    Ok(Wish { topics, uris: filter.resource_subscriptions })
+}
+
+/// Watch a resource that the consumer sees, by its public URI; `None` if there is none, its
+/// upstream cannot tell of changes, or too many are watched.
+pub fn watch(edge: &Edge, consumer: &Consumer, public: &str) -> Option<Watch> {
+    let snapshot = edge.gateway.current.load();
+    let view = snapshot.view(consumer);
+    let route = view.resolve(ListKind::Resources, public)?;
+    if !view.can_subscribe(route.upstream()) {
+        return None;
+    }
+    edge.gateway.subscriptions.watch(route.upstream(), route.native())
 }
 
 /// `_meta` that names the listen request with its id's own text (2026-07-28
 /// basic/patterns/subscriptions).
 fn meta(id: &[u8]) -> Vec<u8> {
     ObjectWriter::new().raw(key::SUBSCRIPTION_ID, id).finish()
-}
-
-/// The first message of a listen stream: what is honoured of the wish.
-pub fn acknowledgement(id: &[u8], topics: &[Topic]) -> Bytes {
-    let mut honoured = ObjectWriter::new();
-    for topic in topics {
-        honoured.raw(topic.filter_key(), b"true");
-    }
-    let params = ObjectWriter::new()
-        .raw("notifications", &honoured.finish())
-        .raw("_meta", &meta(id))
-        .finish();
-    message(None, "notifications/subscriptions/acknowledged", Some(&params))
 }
 
 /// The last message of a listen stream that we end.
@@ -70,20 +94,133 @@ pub fn farewell(id: &[u8]) -> Bytes {
     response(id, Kind::Result, &result)
 }
 
-/// A change as a listener of this id hears it.
-pub fn change(topic: Topic, id: Option<&[u8]>) -> Bytes {
+fn change(topic: Topic, id: Option<&[u8]>) -> Bytes {
     let params = id.map(|id| ObjectWriter::new().raw("_meta", &meta(id)).finish());
     message(None, topic.method(), params.as_deref())
 }
 
-/// Who listens, to what.
+fn updated(public: &str, id: Option<&[u8]>) -> Bytes {
+    let mut params = ObjectWriter::new();
+    params.value("uri", &public);
+    if let Some(id) = id {
+        params.raw("_meta", &meta(id));
+    }
+    message(None, "notifications/resources/updated", Some(&params.finish()))
+}
+
+/// Public URIs by what they stand for, and the wishes behind them.
+pub type Watches = HashMap<Updated, (Box<str>, Watch)>;
+
+enum Watching {
+    /// Those of one listen request.
+    Own(Watches),
+    /// Those of a session, which change while it is told.
+    Session(Arc<Session>),
+}
+
+/// What one listener is told, message by message.
+pub struct Feed {
+    changes: Changes,
+    updates: broadcast::Receiver<Updated>,
+    topics: Vec<Topic>,
+    watching: Watching,
+    id: Option<Bytes>,
+    waiting: VecDeque<Bytes>,
+}
+
+impl Feed {
+    /// What a listen request wished for, the acknowledgement of what is honoured first.
+    pub fn of_request(edge: &Edge, consumer: &Arc<Consumer>, id: &Bytes, wish: Wish) -> Feed {
+        let updates = edge.gateway.subscriptions.updates();
+        let mut honoured = ObjectWriter::new();
+        for topic in &wish.topics {
+            honoured.raw(topic.filter_key(), b"true");
+        }
+        let mut watches = Watches::new();
+        let mut uris = Vec::new();
+        for uri in &wish.uris {
+            if let Some(watch) = watch(edge, consumer, uri) {
+                watches.insert(watch.what().clone(), (uri.as_str().into(), watch));
+                uris.push(uri);
+            }
+        }
+        if !uris.is_empty() {
+            honoured.value("resourceSubscriptions", &uris);
+        }
+        let params = ObjectWriter::new()
+            .raw("notifications", &honoured.finish())
+            .raw("_meta", &meta(id))
+            .finish();
+        let ack = message(None, "notifications/subscriptions/acknowledged", Some(&params));
+        Feed {
+            changes: Changes::of(&edge.gateway, consumer),
+            updates,
+            topics: wish.topics,
+            watching: Watching::Own(watches),
+            id: Some(id.clone()),
+            waiting: VecDeque::from([ack]),
+        }
+    }
+
+    /// What an old session is told.
+    pub fn of_session(edge: &Edge, session: &Arc<Session>) -> Feed {
+        Feed {
+            changes: Changes::of(&edge.gateway, &session.consumer),
+            updates: edge.gateway.subscriptions.updates(),
+            topics: Topic::ALL.to_vec(),
+            watching: Watching::Session(session.clone()),
+            id: None,
+            waiting: VecDeque::new(),
+        }
+    }
+
+    /// The next message. Safe to drop and call again.
+    pub async fn next(&mut self) -> Bytes {
+        loop {
+            if let Some(message) = self.waiting.pop_front() {
+                return message;
+            }
+            tokio::select! {
+                topics = self.changes.next() => {
+                    let id = self.id.as_deref();
+                    let told = topics.into_iter().filter(|t| self.topics.contains(t));
+                    self.waiting.extend(told.map(|topic| change(topic, id)));
+                }
+                update = self.updates.recv() => match update {
+                    Ok(update) => self.waiting.extend(self.public(Some(&update))),
+                    // Some were missed: all that is watched may have changed.
+                    Err(RecvError::Lagged(_)) => {
+                        let all: Vec<_> = self.public(None);
+                        self.waiting.extend(all);
+                    }
+                    Err(RecvError::Closed) => std::future::pending().await,
+                },
+            }
+        }
+    }
+
+    fn public(&self, one: Option<&Updated>) -> Vec<Bytes> {
+        let id = self.id.as_deref();
+        let of = |watches: &Watches| match one {
+            Some(one) => watches.get(one).map(|(uri, _)| updated(uri, id)).into_iter().collect(),
+            None => watches.values().map(|(uri, _)| updated(uri, id)).collect(),
+        };
+        match &self.watching {
+            Watching::Own(watches) => of(watches),
+            Watching::Session(session) => of(&session.watches.lock().expect("no panic while held")),
+        }
+    }
+
+    /// The last message, if the gateway ends the stream.
+    pub fn farewell(&self) -> Option<Bytes> {
+        self.id.as_deref().map(farewell)
+    }
+}
+
+/// A feed as an event stream.
 pub struct Listener {
-    /// Whose view counts.
-    pub consumer: Arc<Consumer>,
-    /// The raw id of the listen request; `None` on the GET stream of an old session.
-    pub id: Option<Bytes>,
     /// What is told.
-    pub topics: Vec<Topic>,
+    pub feed: Feed,
     /// Ends the stream: the session ended, or a newer stream took over.
     pub ends: Vec<CancellationToken>,
     /// Its place among the streams.
@@ -93,55 +230,34 @@ pub struct Listener {
 impl Listener {
     /// Write the stream as events until the gateway stops or the stream is ended.
     pub async fn events(self, edge: Arc<Edge>, tx: mpsc::Sender<Bytes>) {
-        let _slot = self.slot;
-        let mut changes = Changes::of(&edge.gateway, &self.consumer);
-        if let Some(id) = &self.id {
-            let ack = acknowledgement(id, &self.topics);
-            if tx.send(sse::event(&ack)).await.is_err() {
-                return;
-            }
-        } else if tx.send(sse::comment("open")).await.is_err() {
+        let Listener { mut feed, ends, slot: _slot } = self;
+        // The first bytes tell the client that the stream is open.
+        if feed.id.is_none() && tx.send(sse::comment("open")).await.is_err() {
             return;
         }
         let every = edge.gateway.current.load().config.gateway.keep_alive;
         let mut tick = tokio::time::interval(every);
         tick.reset();
-        let ended = async {
-            let mut waits: Vec<_> =
-                self.ends.iter().map(|t| Box::pin(t.clone().cancelled_owned())).collect();
-            std::future::poll_fn(|cx| {
-                use std::future::Future as _;
-                if waits.iter_mut().any(|w| w.as_mut().poll(cx).is_ready()) {
-                    std::task::Poll::Ready(())
-                } else {
-                    std::task::Poll::Pending
-                }
-            })
-            .await;
-        };
+        let ended = futures_util::future::select_all(
+            ends.into_iter()
+                .chain([CancellationToken::new()])
+                .map(|t| Box::pin(t.cancelled_owned())),
+        );
         tokio::pin!(ended);
         loop {
-            tokio::select! {
-                topics = changes.next() => {
-                    for topic in topics.into_iter().filter(|t| self.topics.contains(t)) {
-                        let event = sse::event(&change(topic, self.id.as_deref()));
-                        if tx.send(event).await.is_err() {
-                            return;
-                        }
-                    }
-                }
-                _ = tick.tick() => {
-                    if tx.send(sse::comment("")).await.is_err() {
-                        return;
-                    }
-                }
+            let event = tokio::select! {
+                message = feed.next() => sse::event(&message),
+                _ = tick.tick() => sse::comment(""),
                 () = edge.stop.cancelled() => {
-                    if let Some(id) = &self.id {
-                        let _ = tx.send(sse::event(&farewell(id))).await;
+                    if let Some(last) = feed.farewell() {
+                        let _ = tx.send(sse::event(&last)).await;
                     }
                     return;
                 }
-                () = &mut ended => return,
+                _ = &mut ended => return,
+            };
+            if tx.send(event).await.is_err() {
+                return;
             }
         }
     }

@@ -78,8 +78,8 @@ pub async fn handle(
     match method.handling {
         Handling::Edge => return Err(unknown()),
         Handling::Listen => {
-            let topics = listen::wished(&frame).map_err(|e| ErrorObject::new(INVALID_PARAMS, e))?;
-            return Ok(Handled::Listen(topics));
+            let wish = listen::wished(&frame).map_err(|e| ErrorObject::new(INVALID_PARAMS, e))?;
+            return Ok(Handled::Listen(wish));
         }
         Handling::Discover | Handling::List(_) | Handling::Forward => {}
     }

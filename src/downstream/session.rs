@@ -21,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 use crate::call::{Consumer, Reply};
 use crate::protocol::capability::Askable;
 use crate::protocol::revision::Revision;
+
+use super::listen::Watches;
 use crate::seal::{Purpose, Sealer};
 
 /// Most requests of one session in flight: more is no client at work.
@@ -56,6 +58,8 @@ pub struct Session {
     /// Questions that the client has not answered yet, by our raw id.
     pub asked: DashMap<Bytes, oneshot::Sender<Reply>>,
     next_question: AtomicU64,
+    /// What `resources/subscribe` asked for.
+    pub watches: Mutex<Watches>,
     /// The level of `logging/setLevel`.
     pub log_level: Mutex<Option<Box<str>>>,
     /// Running requests by raw id, so that they can be cancelled.
@@ -80,6 +84,7 @@ impl Session {
             revision,
             client_info,
             askable,
+            watches: Mutex::default(),
             asked: DashMap::with_shard_amount(2),
             next_question: AtomicU64::new(1),
             log_level: Mutex::new(None),
@@ -152,8 +157,7 @@ impl Sessions {
         hello: Hello,
         max: usize,
     ) -> Option<Arc<Session>> {
-        let short = |info: &Box<str>| info.len() <= CLIENT_INFO_MAX;
-        let info = hello.client_info.clone().filter(short);
+        let info = hello.client_info.clone().filter(|info| info.len() <= CLIENT_INFO_MAX);
         let sealed = Sealed {
             consumer: (&*consumer.name).into(),
             revision: hello.revision.as_str().into(),

@@ -12,14 +12,14 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::call::Consumer;
-use crate::gateway::subscriptions::{Changes, Topic};
 use crate::protocol::error::{INVALID_PARAMS, INVALID_REQUEST};
 use crate::protocol::message::{Frame, Kind, one_line, response};
 use crate::protocol::meta::Members;
 
 use super::legacy::{self, Handled, Running};
+use super::listen::Feed;
 use super::session::{SESSION_CALLS_MAX, Session};
-use super::{Edge, listen, modern};
+use super::{Edge, modern};
 use crate::downstream::canonical::meta_of;
 
 /// Messages that wait for the host to read.
@@ -177,7 +177,7 @@ impl Pipe {
                     book.lock().expect("no panic while held").remove(&id);
                 });
             }
-            Handled::Listen(topics) => {
+            Handled::Listen(wish) => {
                 let token = token.unwrap_or_default();
                 if !self.register(&id, &token) {
                     let text = "this id is already in flight, or too many are";
@@ -190,7 +190,8 @@ impl Pipe {
                     self.running.clone(),
                 );
                 tokio::spawn(async move {
-                    let work = listening(&edge, &consumer, &id, &topics, &tx);
+                    let feed = Feed::of_request(&edge, &consumer, &id, wish);
+                    let work = listening(&edge, feed, &tx);
                     tokio::select! {
                         () = work => {}
                         () = token.cancelled() => {}
@@ -222,19 +223,15 @@ impl Pipe {
         }
     }
 
-    fn tell_changes(&self, session: &Session) {
-        let (edge, consumer, tx) =
-            (self.edge.clone(), session.consumer.clone(), self.tx.downgrade());
+    fn tell_changes(&self, session: &Arc<Session>) {
+        let (mut feed, tx) = (Feed::of_session(&self.edge, session), self.tx.downgrade());
         tokio::spawn(async move {
-            let mut changes = Changes::of(&edge.gateway, &consumer);
             loop {
-                let topics = changes.next().await;
+                let message = feed.next().await;
                 // Weak, so that this stream of changes does not keep a closed pipe open.
                 let Some(tx) = tx.upgrade() else { return };
-                for topic in topics {
-                    if tx.send(listen::change(topic, None)).await.is_err() {
-                        return;
-                    }
+                if tx.send(message).await.is_err() {
+                    return;
                 }
             }
         });
@@ -258,30 +255,15 @@ async fn run(running: Running, tx: mpsc::Sender<Bytes>) {
     }
 }
 
-async fn listening(
-    edge: &Arc<Edge>,
-    consumer: &Arc<Consumer>,
-    id: &[u8],
-    topics: &[Topic],
-    tx: &mpsc::Sender<Bytes>,
-) {
-    let mut changes = Changes::of(&edge.gateway, consumer);
-    if tx.send(listen::acknowledgement(id, topics)).await.is_err() {
-        return;
-    }
+async fn listening(edge: &Edge, mut feed: Feed, tx: &mpsc::Sender<Bytes>) {
     loop {
-        tokio::select! {
-            changed = changes.next() => {
-                for topic in changed.into_iter().filter(|t| topics.contains(t)) {
-                    if tx.send(listen::change(topic, Some(id))).await.is_err() {
-                        return;
-                    }
-                }
-            }
-            () = edge.stop.cancelled() => {
-                let _ = tx.send(listen::farewell(id)).await;
-                return;
-            }
+        let (message, last) = tokio::select! {
+            message = feed.next() => (Some(message), false),
+            () = edge.stop.cancelled() => (feed.farewell(), true),
+        };
+        let Some(message) = message else { return };
+        if tx.send(message).await.is_err() || last {
+            return;
         }
     }
 }

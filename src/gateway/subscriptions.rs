@@ -160,7 +160,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_change_is_told_although_the_wait_for_it_was_dropped() {
-        let gateway = Arc::new(Gateway::new(snapshot(1, false), Arc::new(Observe::quiet())));
+        let gateway =
+            Arc::new(Gateway::new(snapshot(1, false), Arc::new(Observe::quiet()), Arc::default()));
         let consumer = Arc::new(Consumer { name: "anonymous".into(), view: None });
         let mut changes = Changes::of(&gateway, &consumer);
         gateway.current.publish(snapshot(2, true));

@@ -127,7 +127,7 @@ const fn row(
 }
 
 /// The table, in the order of section 3 of any revision's schema.
-pub static METHODS: [Method; 14] = [
+pub static METHODS: [Method; 15] = [
     row("initialize", H::Edge, A::None, true, false, R24, R11),
     row("ping", H::Edge, A::None, true, false, R24, R11),
     row("logging/setLevel", H::Edge, A::None, true, false, R24, R11),
@@ -141,8 +141,8 @@ pub static METHODS: [Method; 14] = [
     row("resources/read", H::Forward, A::Uri, true, true, R24, R26),
     row("completion/complete", H::Forward, A::Ref, true, false, R24, R26),
     row("subscriptions/listen", H::Listen, A::None, true, false, R26, R26),
-    // Rows that only name a method, so that an unknown one gets `_other` as its metric label.
     row("resources/subscribe", H::Edge, A::Uri, true, false, R24, R11),
+    row("resources/unsubscribe", H::Edge, A::Uri, true, false, R24, R11),
 ];
 
 /// The row of a method in a revision; `None` if that revision does not have it.

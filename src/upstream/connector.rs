@@ -9,6 +9,7 @@ use crate::config::secret::Scrubber;
 use crate::config::{EraChoice, TransportConfig, UpstreamConfig};
 use crate::failure::{Delivery, Fault, Reason};
 use crate::protocol::capability::Askable;
+use crate::protocol::message::Frame;
 
 use super::Site;
 use super::handshake::{Agreed, Handshake};
@@ -27,6 +28,8 @@ pub struct Connector {
     pub scrubber: Scrubber,
     /// The ids of all its requests: none is used twice.
     pub ids: Arc<AtomicU64>,
+    /// Where notifications go that belong to no call, wherever they came.
+    pub notes: mpsc::Sender<Frame>,
     /// What a child said that was no message.
     pub stdio: Arc<StdioCounters>,
     /// Bytes and strays of the HTTP wire.

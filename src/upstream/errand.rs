@@ -64,7 +64,7 @@ async fn once(
         };
         let link = held.as_ref().map_or(&main, |held| &held.link);
         let hearing = held.as_ref().and_then(|held| held.hearing.as_deref());
-        match carry(link, hearing, errand, answers).await {
+        match carry(upstream, link, hearing, errand, answers).await {
             // The session had ended before the request was looked at. Renewing it is our own
             // affair: it takes no retry, and the caller notices nothing.
             Err(fault) if fault.delivery == Delivery::NotSent && link.is_lost() && !renewed => {
@@ -76,6 +76,7 @@ async fn once(
 }
 
 async fn carry(
+    upstream: &Upstream,
     link: &Link,
     hearing: Option<&Hearing>,
     errand: &Errand<'_>,
@@ -83,6 +84,11 @@ async fn carry(
 ) -> Result<Arrived, Fault> {
     let Errand { config, route, parsed, trace, asking } = *errand;
     let Asking { call, notices, deadline, .. } = asking;
+    if let Some(level) = &call.meta.log_level
+        && let Some(rank) = inbound::LOG_LEVELS.iter().position(|l| **l == **level)
+    {
+        link.want_logs(rank, level).await;
+    }
     let id = link.mint();
     let message = outbound::build(call, parsed, route.native(), link.era(), id, trace, answers);
     let method = call.method.name;
@@ -92,8 +98,12 @@ async fn carry(
         if frame.method() == "notifications/progress" {
             deadline.extend();
         }
-        if let Some(message) = inbound::notice(call, &link.upstream, &frame) {
-            notices.send(message);
+        match inbound::notice(call, &link.upstream, &frame) {
+            Some(message) => notices.send(message),
+            // Changes are told on any stream; what finds no room is told again by the next one.
+            None => {
+                let _ = upstream.connector.notes.try_send(frame);
+            }
         }
     };
     let answered = if link.askable.is_nothing() {

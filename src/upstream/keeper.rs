@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -16,14 +15,15 @@ use crate::failure::{Delivery, Fault, Reason};
 use crate::protocol::capability::Askable;
 use crate::protocol::error::{ErrorObject, METHOD_NOT_FOUND};
 use crate::protocol::message::{Frame, Kind, response};
+use crate::protocol::meta::Members;
 use crate::protocol::revision::{Era, Revision};
 
 use super::condition::{Condition, State};
 use super::connector::Connector;
 use super::link::{Link, Wire};
+use super::subscriptions::Subscriptions;
 use super::transport::Unasked;
-use super::transport::http::{HttpFault, StreamRefused};
-use super::{Upstream, loader};
+use super::{Upstream, events, loader};
 
 /// What the keeper tells the one writer.
 pub enum Event {
@@ -57,6 +57,8 @@ pub struct Keeper {
     pub(super) config: Weak<Upstream>,
     pub(super) name: Arc<str>,
     pub(super) connector: Arc<Connector>,
+    // What calls and other conversations heard that is for all.
+    pub(super) notes: mpsc::Receiver<Frame>,
     pub(super) events: Events,
     pub(super) condition: watch::Sender<Condition>,
     pub(super) stop: CancellationToken,
@@ -173,11 +175,10 @@ impl Keeper {
         // some servers ask before they answer.
         let listener = {
             let link = link.clone();
-            let reload = reload_tx.clone();
-            let name = self.name.clone();
+            let ear = self.ear(&reload_tx);
             AbortOnDrop(tokio::spawn(async move {
                 while let Some(message) = unasked.recv().await {
-                    heard(&link, &name, message, &reload).await;
+                    heard(&link, message, &ear).await;
                 }
             }))
         };
@@ -197,19 +198,30 @@ impl Keeper {
                 return Ended::Lost(fault);
             }
         }
-        let _events = AbortOnDrop(tokio::spawn(event_stream(link.clone(), reload_tx)));
-        let ended = self.watch(&link, &mut reload).await;
+        let ear = self.ear(&reload_tx);
+        let events = events::follow(link.clone(), ear.clone());
+        let _events = AbortOnDrop(tokio::spawn(events));
+        let ended = self.watch(&link, &mut reload, &ear).await;
         drop(listener);
         ended
     }
 
     // Until the link is lost: fetch the lists again when told so, and now and then anyway.
-    async fn watch(&mut self, link: &Arc<Link>, reload: &mut mpsc::Receiver<()>) -> Ended {
+    async fn watch(
+        &mut self,
+        link: &Arc<Link>,
+        reload: &mut mpsc::Receiver<()>,
+        ear: &Ear,
+    ) -> Ended {
         let mut last = Instant::now();
         loop {
             let Some(config) = self.settings() else { return Ended::Stopped };
             tokio::select! {
                 fault = ended(link) => return Ended::Lost(fault),
+                Some(frame) = self.notes.recv() => {
+                    ear.note(&frame);
+                    continue;
+                }
                 told = reload.recv() => {
                     if told.is_none() {
                         return Ended::Stopped;
@@ -256,6 +268,14 @@ impl Keeper {
             self.verdict = None;
         }
         connected
+    }
+
+    fn ear(&self, reload: &mpsc::Sender<()>) -> Ear {
+        Ear {
+            upstream: self.name.clone(),
+            reload: reload.clone(),
+            subscriptions: self.connector.site.subscriptions.clone(),
+        }
     }
 
     fn settings(&self) -> Option<Arc<UpstreamConfig>> {
@@ -324,15 +344,52 @@ pub(super) async fn ended(link: &Link) -> Fault {
     }
 }
 
-// What an upstream says unasked. Only `ping` is answered with a yes: on a shared link nobody can
-// be asked anything (2025-11-25 client/*: undeclared capabilities are refused with -32601).
-async fn heard(link: &Link, name: &str, message: Unasked, reload: &mpsc::Sender<()>) {
+/// Where changes go that an upstream tells of.
+#[derive(Clone)]
+pub(super) struct Ear {
+    pub upstream: Arc<str>,
+    // Room for one: the lists are fetched as they are then.
+    pub reload: mpsc::Sender<()>,
+    pub subscriptions: Arc<Subscriptions>,
+}
+
+/// Whether a notification concerns all who use the upstream, and no call.
+pub(super) fn is_change(method: &str) -> bool {
+    matches!(
+        method,
+        "notifications/tools/list_changed"
+            | "notifications/prompts/list_changed"
+            | "notifications/resources/list_changed"
+            | "notifications/resources/updated"
+    )
+}
+
+impl Ear {
+    pub fn note(&self, frame: &Frame) {
+        if !is_change(frame.method()) {
+            return;
+        }
+        if frame.method() != "notifications/resources/updated" {
+            let _ = self.reload.try_send(());
+            return;
+        }
+        let Some(params) = frame.params() else { return };
+        let Ok(members) = Members::read(&params) else { return };
+        if let Some(uri) = members.get_str("uri") {
+            self.subscriptions.tell(&self.upstream, &uri);
+        }
+    }
+}
+
+// What an upstream says unasked. On a shared link nobody can be asked anything (2025-11-25
+// client/*: undeclared capabilities are refused with -32601).
+pub(super) async fn heard(link: &Link, message: Unasked, ear: &Ear) {
     match message {
         Unasked::Request(frame) => {
-            tracing::debug!(upstream = name, method = frame.method(), "the upstream asks");
+            tracing::debug!(upstream = %link.upstream, method = frame.method(), "the upstream asks");
             refuse(link, &frame).await;
         }
-        Unasked::Notification(frame) => note(&frame, reload),
+        Unasked::Notification(frame) => ear.note(&frame),
     }
 }
 
@@ -347,95 +404,6 @@ pub(super) async fn refuse(link: &Link, frame: &Frame) {
     };
     let _ = link.notify(answer).await;
 }
-
-fn note(frame: &Frame, reload: &mpsc::Sender<()>) {
-    if matches!(
-        frame.method(),
-        "notifications/tools/list_changed"
-            | "notifications/prompts/list_changed"
-            | "notifications/resources/list_changed"
-    ) {
-        // One waiting token is enough: the lists are fetched as they are then.
-        let _ = reload.try_send(());
-    }
-}
-
-// The stream on which an HTTP upstream tells of changes: a GET stream of an old session, a
-// listen request in the newest revision. Refused or ended streams fall back to `refresh`.
-async fn event_stream(link: Arc<Link>, reload: mpsc::Sender<()>) {
-    const AGAIN: Duration = Duration::from_secs(5);
-    if link.era() == Era::Modern {
-        let wanted: Vec<&str> = [
-            ("tools", "toolsListChanged"),
-            ("prompts", "promptsListChanged"),
-            ("resources", "resourcesListChanged"),
-        ]
-        .into_iter()
-        .filter(|(c, _)| link.agreed.offers(&format!("{c}.listChanged")))
-        .map(|(_, key)| key)
-        .collect();
-        if wanted.is_empty() {
-            return;
-        }
-        let mut filter = crate::protocol::meta::ObjectWriter::new();
-        for key in wanted {
-            filter.raw(key, b"true");
-        }
-        let filter = Bytes::from(filter.finish());
-        loop {
-            let id = link.mint();
-            let message = super::link::own_request(
-                Era::Modern,
-                id,
-                "subscriptions/listen",
-                &[("notifications", filter.clone())],
-            );
-            let on_notice = |frame: Frame| note(&frame, &reload);
-            let end =
-                link.exchange(id, "subscriptions/listen", None, message, &on_notice, None).await;
-            if end.is_ok_and(|a| a.frame.kind() == Kind::Error) {
-                return;
-            }
-            tokio::time::sleep(AGAIN).await;
-            // Something may have changed while nobody listened.
-            let _ = reload.try_send(());
-        }
-    }
-    let Wire::Http(wire) = &link.wire else { return };
-    let mut from: Option<String> = None;
-    loop {
-        let mut pause = AGAIN;
-        match wire.stream(&link.headers(""), from.as_deref()).await {
-            Ok(mut stream) => {
-                while let Ok(Some(frame)) = stream.next().await {
-                    match frame.kind() {
-                        Kind::Notification => note(&frame, &reload),
-                        Kind::Request => {
-                            heard(&link, &link.upstream, Unasked::Request(frame), &reload).await;
-                        }
-                        _ => {}
-                    }
-                }
-                from = stream.last_event_id().map(Into::into).or(from);
-                pause = stream.retry().map_or(AGAIN, |asked| asked.clamp(STREAM_PAUSE, AGAIN * 12));
-            }
-            Err(StreamRefused::Fault(HttpFault { status: Some(404), .. }))
-                if link.agreed.session.is_some() =>
-            {
-                return link.lost();
-            }
-            // What it cannot go on with it may begin anew.
-            Err(refused) if refused.for_good() && from.take().is_none() => return,
-            Err(_) => {}
-        }
-        tokio::time::sleep(pause).await;
-        // Something may have changed while nobody listened.
-        let _ = reload.try_send(());
-    }
-}
-
-/// Least pause before a stream is opened again, whatever the upstream asks for.
-const STREAM_PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) struct AbortOnDrop(pub(super) tokio::task::JoinHandle<()>);
 

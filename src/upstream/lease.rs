@@ -17,9 +17,10 @@ use crate::call::Call;
 use crate::config::{EraChoice, Isolation, UpstreamConfig};
 use crate::failure::{Delivery, Fault, Reason};
 use crate::protocol::capability::Askable;
+use crate::protocol::message::Frame;
 
 use super::connector::Connector;
-use super::keeper::{AbortOnDrop, ended, refuse};
+use super::keeper::{AbortOnDrop, ended, is_change, refuse};
 use super::link::{Link, Wire};
 use super::transport::Unasked;
 
@@ -132,7 +133,7 @@ impl Leases {
             // It is the making of a conversation that failed: the call was not sent.
             let (link, unasked) =
                 connected.map_err(|fault| Fault { delivery: Delivery::NotSent, ..fault })?;
-            *live = Some(Live::new(link, unasked));
+            *live = Some(Live::new(link, unasked, connector.notes.clone()));
         }
         let live = live.as_ref().expect("made above");
         held.0 = None;
@@ -233,7 +234,7 @@ impl Lease {
 }
 
 impl Live {
-    fn new(link: Link, mut unasked: mpsc::Receiver<Unasked>) -> Live {
+    fn new(link: Link, mut unasked: mpsc::Receiver<Unasked>, notes: mpsc::Sender<Frame>) -> Live {
         let (link, hearing) = (Arc::new(link), Arc::<Hearing>::default());
         let listener = {
             let (link, hearing) = (link.clone(), hearing.clone());
@@ -255,15 +256,23 @@ impl Live {
                         return link.lost();
                     };
                     // Never waits: what finds no room is refused.
+                    let concerns_all = matches!(&message, Unasked::Notification(frame)
+                        if is_change(frame.method()));
                     let left = match hearing.now() {
-                        Some(call) => call.try_send(message).err().map(|e| match e {
-                            mpsc::error::TrySendError::Full(m)
-                            | mpsc::error::TrySendError::Closed(m) => m,
-                        }),
-                        None => Some(message),
+                        Some(call) if !concerns_all => {
+                            call.try_send(message).err().map(|e| match e {
+                                mpsc::error::TrySendError::Full(m)
+                                | mpsc::error::TrySendError::Closed(m) => m,
+                            })
+                        }
+                        _ => Some(message),
                     };
-                    if let Some(Unasked::Request(frame)) = left {
-                        refuse(&link, &frame).await;
+                    match left {
+                        Some(Unasked::Request(frame)) => refuse(&link, &frame).await,
+                        Some(Unasked::Notification(frame)) => {
+                            let _ = notes.try_send(frame);
+                        }
+                        None => {}
                     }
                 }
             })

@@ -1,7 +1,7 @@
 //! One conversation with an upstream: ids, session, what was agreed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use hyper::header::{HeaderName, HeaderValue};
@@ -72,6 +72,8 @@ pub struct Link {
     ids: Arc<AtomicU64>,
     unasked: mpsc::Sender<Unasked>,
     lost: CancellationToken,
+    // Rank of the most verbose log level that was asked for on it.
+    log_level: AtomicUsize,
 }
 
 /// An answer, and what its HTTP status said.
@@ -115,7 +117,16 @@ impl Link {
         ids: Arc<AtomicU64>,
         unasked: mpsc::Sender<Unasked>,
     ) -> Link {
-        Link { upstream, wire, agreed, askable, ids, unasked, lost: CancellationToken::new() }
+        Link {
+            upstream,
+            wire,
+            agreed,
+            askable,
+            ids,
+            unasked,
+            lost: CancellationToken::new(),
+            log_level: AtomicUsize::new(usize::MAX),
+        }
     }
 
     /// The era spoken.
@@ -191,6 +202,22 @@ impl Link {
         let answered =
             self.exchange(id, method, None, message, &|_| {}, None).await.map_err(|u| u.fault)?;
         Ok(answered.frame)
+    }
+
+    /// See to it that an old upstream sends log messages of this rank (0: the most verbose). One
+    /// conversation has one level, so it is the most verbose that anybody wants; who wants less
+    /// gets less (2025-11-25 server/utilities/logging).
+    pub async fn want_logs(&self, rank: usize, level: &str) {
+        if self.era() == Era::Modern
+            || !self.agreed.offers("logging")
+            || self.log_level.fetch_min(rank, Ordering::Relaxed) <= rank
+        {
+            return;
+        }
+        let level = serde_json::to_vec(level).expect("a string serialises");
+        if let Err(fault) = self.ask("logging/setLevel", &[("level", level.into())]).await {
+            tracing::debug!(upstream = %self.upstream, cause = %fault.cause, "the log level was not taken");
+        }
     }
 
     /// Send a notification.

@@ -8,6 +8,7 @@ mod asks;
 mod isolation;
 mod newer;
 mod sessions;
+mod subscriptions;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

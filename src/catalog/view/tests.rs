@@ -282,8 +282,11 @@ fn capabilities_are_the_union_of_what_was_last_known() {
     let said = |rule: Option<&ViewRule>| {
         String::from_utf8(View::new(&c, rule).capabilities().to_vec()).unwrap()
     };
-    insta::assert_snapshot!(said(None), @r#"{"tools":{"listChanged":true},"resources":{"listChanged":true},"completions":{}}"#);
-    assert_eq!(said(Some(&rule(Some(&["crm"]), &[], &[]))), r#"{"tools":{"listChanged":true}}"#);
+    insta::assert_snapshot!(said(None), @r#"{"tools":{"listChanged":true},"resources":{"listChanged":true,"subscribe":true},"completions":{},"logging":{}}"#);
+    assert_eq!(
+        said(Some(&rule(Some(&["crm"]), &[], &[]))),
+        r#"{"tools":{"listChanged":true},"logging":{}}"#
+    );
     let never = catalog(vec![down(part("new", &crm), false)]);
     insta::assert_snapshot!(text(&View::new(&never, None).capabilities()), @r#"{"tools":{"listChanged":true},"prompts":{"listChanged":true},"resources":{"listChanged":true}}"#);
 }

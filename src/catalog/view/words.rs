@@ -40,13 +40,26 @@ impl View {
         let mut said = Map::new();
         for list in ["tools", "prompts", "resources"] {
             if any(list, true) {
-                said.insert(list.into(), json!({"listChanged": true}));
+                let mut can = json!({"listChanged": true});
+                if list == "resources" && any("resources.subscribe", false) {
+                    can["subscribe"] = json!(true);
+                }
+                said.insert(list.into(), can);
             }
         }
-        if any("completions", false) {
-            said.insert("completions".into(), json!({}));
+        for whole in ["completions", "logging"] {
+            if any(whole, false) {
+                said.insert(whole.into(), json!({}));
+            }
         }
         Bytes::from(Value::Object(said).to_string())
+    }
+
+    /// Whether this upstream tells of changes of single resources.
+    pub fn can_subscribe(&self, upstream: &str) -> bool {
+        self.parts()
+            .filter(|m| *m.part.config.name == *upstream)
+            .any(|m| m.part.slice.as_ref().is_some_and(|s| s.about.can("resources.subscribe")))
     }
 
     /// The instructions for the agent: how to read the names and, with a `cap`, each seen

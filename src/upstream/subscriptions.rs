@@ -1,0 +1,183 @@
+//! Which resources somebody wants to hear of, and who is told.
+//!
+//! One place for all upstreams, so that a wish outlives the conversation and even the upstream's
+//! instance: each new link reads here what to subscribe to.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{broadcast, watch};
+
+use super::link::Link;
+
+/// Most different resources of one upstream that are watched at once.
+const WATCHED_MAX: usize = 10_000;
+/// Updates that wait for a slow listener. One that falls further behind is told that all it
+/// watches may have changed.
+const UPDATES_MAX: usize = 1024;
+/// Wishes that change within this time are told to the upstream together.
+const GATHER: Duration = Duration::from_millis(20);
+
+// How many wish for each URI, by upstream.
+type Wanted = HashMap<Arc<str>, BTreeMap<Arc<str>, usize>>;
+
+/// A resource changed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Updated {
+    /// Whose it is.
+    pub upstream: Arc<str>,
+    /// Its URI there.
+    pub uri: Arc<str>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Subscriptions {
+    wanted: Mutex<Wanted>,
+    version: watch::Sender<u64>,
+    updates: broadcast::Sender<Updated>,
+}
+
+impl Default for Subscriptions {
+    fn default() -> Self {
+        Subscriptions {
+            wanted: Mutex::default(),
+            version: watch::Sender::new(0),
+            updates: broadcast::Sender::new(UPDATES_MAX),
+        }
+    }
+}
+
+/// A wish; dropping it takes it back.
+#[derive(Debug)]
+pub struct Watch {
+    home: Arc<Subscriptions>,
+    what: Updated,
+}
+
+impl Watch {
+    /// What is watched.
+    pub fn what(&self) -> &Updated {
+        &self.what
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let mut wanted = self.home.lock();
+        let Some(uris) = wanted.get_mut(&self.what.upstream) else { return };
+        let Some(count) = uris.get_mut(&self.what.uri) else { return };
+        *count -= 1;
+        if *count == 0 {
+            uris.remove(&self.what.uri);
+            if uris.is_empty() {
+                wanted.remove(&self.what.upstream);
+            }
+            drop(wanted);
+            self.home.version.send_modify(|v| *v += 1);
+        }
+    }
+}
+
+impl Subscriptions {
+    /// Wish to hear of a resource; `None` if too many are watched.
+    pub fn watch(self: &Arc<Self>, upstream: &Arc<str>, uri: &Arc<str>) -> Option<Watch> {
+        let mut wanted = self.lock();
+        let uris = wanted.entry(upstream.clone()).or_default();
+        if uris.len() >= WATCHED_MAX && !uris.contains_key(uri) {
+            return None;
+        }
+        let count = uris.entry(uri.clone()).or_default();
+        *count += 1;
+        let first = *count == 1;
+        drop(wanted);
+        if first {
+            self.version.send_modify(|v| *v += 1);
+        }
+        let what = Updated { upstream: upstream.clone(), uri: uri.clone() };
+        Some(Watch { home: self.clone(), what })
+    }
+
+    /// What is wished for of one upstream.
+    pub fn wanted(&self, upstream: &str) -> BTreeSet<Arc<str>> {
+        self.lock().get(upstream).map(|uris| uris.keys().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Changes whenever wishes do.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    /// What upstreams tell from now on.
+    pub fn updates(&self) -> broadcast::Receiver<Updated> {
+        self.updates.subscribe()
+    }
+
+    /// An upstream told of a change.
+    pub fn tell(&self, upstream: &Arc<str>, uri: &str) {
+        // Nobody listens: then nobody need be told.
+        let _ = self.updates.send(Updated { upstream: upstream.clone(), uri: uri.into() });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Wanted> {
+        // Only additions and removals happen under it.
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keep an old upstream's subscriptions as they are wished for (2025-11-25 server/resources,
+/// "subscriptions"). Ends with its link.
+pub async fn follow(home: Arc<Subscriptions>, link: Arc<Link>) {
+    if !link.agreed.offers("resources.subscribe") {
+        return;
+    }
+    let mut changes = home.changes();
+    let mut have: BTreeSet<Arc<str>> = BTreeSet::new();
+    loop {
+        changes.mark_unchanged();
+        let wanted = home.wanted(&link.upstream);
+        let new = wanted.difference(&have).map(|uri| ("resources/subscribe", uri));
+        let gone = have.difference(&wanted).map(|uri| ("resources/unsubscribe", uri));
+        for (method, uri) in new.chain(gone) {
+            let raw = serde_json::to_vec(&**uri).expect("a string serialises");
+            if let Err(fault) = link.ask(method, &[("uri", Bytes::from(raw))]).await {
+                tracing::debug!(upstream = %link.upstream, method, cause = %fault.cause,
+                    "a subscription was not taken");
+            }
+        }
+        have = wanted;
+        if changes.changed().await.is_err() {
+            return;
+        }
+        tokio::time::sleep(GATHER).await;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wish_is_counted_and_taken_back() {
+        let home = Arc::new(Subscriptions::default());
+        let (up, a): (Arc<str>, Arc<str>) = ("up".into(), "file:///a".into());
+        let mut changes = home.changes();
+        changes.mark_unchanged();
+        let one = home.watch(&up, &a).unwrap();
+        assert!(changes.has_changed().unwrap());
+        changes.mark_unchanged();
+        let two = home.watch(&up, &a).unwrap();
+        assert!(!changes.has_changed().unwrap(), "one more of the same is nothing new");
+        drop(one);
+        assert_eq!(home.wanted("up"), BTreeSet::from([a.clone()]));
+        drop(two);
+        assert!(changes.has_changed().unwrap());
+        assert!(home.wanted("up").is_empty() && home.lock().is_empty());
+        let mut updates = home.updates();
+        home.tell(&up, "file:///a");
+        assert_eq!(updates.try_recv().unwrap(), Updated { upstream: up, uri: a });
+    }
+}
