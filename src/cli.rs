@@ -216,6 +216,9 @@ fn check(options: &ServeOptions) -> ExitCode {
 }
 
 fn key_new(name: &str) -> ExitCode {
+    if let Err(what) = config::consumer_name(name) {
+        return failed(EXIT_PROBLEM, &what);
+    }
     let key = new_key();
     let digest = ConsumerKey::of(key.expose()).to_text();
     out(&format!("{}\n", key.expose()));

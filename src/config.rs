@@ -11,6 +11,7 @@ pub mod secret;
 pub mod section;
 pub mod validate;
 
+pub use validate::consumers::consumer_name;
 pub use validate::{load, parse};
 
 use std::collections::BTreeMap;
@@ -40,6 +41,9 @@ pub struct Config {
     /// `[consumers.NAME]`; empty means: anonymous callers on loopback only, seeing everything.
     pub consumers: Vec<ConsumerConfig>,
 }
+
+/// Who a local command or pipe acts as: it reads the configuration anyway, so it sees everything.
+pub const OPERATOR: &str = "operator";
 
 /// `[gateway]`: the endpoint that agents connect to.
 #[derive(Clone, PartialEq)]

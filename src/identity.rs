@@ -9,12 +9,10 @@ use std::sync::Arc;
 
 use crate::call::Consumer;
 use crate::config::Config;
+pub use crate::config::OPERATOR;
 use crate::config::secret::ConsumerKey;
 use crate::failure::{Reason, Refusal};
 use crate::guard::Limiter;
-
-/// Who a local command or pipe acts as: it reads the configuration anyway, so it sees everything.
-pub const OPERATOR: &str = "operator";
 
 /// A consumer and its quota.
 pub struct Member {

@@ -1,6 +1,6 @@
 //! The file becomes a [`Config`], or a list of everything that is wrong with it.
 
-mod consumers;
+pub(super) mod consumers;
 mod upstream;
 
 use std::net::SocketAddr;

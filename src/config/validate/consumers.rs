@@ -46,10 +46,36 @@ pub fn views(root: &Section<'_>, upstreams: &[UpstreamConfig]) -> BTreeMap<Arc<s
     out
 }
 
+/// Names that stand for somebody already: callers without key, and the gateway's own commands.
+const RESERVED: [&str; 2] = ["anonymous", crate::config::OPERATOR];
+
+/// Longest name of a consumer; it stands in each log line.
+const NAME_MAX: usize = 64;
+
+/// Whether a consumer can have this name.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn consumer_name(name: &str) -> Result<(), String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if RESERVED.contains(&name) {
+        return Err(format!("{name:?} is a name that the gateway uses itself"));
+    }
+    if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(plain) {
+        return Err(format!(
+            "{name:?} is no consumer name: up to {NAME_MAX} of letters, digits, - _ and ."
+        ));
+    }
+    Ok(())
+}
+
 /// All consumers.
 pub fn all(root: &Section<'_>, views: &BTreeMap<Arc<str>, ViewRule>) -> Vec<ConsumerConfig> {
     let mut out: Vec<ConsumerConfig> = Vec::new();
     for (name, s) in root.tables("consumers", "Who may call.") {
+        if let Err(what) = consumer_name(&name) {
+            s.wrong_at(&s.span, "", what, "name it like px-bot");
+        }
         let mut texts: Vec<_> = s
             .text("key", "Digest of its key, as `weir key new NAME` prints it.")
             .into_iter()

@@ -1,0 +1,486 @@
+//! The command line as its users have it: what is printed where, and how it ends.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod harness;
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use harness::scripted::{Reply, Scripted, tool};
+use harness::{PATIENCE, Weir, modern};
+use serde_json::{Value, json};
+
+fn weir() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+    command.env_remove("WEIR_TEST_TOKEN").stdin(Stdio::null());
+    command
+}
+
+async fn run(mut command: Command) -> Output {
+    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// A file with its own state and these upstreams.
+fn file(dir: &Path, gateway: &str, upstreams: &str) -> std::path::PathBuf {
+    let path = dir.join("upstreams.toml");
+    let text = format!(
+        "[gateway]\nlisten = \"127.0.0.1:0\"\nstate_dir = \"{0}/state\"\ncache_dir = \"{0}/cache\"\n{gateway}\n[admin]\nlisten = \"off\"\n{upstreams}\n",
+        dir.display()
+    );
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+async fn on(path: &Path, args: &[&str]) -> Output {
+    let mut command = weir();
+    command.args(args).arg("--config").arg(path);
+    run(command).await
+}
+
+#[tokio::test]
+async fn check_names_every_problem_with_its_place_and_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let bad =
+        file(dir.path(), "max_bodi = 1", "[upstreams.a]\nurl = \"ftp://x/\"\ncall_timeout = 5");
+    let output = on(&bad, &["check"]).await;
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(1), ""));
+    let told = stderr(&output).replace(&dir.path().display().to_string(), "DIR");
+    insta::assert_snapshot!(told, @r#"
+    DIR/upstreams.toml:5:1: gateway.max_bodi: is not a known key
+        did you mean `max_body`?
+    DIR/upstreams.toml:9:7: upstreams.a.url: is no http or https URL
+        write it like "https://mcp.example.com/mcp"
+    DIR/upstreams.toml:10:16: upstreams.a.call_timeout: is a whole number
+        write a duration with its unit, such as "30s"
+    3 problems
+    "#);
+    // The same words, and the same refusal, when it is to be served.
+    let served = on(&bad, &["serve"]).await;
+    assert_eq!(served.status.code(), Some(1));
+    assert!(
+        stderr(&served).contains("gateway.max_bodi: is not a known key"),
+        "{}",
+        stderr(&served)
+    );
+
+    let missing = on(&dir.path().join("none.toml"), &["check"]).await;
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(stderr(&missing).contains("none.toml: cannot be read"), "{}", stderr(&missing));
+
+    let good = file(
+        dir.path(),
+        "",
+        "[upstreams.a]\nurl = \"http://127.0.0.1:9/mcp\"\n[upstreams.b]\nurl = \"https://x.example/\"\nbearer = \"${WEIR_TEST_TOKEN}\"",
+    );
+    let output = on(&good, &["check"]).await;
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
+    let told = stdout(&output);
+    assert!(told.contains("no problems") && told.contains("WEIR_TEST_TOKEN is not set"), "{told}");
+    assert!(!told.contains('\u{1b}'), "no colour where nobody looks");
+    // Nothing was started or written.
+    assert!(!dir.path().join("state").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_connect_tries_each_upstream() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = Scripted::fine(&["a"]).await;
+    let dormant =
+        "[upstreams.later]\nurl = \"https://x.example/\"\nbearer = \"${WEIR_TEST_TOKEN}\"\n";
+    let fine = file(dir.path(), "", &(up.section("up", "") + dormant));
+    let output = on(&fine, &["check", "--connect"]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let told = stdout(&output);
+    assert!(told.lines().any(|l| l.starts_with("up ") && l.contains("ready")), "{told}");
+    assert!(told.contains("dormant"), "{told}");
+    let dead = file(
+        dir.path(),
+        "",
+        "[upstreams.dead]\nurl = \"http://127.0.0.1:9/mcp\"\n[upstreams.gone]\ncommand = \"/no/such/program\"\n",
+    );
+    let output = on(&dead, &["check", "--connect"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    let told = stdout(&output);
+    assert!(told.contains("cannot be reached") && told.contains("could not be started"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn catalog_shows_what_each_consumer_would_see() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = Scripted::fine(&["read", "write"]).await;
+    let (px, sales) = (key("px"), key("sales"));
+    let path = file(
+        dir.path(),
+        "builtin = false",
+        &(up.section("up", "")
+            + &format!(
+                "[views.px]\nallow = [\"*__read\"]\n[consumers.px]\nkey = {:?}\nview = \"px\"\n[consumers.sales]\nkey = {:?}\n",
+                px.1, sales.1
+            )),
+    );
+    let output = on(&path, &["catalog"]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let told = stdout(&output);
+    assert!(
+        told.contains("up__read") && told.contains("up__write") && !told.contains('\u{1b}'),
+        "{told}"
+    );
+    let output = on(&path, &["catalog", "--json"]).await;
+    let all: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let of = |name: &str| {
+        all["consumers"].as_array().unwrap().iter().find(|c| c["name"] == name).unwrap()["tools"]
+            .clone()
+    };
+    assert_eq!((of("px"), of("sales")), (json!(["up__read"]), json!(["up__read", "up__write"])));
+    let tools = &all["upstreams"][0]["lists"][0];
+    assert_eq!((&tools["kind"], &tools["entries"]), (&json!("tools"), &json!(2)));
+    // The size of what an agent is given: the entries with their public names.
+    let size: usize =
+        ["up__read", "up__write"].iter().map(|n| tool(n, false).to_string().len()).sum();
+    let bytes = usize::try_from(tools["bytes"].as_u64().unwrap()).unwrap();
+    assert!(bytes.abs_diff(size) < 20, "{bytes} {size}");
+    let output = on(&path, &["catalog", "--consumer", "px"]).await;
+    assert!(!stdout(&output).contains("up__write"), "{}", stdout(&output));
+    let output = on(&path, &["catalog", "--consumer", "nobody"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("px, sales"),
+        "names those that there are: {}",
+        stderr(&output)
+    );
+}
+
+fn key(name: &str) -> (String, String) {
+    let output = weir().args(["key", "new", name]).output().unwrap();
+    assert!(output.status.success());
+    let section = stderr(&output);
+    assert!(section.contains(&format!("[consumers.{name}]")), "{section}");
+    let digest = section.split("key = \"").nth(1).unwrap().split('"').next().unwrap();
+    let key = stdout(&output).trim().to_owned();
+    assert!(!section.contains(&key), "the key is shown once");
+    (key, digest.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_key_opens_the_door() {
+    let (px, digest) = key("px-bot");
+    assert_ne!(key("px-bot").0, px, "never the same twice");
+    let weir = Weir::start("", &format!("[consumers.px-bot]\nkey = {digest:?}\n"));
+    let status = |key: Option<String>| {
+        let url = weir.url.clone();
+        async move { modern(&url, key.as_deref(), "tools/list", json!({})).await.status }
+    };
+    assert_eq!((status(Some(px.clone())).await, status(None).await), (200, 401));
+    assert_eq!(status(Some(px.to_uppercase())).await, 401);
+    let output = self::weir().args(["key", "new", "Not A Name"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "a name that the file would refuse");
+    assert!(
+        stdout(&output).is_empty() && stderr(&output).contains("Not A Name"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn call_prints_the_result_as_it_came() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = Scripted::start(&[tool("echo", false), tool("fails", false)], |a| {
+        Some(match a.tool()? {
+            "fails" => Reply::Json(
+                a.result(&json!({"isError": true, "content": [{"type": "text", "text": "no"}]})),
+            ),
+            _ => {
+                let args = a.message["params"]["arguments"].to_string();
+                Reply::Json(
+                    a.result(&json!({"content": [{"type": "text", "text": args}], "odd": "x"}))
+                        .replace("\"x\"", "1.50"),
+                )
+            }
+        })
+    })
+    .await;
+    let path = file(dir.path(), "", &up.section("up", "bearer = \"a-secret-of-the-file\""));
+    let output = on(&path, &["call", "up__echo", "{\"a\": 1.0}"]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(
+        stdout(&output).contains("\"odd\":1.50") && stdout(&output).contains("{\\\"a\\\":1.0}"),
+        "{}",
+        stdout(&output)
+    );
+    let output = on(&path, &["call", "up__fails"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout(&output).contains("isError"));
+    let output = on(&path, &["call", "up__none"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout(&output).contains("unknown_name"), "{}", stdout(&output));
+    for wrong in ["{", "[1]", "7"] {
+        let output = on(&path, &["call", "up__echo", wrong]).await;
+        assert_eq!(output.status.code(), Some(1), "{wrong}");
+        assert!(stderr(&output).contains("arguments"), "{wrong}: {}", stderr(&output));
+        assert!(!stderr(&output).contains("a-secret-of-the-file"));
+    }
+    assert_eq!(up.arrived("echo"), 1);
+    let output = on(&path, &["call"]).await;
+    assert_eq!(output.status.code(), Some(2), "wrong usage");
+    assert!(stderr(&output).contains("NAME"));
+}
+
+#[tokio::test]
+async fn schema_and_help_say_what_there_is() {
+    let output = run({
+        let mut c = weir();
+        c.arg("schema");
+        c
+    })
+    .await;
+    let schema: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert!(schema["$schema"].as_str().unwrap().contains("json-schema.org"), "{schema}");
+    assert!(schema["properties"]["upstreams"].is_object());
+    for args in [
+        &["--help"][..],
+        &["check", "--help"],
+        &["catalog", "--help"],
+        &["call", "--help"],
+        &["key", "new", "--help"],
+        &["stdio", "--help"],
+        &["schema", "--help"],
+    ] {
+        let output = run({
+            let mut c = weir();
+            c.args(args);
+            c
+        })
+        .await;
+        let text = stdout(&output);
+        assert_eq!(output.status.code(), Some(0));
+        let shows = text.contains("Example") || text.contains("Exit code");
+        assert!(shows, "{args:?}: {text}");
+    }
+    let output = run({
+        let mut c = weir();
+        c.arg("--no-such-flag");
+        c
+    })
+    .await;
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_served_is_said_with_the_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(dir.path(), "", "");
+    let output = on(&path, &["--listen", "0.0.0.0:0"]).await;
+    assert!(!output.status.success());
+    assert!(stderr(&output).contains("weir key new"), "{}", stderr(&output));
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = on(&path, &["--listen", &address]).await;
+    assert_eq!(output.status.code(), Some(3));
+    assert!(
+        stderr(&output).contains(&address) && stderr(&output).contains("another gateway"),
+        "{}",
+        stderr(&output)
+    );
+    let weir = Weir::start("", "");
+    // Ready to paste.
+    weir.logged("mcpServers").await;
+}
+
+/// `weir stdio` on this file: what is written and what comes back, until its stdin is closed.
+struct Pipe {
+    child: std::process::Child,
+    lines: std::sync::mpsc::Receiver<Value>,
+}
+
+impl Pipe {
+    fn start(path: &Path) -> Pipe {
+        let mut child = weir()
+            .arg("stdio")
+            .arg("--config")
+            .arg(path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let stdout = std::io::BufReader::new(child.stdout.take().unwrap());
+        let (tx, lines) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            use std::io::BufRead as _;
+            for line in stdout.lines().map_while(Result::ok) {
+                // Nothing but the protocol stands on stdout.
+                let message =
+                    serde_json::from_str(&line).unwrap_or_else(|_| json!({"noise": line}));
+                if tx.send(message).is_err() {
+                    return;
+                }
+            }
+        });
+        Pipe { child, lines }
+    }
+
+    fn say(&mut self, line: &str) {
+        let stdin = self.child.stdin.as_mut().unwrap();
+        stdin.write_all(line.as_bytes()).unwrap();
+        stdin.write_all(b"\n").unwrap();
+    }
+
+    fn hear(&mut self, id: &Value) -> Value {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let message = self.lines.recv_timeout(left).expect("an answer comes");
+            assert!(message["noise"].is_null(), "{message}");
+            if message["id"] == *id {
+                return message;
+            }
+        }
+    }
+
+    fn ask(&mut self, id: &Value, method: &str, params: &Value) -> Value {
+        let message = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
+        self.say(&message.to_string());
+        self.hear(id)
+    }
+}
+
+/// Wait until a process is no more.
+fn gone(pid: &str) {
+    let end = Instant::now() + PATIENCE;
+    while Path::new(&format!("/proc/{pid}")).exists() {
+        assert!(Instant::now() < end, "{pid} outlives the gateway");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn modern_meta() -> Value {
+    json!({"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stdio_speaks_both_eras_on_one_pipe_and_ends_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = Scripted::fine(&["a"]).await;
+    let script = dir.path().join("server.py");
+    std::fs::write(&script, "import time, os\nopen(os.environ['PIDS'], 'a').write(str(os.getpid()) + '\\n')\ntime.sleep(600)\n").unwrap();
+    let pids = dir.path().join("pids");
+    let silent = format!(
+        "[upstreams.silent]\ncommand = \"python3\"\nargs = [{script:?}]\nenv = {{ PIDS = {pids:?} }}\n"
+    );
+    let path = file(dir.path(), "max_body = \"64KiB\"", &(up.section("up", "") + &silent));
+    tokio::task::spawn_blocking(move || {
+        let mut pipe = Pipe::start(&path);
+        let discovered = pipe.ask(&json!("d"), "server/discover", &json!({"_meta": modern_meta()}));
+        assert_eq!(discovered["result"]["supportedVersions"], json!(["2026-07-28"]), "{discovered}");
+        let hello = json!({"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}});
+        let welcome = pipe.ask(&json!(1), "initialize", &hello);
+        assert_eq!(welcome["result"]["protocolVersion"], "2025-06-18", "{welcome}");
+        pipe.say(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let list = pipe.ask(&json!(2), "tools/list", &json!({}));
+            let names: Vec<_> = list["result"]["tools"].as_array().unwrap().iter().map(|t| t["name"].as_str().unwrap()).collect();
+            if names.contains(&"up__a") && pids.exists() {
+                break;
+            }
+            assert!(Instant::now() < end, "{names:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let called = pipe.ask(&json!(3), "tools/call", &json!({"name": "up__a", "arguments": {}}));
+        assert_eq!(called["result"]["content"][0]["text"], "fine", "{called}");
+        let called = pipe.ask(&json!("m"), "tools/call", &json!({"name": "up__a", "arguments": {}, "_meta": modern_meta()}));
+        assert_eq!(called["result"]["resultType"], "complete", "{called}");
+        assert_eq!(pipe.ask(&json!(4), "ping", &json!({}))["result"], json!({}));
+        // Wrong lines are answered, and hurt nothing.
+        pipe.say("{nonsense");
+        assert_eq!(pipe.hear(&Value::Null)["error"]["code"], -32700);
+        pipe.say(&format!("{{\"x\":\"{}\"}}", "y".repeat(100_000)));
+        assert_eq!(pipe.hear(&Value::Null)["error"]["code"], -32600);
+        assert_eq!(pipe.ask(&json!(5), "ping", &json!({}))["result"], json!({}));
+        // The host closes stdin: everything ends, children too.
+        drop(pipe.child.stdin.take());
+        let end = Instant::now() + PATIENCE;
+        while pipe.child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < end, "it ends when stdin does");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert!(pipe.child.wait().unwrap().success());
+        for pid in std::fs::read_to_string(&pids).unwrap().lines() {
+            gone(pid);
+        }
+    })
+    .await
+    .unwrap();
+}
+
+/// A child that starts a grandchild in a session of its own, and tells both process ids and its
+/// environment.
+fn family(dir: &Path) -> (String, std::path::PathBuf) {
+    let script = dir.join("family.sh");
+    let told = dir.join("told");
+    std::fs::write(
+        &script,
+        "setsid sleep 600 &\n\
+         { echo $$; echo $!; ls -A; echo --; env; } > \"$TOLD.new\"\n\
+         mv \"$TOLD.new\" \"$TOLD\"\n\
+         exec sleep 600\n",
+    )
+    .unwrap();
+    let section = format!(
+        "[upstreams.family]\ncommand = \"/bin/sh\"\nargs = [\"{}\"]\nenv = {{ TOLD = \"{}\" }}\ninherit_env = [\"WEIR_TEST_SEEN\"]\n",
+        script.display(),
+        told.display()
+    );
+    (section, told)
+}
+
+async fn read(told: &Path) -> String {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Ok(text) = std::fs::read_to_string(told) {
+            return text;
+        }
+        assert!(Instant::now() < end, "the child started");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_descendant_outlives_the_gateway_however_it_ends() {
+    for killed in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (section, told) = family(dir.path());
+        let env = [("WEIR_TEST_SEEN", "seen"), ("WEIR_TEST_UNSEEN", "unseen")];
+        let mut weir = Weir::start_with("", &section, &env);
+        let family = read(&told).await;
+        // An empty folder of its own; only the variables that were named, and what every program
+        // needs. The shell adds its own.
+        let (pids, environment) = family.split_once("--\n").unwrap();
+        let pids: Vec<&str> = pids.lines().collect();
+        assert_eq!(pids.len(), 2, "{family}");
+        assert!(environment.contains("WEIR_TEST_SEEN=seen"), "{environment}");
+        let needed = ["PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "USER", "LOGNAME"];
+        let known = ["TOLD", "WEIR_TEST_SEEN", "PWD", "OLDPWD", "SHLVL", "_"];
+        for line in environment.lines() {
+            let name = line.split('=').next().unwrap();
+            assert!(needed.contains(&name) || known.contains(&name), "{line}");
+        }
+        tokio::task::spawn_blocking(move || {
+            if killed { weir.kill() } else { assert!(weir.stop().success()) }
+        })
+        .await
+        .unwrap();
+        let pids: Vec<String> = pids.into_iter().map(str::to_owned).collect();
+        tokio::task::spawn_blocking(move || pids.iter().for_each(|pid| gone(pid))).await.unwrap();
+    }
+}
