@@ -8,7 +8,7 @@ use crate::config::secret::ConsumerKey;
 use crate::config::section::Section;
 use crate::config::{ConsumerConfig, UpstreamConfig, ViewRule};
 
-use super::upstream::{patterns, rate};
+use super::upstream::{patterns, quota};
 
 /// All views.
 pub fn views(root: &Section<'_>, upstreams: &[UpstreamConfig]) -> BTreeMap<Arc<str>, ViewRule> {
@@ -121,7 +121,7 @@ pub fn all(root: &Section<'_>, views: &BTreeMap<Arc<str>, ViewRule>) -> Vec<Cons
             s.wrong("view", format!("no view {:?}", v.value), remedy);
             None
         });
-        let rate = rate(&s, "Its own quota.");
+        let rate = quota(&s, "Its own quota.");
         s.finish();
         if !s.recording() {
             out.push(ConsumerConfig { name: name.as_str().into(), keys, view, rate });

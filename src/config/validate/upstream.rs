@@ -481,17 +481,27 @@ fn non_zero(s: &Section<'_>, key: &'static str, default: u32, doc: &'static str)
     NonZeroU32::new(u32::try_from(n).unwrap_or(u32::MAX)).expect("a count is at least 1")
 }
 
+/// `rate = { per_second, burst }` of a consumer, who does not wait: it is told when to come again.
+pub fn quota(s: &Section<'_>, doc: &'static str) -> Option<RateConfig> {
+    read_rate(s, doc, false)
+}
+
 /// `rate = { per_second, burst, max_wait }`.
 pub fn rate(s: &Section<'_>, doc: &'static str) -> Option<RateConfig> {
+    read_rate(s, doc, true)
+}
+
+fn read_rate(s: &Section<'_>, doc: &'static str, waits: bool) -> Option<RateConfig> {
     let there = s.has("rate");
     let s = s.table("rate", doc);
     let per_second = s.number("per_second", None, "Tokens per second.");
     let burst = non_zero(&s, "burst", 10, "Tokens that can be saved up.");
-    let max_wait = s.wait(
-        "max_wait",
-        seconds(2),
-        "Longest wait for a token; a longer one is refused at once. \"0s\": no wait.",
-    );
+    let max_wait = if waits {
+        let doc = "Longest wait for a token; a longer one is refused at once. \"0s\": no wait.";
+        s.wait("max_wait", seconds(2), doc)
+    } else {
+        Duration::ZERO
+    };
     s.finish();
     if !there {
         return None;
