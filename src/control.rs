@@ -33,7 +33,7 @@ use crate::gateway::snapshot::Snapshot;
 use crate::identity::Identity;
 use crate::observe::Observe;
 use crate::protocol::method::ListKind;
-use crate::upstream::keeper::Event;
+use crate::upstream::keeper::{Event, Told};
 use crate::upstream::{Site, Upstream};
 
 /// Most events that wait for the writer; a keeper that finds the queue full waits.
@@ -52,8 +52,10 @@ struct Offer {
 pub struct Control {
     site: Site,
     observe: Arc<Observe>,
-    events_tx: mpsc::Sender<(Arc<str>, Event)>,
+    events_tx: mpsc::Sender<Told>,
     offers: HashMap<Arc<str>, Offer>,
+    // New instances that are not ready yet: the old one of the name serves until they are.
+    successors: HashMap<Arc<str>, Arc<Upstream>>,
     builtin: Arc<Slice>,
     number: u64,
 }
@@ -77,13 +79,14 @@ pub enum Why {
 
 impl Control {
     /// A writer for this machine. The receiver goes to [`Control::run`].
-    pub fn new(site: Site, observe: Arc<Observe>) -> (Control, mpsc::Receiver<(Arc<str>, Event)>) {
+    pub fn new(site: Site, observe: Arc<Observe>) -> (Control, mpsc::Receiver<Told>) {
         let (events_tx, events) = mpsc::channel(EVENTS_MAX);
         let control = Control {
             site,
             observe,
             events_tx,
             offers: HashMap::new(),
+            successors: HashMap::new(),
             builtin: builtin::slice(),
             number: 0,
         };
@@ -201,7 +204,7 @@ impl Control {
     pub async fn run(
         mut self,
         gateway: Arc<Gateway>,
-        mut events: mpsc::Receiver<(Arc<str>, Event)>,
+        mut events: mpsc::Receiver<Told>,
         mut orders: mpsc::Receiver<Order>,
         load: Load,
     ) {
@@ -237,9 +240,13 @@ impl Control {
         }
     }
 
-    fn take(&mut self, gateway: &Gateway, (name, event): (Arc<str>, Event)) -> bool {
+    fn take(&mut self, gateway: &Gateway, Told { name, incarnation, event }: Told) -> bool {
+        if self.successors.get(&name).is_some_and(|s| s.incarnation == incarnation) {
+            return self.succeed(gateway, &name, event);
+        }
         // An event of an upstream that is no longer there, or was disabled, comes too late.
-        if !gateway.current.load().upstreams.contains_key(&name) {
+        let known = gateway.current.load().upstreams.get(&name).map(|u| u.incarnation);
+        if known != Some(incarnation) {
             return false;
         }
         let Some(offer) = self.offers.get_mut(&name) else { return false };
@@ -264,6 +271,38 @@ impl Control {
             }
             Event::Changed => false,
         }
+    }
+
+    // A successor is ready: it takes over. It is not: the old one goes on, and it tries again.
+    fn succeed(&mut self, gateway: &Gateway, name: &Arc<str>, event: Event) -> bool {
+        let slice = match event {
+            Event::Changed => return false,
+            Event::Stale(why) => {
+                tracing::warn!(upstream = %name, why = %why,
+                    "the new instance does not start; the old one keeps serving");
+                return false;
+            }
+            Event::Fresh(slice) => slice,
+        };
+        let Some(new) = self.successors.remove(name) else { return false };
+        let before = gateway.current.load();
+        let mut upstreams = before.upstreams.clone();
+        let old = upstreams.insert(name.clone(), new);
+        self.offers.insert(name.clone(), Offer { slice: Some(slice), freshness: Freshness::Live });
+        let next = self.snapshot(before.config.clone(), upstreams, Some(&before));
+        let patience = before.config.gateway.drain_timeout;
+        gateway.current.publish(next);
+        tracing::info!(upstream = %name, "the new instance has taken over");
+        if let Some(old) = old {
+            self.retire(old, patience);
+        }
+        false
+    }
+
+    fn retire(&self, old: Arc<Upstream>, patience: std::time::Duration) {
+        old.silence();
+        self.observe.metrics.settle(&old.name, old.incarnation, old.totals());
+        tokio::spawn(async move { old.retire(patience).await });
     }
 
     fn republish(&mut self, gateway: &Gateway) {
@@ -308,8 +347,15 @@ impl Control {
         for c in config.upstreams.iter().filter(|c| c.enabled) {
             match before.upstreams.get(&c.name) {
                 Some(kept) if plan.keep.contains(&c.name) => {
-                    kept.reconfigure(c.clone());
+                    // Where a successor is on its way, the settings are its own.
+                    self.successors.get(&c.name).unwrap_or(kept).reconfigure(c.clone());
                     upstreams.insert(c.name.clone(), kept.clone());
+                }
+                Some(old) if old.is_ready() && c.dormant.is_none() => {
+                    let (events, site) = (self.events_tx.clone(), &self.site);
+                    let new = Upstream::start(c.clone(), site, scrubber.clone(), events, None);
+                    retired.extend(self.successors.insert(c.name.clone(), new));
+                    upstreams.insert(c.name.clone(), old.clone());
                 }
                 _ => {
                     upstreams.insert(c.name.clone(), self.start(c, &scrubber));
@@ -330,22 +376,25 @@ impl Control {
         let patience = config.gateway.drain_timeout;
         let next = self.snapshot(config, upstreams, Some(&before));
         gateway.current.publish(next);
+        let running = &gateway.current.load().upstreams;
+        let orphaned: Vec<_> =
+            self.successors.keys().filter(|name| !running.contains_key(*name)).cloned().collect();
+        retired.extend(orphaned.iter().filter_map(|name| self.successors.remove(name)));
         for old in retired {
-            old.silence();
-            self.observe.metrics.settle(&old.name, old.incarnation, old.totals());
-            tokio::spawn(async move { old.retire(patience).await });
+            self.retire(old, patience);
         }
         let said = plan.to_string();
         tracing::info!(?why, "configuration reloaded: {said}");
         Ok(said)
     }
 
-    async fn stop(&mut self, gateway: &Gateway, events: &mut mpsc::Receiver<(Arc<str>, Event)>) {
+    async fn stop(&mut self, gateway: &Gateway, events: &mut mpsc::Receiver<Told>) {
         let snapshot = gateway.current.load();
         let patience = snapshot.config.gateway.drain_timeout;
         let all: Vec<_> = snapshot
             .upstreams
             .values()
+            .chain(self.successors.values())
             .map(|u| {
                 let u = u.clone();
                 tokio::spawn(async move { u.retire(patience).await })

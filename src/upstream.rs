@@ -198,6 +198,11 @@ impl Upstream {
         }
     }
 
+    /// Whether it serves now.
+    pub fn is_ready(&self) -> bool {
+        matches!(self.condition.borrow().state, State::Ready)
+    }
+
     /// The guard's counters and state.
     pub fn guard(&self) -> crate::guard::GuardSnapshot {
         self.guard.snapshot()

@@ -220,8 +220,7 @@ async fn limits_change_under_a_running_child_and_its_counters_go_on() {
 
     // What the process is made of changes: a new one.
     weir.rewrite("", &section.replace("\"-u\", ", "\"-u\", \"-B\", "));
-    weir.logged("started child").await;
-    weir.ready(&["child"]).await;
+    weir.logged("the new instance has taken over").await;
     assert_ne!(child_pid(&weir).await, pid);
 }
 
@@ -386,4 +385,50 @@ async fn the_log_level_changes_while_running() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let after: Value = json!(weir.log()[before..].matches("up__a").count());
     assert_eq!(after, 0, "{}", weir.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_upstream_serves_until_its_successor_is_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    let section = pid_server(dir.path().to_str().unwrap());
+    let weir = Weir::start("builtin = false", &section);
+    weir.ready(&["child"]).await;
+    let first = child_pid(&weir).await;
+
+    // The new program does not start: the old one goes on, and the log says so.
+    let broken = section.replace("\"-u\", ", "\"-u\", \"-c\", \"import sys; sys.exit(4)\", ");
+    weir.rewrite("builtin = false", &broken);
+    weir.logged("the old one keeps serving").await;
+    assert_eq!(child_pid(&weir).await, first);
+    assert_eq!(tool_names(&weir.url, None).await, ["child__pid"]);
+
+    // The next one starts, slowly: no call fails and no list lacks anything meanwhile.
+    let slow = section.replace("\"-u\", ", "\"-u\", \"-X\", \"dev\", ");
+    let text = std::fs::read_to_string(dir.path().join("pid.py")).unwrap();
+    std::fs::write(dir.path().join("pid.py"), format!("import time; time.sleep(1.5)\n{text}"))
+        .unwrap();
+    weir.rewrite("builtin = false", &slow);
+    let mut calls = 0;
+    let second = loop {
+        assert_eq!(tool_names(&weir.url, None).await, ["child__pid"]);
+        let pid = child_pid(&weir).await;
+        calls += 1;
+        if pid != first {
+            break pid;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert!(calls > 20, "the old one served while the new one started: {calls}");
+    weir.logged("the new instance has taken over").await;
+    let old = format!("/proc/{first}");
+    weir.until("the old one is gone", |_| !Path::new(&old).exists()).await;
+
+    // Taken out while a successor is on its way: both end.
+    weir.rewrite("builtin = false", &broken);
+    weir.until("a third is tried", |_| weir.log().matches("the old one keeps serving").count() > 1)
+        .await;
+    weir.rewrite("builtin = false", "");
+    let old = format!("/proc/{second}");
+    weir.until("all gone", |_| !Path::new(&old).exists()).await;
+    assert!(tool_names(&weir.url, None).await.is_empty());
 }

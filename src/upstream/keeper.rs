@@ -35,8 +35,18 @@ pub enum Event {
     Changed,
 }
 
-/// Where the keeper's events go, with the upstream's name.
-pub type Events = mpsc::Sender<(Arc<str>, Event)>;
+/// What a keeper tells, and whose keeper it is: two upstreams can have one name for a while.
+pub struct Told {
+    /// The upstream's name.
+    pub name: Arc<str>,
+    /// Its incarnation.
+    pub incarnation: u64,
+    /// What it tells.
+    pub event: Event,
+}
+
+/// Where the keeper's events go.
+pub type Events = mpsc::Sender<Told>;
 
 /// Changes of lists that come within this time are fetched as one. Servers send several at start.
 const CHANGE_DEBOUNCE: Duration = Duration::from_millis(200);
@@ -313,10 +323,13 @@ impl Keeper {
     }
 
     async fn tell(&self, event: Event) {
-        if self.config.upgrade().is_none_or(|u| u.retiring.load(Ordering::Relaxed)) {
+        let Some(upstream) = self.config.upgrade() else { return };
+        if upstream.retiring.load(Ordering::Relaxed) {
             return;
         }
-        let _ = self.events.send((self.name.clone(), event)).await;
+        let incarnation = upstream.incarnation;
+        drop(upstream);
+        let _ = self.events.send(Told { name: self.name.clone(), incarnation, event }).await;
     }
 }
 
