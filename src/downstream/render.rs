@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use crate::call::{Form, Terminal};
 use crate::protocol::error::{
     INTERNAL_ERROR, INVALID_PARAMS, LEGACY_RESOURCE_NOT_FOUND, LEGACY_URL_ELICITATION,
-    is_reserved_unknown, tells_modern,
+    MISSING_CLIENT_CAPABILITY, is_reserved_unknown, tells_modern,
 };
 use crate::protocol::form::{to_canonical, to_plain};
 use crate::protocol::message::{Frame, Kind, response};
@@ -85,7 +85,9 @@ fn mapped_error(error: &[u8], era: Era, method: &Method) -> Option<Vec<u8>> {
             LEGACY_RESOURCE_NOT_FOUND
         }
         (Era::Modern, Ok(LEGACY_URL_ELICITATION)) => INTERNAL_ERROR,
-        // The three modern codes speak of our own request to the upstream, not of the caller's.
+        // What the caller lacks the caller must hear; the upstream was told what it declared.
+        (Era::Modern, Ok(MISSING_CLIENT_CAPABILITY)) => return None,
+        // The other modern codes speak of our own request to the upstream, not of the caller's.
         _ if tells_modern(code.code) => INTERNAL_ERROR,
         (Era::Modern, _) if is_reserved_unknown(code.code) => INTERNAL_ERROR,
         _ => return None,
