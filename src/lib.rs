@@ -44,10 +44,16 @@
 //! the version in use; when it fails the decision is worth another look. Rejected: rmcp's client
 //! under a typed façade with raw bytes beside it: two truths about one message.
 //!
-//! *How links are shared* (2026-11-21). One link per upstream, shared by all consumers. It
-//! declares no client capabilities to an old upstream, so nothing can be asked back that only one
-//! caller could answer; what is asked all the same is refused, never broadcast. Rejected: a link
-//! per session, which starts a process per client for every stdio server.
+//! *How links are shared* (2026-11-21). One link per upstream, shared by all consumers, which
+//! declares no client capabilities to an old upstream: what is asked on it is refused, never
+//! broadcast. A caller that can be asked gets a conversation of its owner (`isolation`), made when
+//! first needed. Rejected: a link per session for all, which starts a process per client for every
+//! stdio server.
+//!
+//! *Who is asked, and how* (2026-11-21). A call has one way back, for notices and questions
+//! ([`call::Notices`]); the upstream's edge puts questions in, the client's edge takes them out in
+//! its own words. A call whose caller has to come back with the answer is parked whole, upstream
+//! and all. Rejected: translating each pair of eras, which is four bridges instead of two ends.
 //!
 //! *Children have a supervisor* (2026-11-21). A stdio upstream is started by a tiny copy of this
 //! program that adopts every descendant and ends them when the gateway is gone, however it went.
