@@ -218,6 +218,7 @@ fn init_log(level: &str, format: LogFormat) -> Result<LogHandle, AppError> {
 
 /// `weir serve`: run until SIGTERM or SIGINT. `ready` gets the lines that say what is served.
 pub async fn serve(options: ServeOptions, ready: impl FnOnce(&str)) -> Result<(), AppError> {
+    let mut signals = Signals::listen();
     let config = read(&options)?;
     let log = init_log(&config.log.level, config.log.format)?;
     limits::raise();
@@ -235,28 +236,38 @@ pub async fn serve(options: ServeOptions, ready: impl FnOnce(&str)) -> Result<()
     }
     let serving = tokio::spawn(listener::run(running.edge.clone(), socket));
     ready(&report::banner(&running.edge.gateway.current.load(), local, admin_local));
-    ended_by_signal().await;
+    signals.any().await;
     tracing::info!("stopping");
     running.stop().await;
     let _ = serving.await;
     Ok(())
 }
 
-async fn ended_by_signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut int)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+/// SIGTERM and SIGINT. Listened to before anything is announced: a signal that comes while its
+/// handler is being installed reaches nobody.
+struct Signals(Option<[tokio::signal::unix::Signal; 2]>);
+
+impl Signals {
+    fn listen() -> Signals {
+        use tokio::signal::unix::{SignalKind, signal};
+        let both =
+            signal(SignalKind::terminate()).and_then(|t| Ok([t, signal(SignalKind::interrupt())?]));
+        Signals(both.ok())
+    }
+
+    /// Wait for either.
+    async fn any(&mut self) {
+        let Some([term, int]) = &mut self.0 else { return std::future::pending().await };
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
     }
 }
 
 /// `weir stdio`: the same gateway over stdin and stdout.
 pub async fn serve_stdio(options: ServeOptions, consumer: Option<String>) -> Result<(), AppError> {
+    let mut signals = Signals::listen();
     let config = read(&options)?;
     let log = init_log(&config.log.level, config.log.format)?;
     limits::raise();
@@ -272,7 +283,7 @@ pub async fn serve_stdio(options: ServeOptions, consumer: Option<String>) -> Res
         stdio::serve(running.edge.clone(), consumer, tokio::io::stdin(), tokio::io::stdout());
     tokio::select! {
         () = pipe => {}
-        () = ended_by_signal() => {}
+        () = signals.any() => {}
     }
     running.stop().await;
     Ok(())

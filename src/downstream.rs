@@ -7,15 +7,19 @@ pub mod body;
 pub mod canonical;
 pub mod checks;
 pub mod http;
+mod lazy;
 pub mod legacy;
 pub mod conversation;
 pub mod listen;
 pub mod listener;
 pub mod modern;
 pub mod park;
+pub mod pipe;
 pub mod render;
 pub mod session;
+pub mod sse;
 pub mod stdio;
+pub mod websocket;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,6 +39,8 @@ pub struct Edge {
     pub gateway: Arc<Gateway>,
     /// Sessions of old clients.
     pub sessions: Sessions,
+    /// Open streams of HTTP+SSE clients, by the secret in their endpoint.
+    pub doors: sse::Doors,
     /// Calls whose caller was asked something and has not come back yet.
     pub parks: Parks,
     /// What session ids and request states are sealed with.
@@ -55,6 +61,7 @@ impl Edge {
         Arc::new(Edge {
             gateway,
             sessions: Sessions::default(),
+            doors: sse::Doors::default(),
             parks: Parks::default(),
             sealer,
             tasks: TaskTracker::new(),

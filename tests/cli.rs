@@ -484,3 +484,21 @@ async fn no_descendant_outlives_the_gateway_however_it_ends() {
         tokio::task::spawn_blocking(move || pids.iter().for_each(|pid| gone(pid))).await.unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_right_after_the_start_is_heard() {
+    tokio::task::spawn_blocking(|| {
+        for _ in 0..20 {
+            let mut weir = Weir::start("", "");
+            let end = Instant::now() + PATIENCE;
+            let pid = rustix::process::Pid::from_raw(i32::try_from(weir.pid()).unwrap()).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+            while Path::new(&format!("/proc/{}", weir.pid())).exists() && !weir.has_ended() {
+                assert!(Instant::now() < end, "it did not hear SIGTERM: {}", weir.log());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    })
+    .await
+    .unwrap();
+}

@@ -17,7 +17,6 @@ use hyper::header::{
 };
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
-use tokio::time::{MissedTickBehavior, interval};
 
 use crate::call::Consumer;
 use crate::failure::{Reason, Refusal};
@@ -28,16 +27,17 @@ use crate::protocol::error::{
 use crate::protocol::header;
 use crate::protocol::message::{Frame, Kind, response};
 use crate::protocol::revision::{Era, Revision};
-use crate::protocol::sse;
 
 use super::body::{Events, OutBody};
 use super::canonical::{TraceHeaders, meta_of};
+use super::lazy::lazily;
 use super::legacy::{self, Handled, Running};
 use super::listen::{Feed, Listener, Wish};
 use super::session::Session;
-use super::{Edge, checks, modern};
+use super::{Edge, checks, modern, sse, websocket};
 
-type Out = Response<OutBody>;
+/// A response of the endpoint.
+pub(super) type Out = Response<OutBody>;
 
 /// The path of the endpoint.
 pub const PATH: &str = "/mcp";
@@ -114,8 +114,14 @@ async fn answer(
         );
     }
     let path = parts.uri.path();
-    if path != PATH && path.strip_suffix('/') != Some(PATH) {
-        return plain_error(404, INVALID_REQUEST, "the endpoint is /mcp", "unknown_path");
+    let old_door = matches!(path, sse::STREAM | sse::MESSAGES);
+    if path != PATH && path.strip_suffix('/') != Some(PATH) && !old_door {
+        return plain_error(
+            404,
+            INVALID_REQUEST,
+            "the endpoint is /mcp (/sse for clients of 2024-11-05)",
+            "unknown_path",
+        );
     }
     if parts.method == Method::OPTIONS {
         return preflight();
@@ -130,7 +136,15 @@ async fn answer(
         out.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
         return out;
     }
+    if old_door {
+        return through_old_door(edge, snapshot, &consumer, parts, body).await;
+    }
     match parts.method {
+        Method::GET if websocket::wanted(parts) => match edge.stream_slot() {
+            Some(slot) => websocket::upgrade(edge, &consumer, parts, slot)
+                .unwrap_or_else(|text| plain_error(400, INVALID_REQUEST, text, "invalid_upgrade")),
+            None => busy(b""),
+        },
         Method::POST => post(edge, snapshot, &consumer, parts, body).await,
         Method::GET => get(edge, &consumer, parts),
         Method::DELETE => delete(edge, &consumer, parts),
@@ -385,6 +399,39 @@ fn initialize(edge: &Edge, snapshot: &Snapshot, consumer: &Arc<Consumer>, frame:
     out
 }
 
+// HTTP+SSE (2024-11-05 basic/transports).
+async fn through_old_door(
+    edge: &Arc<Edge>,
+    snapshot: &Snapshot,
+    consumer: &Arc<Consumer>,
+    parts: &Parts,
+    body: &mut Option<Incoming>,
+) -> Out {
+    let settings = &snapshot.config.gateway;
+    match (parts.uri.path(), &parts.method) {
+        (sse::STREAM, &Method::GET) => match edge.stream_slot() {
+            Some(slot) => events(sse::open(edge, consumer, slot)),
+            None => busy(b""),
+        },
+        (sse::MESSAGES, &Method::POST) => {
+            let bytes = match read(body, settings.max_body, settings.body_timeout).await {
+                Ok(bytes) => bytes,
+                Err(out) => return out,
+            };
+            if sse::deliver(edge, consumer, parts.uri.query(), bytes).await {
+                return empty(202);
+            }
+            plain_error(
+                404,
+                INVALID_REQUEST,
+                "no such stream; open one with GET /sse",
+                "unknown_session",
+            )
+        }
+        _ => not_allowed(),
+    }
+}
+
 fn get(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Parts) -> Out {
     let Some(id) = checks::single(&parts.headers, &header::SESSION_ID).ok().flatten() else {
         return not_allowed();
@@ -517,94 +564,6 @@ async fn batch(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Parts, bytes:
     json(200, out.into())
 }
 
-// The answer as JSON if it comes without notices and soon; as events as soon as there is
-// something to tell, or when it is time for a sign of life.
-async fn lazily(
-    edge: &Edge,
-    running: Running,
-    accepts: checks::Accepts,
-    revision: Revision,
-) -> Out {
-    let Running { mut work, mut notices } = running;
-    // Without a stream there is no way for notices, nor to ask anything.
-    if !accepts.events {
-        drop(notices);
-        return finished(work.await, revision);
-    }
-    let every = edge.gateway.current.load().config.gateway.keep_alive;
-    let mut told = true;
-    let first = tokio::select! {
-        biased;
-        done = &mut work => {
-            // Notices that came together with the end still go first.
-            match notices.try_recv() {
-                Ok(notice) => Some((notice, Some(done))),
-                Err(_) if accepts.json => return finished(done, revision),
-                Err(_) => {
-                    told = false;
-                    Some((Bytes::new(), Some(done)))
-                }
-            }
-        }
-        Some(notice) = notices.recv() => Some((notice, None)),
-        () = tokio::time::sleep(every) => None,
-    };
-    events(Events::new(move |tx| async move {
-        let mut done = None;
-        match first {
-            Some((notice, end)) => {
-                if told && tx.send(sse::event(&notice)).await.is_err() {
-                    return;
-                }
-                done = end;
-            }
-            None => {
-                let _ = tx.send(sse::comment("")).await;
-            }
-        }
-        let mut tick = interval(every);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        tick.reset();
-        let end = loop {
-            if let Some(end) = done.take() {
-                break end;
-            }
-            tokio::select! {
-                biased;
-                Some(notice) = notices.recv() => {
-                    if tx.send(sse::event(&notice)).await.is_err() {
-                        return;
-                    }
-                }
-                end = &mut work => break end,
-                _ = tick.tick() => {
-                    if tx.send(sse::comment("")).await.is_err() {
-                        return;
-                    }
-                }
-            }
-        };
-        while let Ok(notice) = notices.try_recv() {
-            if tx.send(sse::event(&notice)).await.is_err() {
-                return;
-            }
-        }
-        if let Some(message) = end {
-            let _ = tx.send(sse::event(&message)).await;
-        }
-    }))
-}
-
-fn finished(done: Option<Bytes>, revision: Revision) -> Out {
-    match done {
-        Some(message) if revision.era() == Era::Modern => json(modern::status(&message), message),
-        Some(message) => json(200, message),
-        // Cancelled: no response is owed; an empty stream ends the exchange
-        // (2025-11-25 basic/utilities/cancellation).
-        None => events(Events::new(|tx| async move { drop(tx) })),
-    }
-}
-
 // The body as it is left: taken, unless the rest of it is to be let run out.
 async fn read(
     body: &mut Option<Incoming>,
@@ -656,7 +615,7 @@ fn trace_headers(parts: &Parts) -> TraceHeaders {
     text("traceparent").map(|p| (p.into(), text("tracestate").map(Into::into)))
 }
 
-fn json(status: u16, message: Bytes) -> Out {
+pub(super) fn json(status: u16, message: Bytes) -> Out {
     let mut out = Response::new(OutBody::from(message));
     *out.status_mut() = StatusCode::from_u16(status).expect("a status of ours");
     out.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -665,7 +624,7 @@ fn json(status: u16, message: Bytes) -> Out {
     out
 }
 
-fn events(events: Events) -> Out {
+pub(super) fn events(events: Events) -> Out {
     let mut out = Response::new(OutBody::Events(events));
     let headers = out.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));

@@ -87,7 +87,7 @@ async fn connection(edge: Arc<Edge>, mut stream: TcpStream, peer: SocketAddr) {
     } else {
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(patience);
-        let served = builder.serve_connection(io, service);
+        let served = builder.serve_connection(io, service).with_upgrades();
         tokio::pin!(served);
         tokio::select! {
             _ = served.as_mut() => {}

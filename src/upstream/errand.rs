@@ -58,7 +58,7 @@ async fn once(
     loop {
         let main = upstream.link(deadline).await?;
         let held = if lease::needed(&main, errand.config, call) {
-            Some(upstream.leases.take(&upstream.connector, errand.config, call).await?)
+            Some(upstream.leases.take(&upstream.connector, errand.config, call, deadline).await?)
         } else {
             None
         };

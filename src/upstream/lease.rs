@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::call::Call;
 use crate::config::{EraChoice, Isolation, UpstreamConfig};
 use crate::failure::{Delivery, Fault, Reason};
+use crate::guard::Deadline;
 use crate::protocol::capability::Askable;
 use crate::protocol::message::Frame;
 
@@ -36,6 +37,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 struct Key {
     owner: Box<str>,
     askable: Askable,
+}
+
+impl Key {
+    fn of_one_call(&self) -> bool {
+        self.owner.starts_with("c ")
+    }
 }
 
 /// All such conversations with one upstream.
@@ -87,6 +94,8 @@ pub struct Held {
     /// Where a pipe's questions go; over HTTP they come with their call.
     pub hearing: Option<Arc<Hearing>>,
     lease: Arc<Lease>,
+    // Of one call only: it ends with it.
+    once: Option<(Weak<Leases>, Key)>,
     _turn: Option<OwnedSemaphorePermit>,
 }
 
@@ -97,6 +106,13 @@ impl Drop for Held {
         }
         *lock(&self.lease.used) = Instant::now();
         self.lease.users.fetch_sub(1, Ordering::AcqRel);
+        if let Some((leases, key)) = self.once.take()
+            && let Some(leases) = leases.upgrade()
+            && leases.forget(&key, &self.lease)
+        {
+            let lease = self.lease.clone();
+            tokio::spawn(async move { lease.close().await });
+        }
     }
 }
 
@@ -107,6 +123,7 @@ impl Leases {
         connector: &Arc<Connector>,
         config: &Arc<UpstreamConfig>,
         call: &Call,
+        deadline: &Deadline,
     ) -> Result<Held, Fault> {
         let owner: Box<str> = match (config.isolation, &call.session) {
             (Isolation::Session, Some(session)) => format!("s {session}").into(),
@@ -121,7 +138,10 @@ impl Leases {
         let mut held = Using(Some(lease.clone()));
         let exclusive = matches!(config.transport, crate::config::TransportConfig::Stdio(_));
         let turn = if exclusive {
-            let turn = lease.turn.clone().acquire_owned().await;
+            let turn = deadline.run(lease.turn.clone().acquire_owned()).await.map_err(|_| {
+                let text = "it was not called: its conversation was in use for too long";
+                Fault::new(Reason::DeadlineExceeded, Delivery::NotSent, text)
+            })?;
             Some(turn.expect("the semaphore is never closed"))
         } else {
             None
@@ -137,7 +157,9 @@ impl Leases {
         }
         let live = live.as_ref().expect("made above");
         held.0 = None;
+        let once = key.of_one_call().then(|| (Arc::downgrade(self), key));
         Ok(Held {
+            once,
             link: live.link.clone(),
             hearing: exclusive.then(|| live.hearing.clone()),
             lease: lease.clone(),
@@ -185,8 +207,8 @@ impl Leases {
             return true;
         }
         let idle = lock(&lease.used).elapsed();
-        let over = lease.users.load(Ordering::Acquire) == 0
-            && (idle >= LEASE_IDLE || key.owner.starts_with("c "));
+        let over =
+            lease.users.load(Ordering::Acquire) == 0 && (idle >= LEASE_IDLE || key.of_one_call());
         if over {
             open.remove(key);
         }
@@ -282,7 +304,7 @@ impl Live {
 }
 
 // Ends a conversation that is lost or that nobody has used for long.
-async fn look_after(leases: std::sync::Weak<Leases>, key: Key, lease: std::sync::Weak<Lease>) {
+async fn look_after(leases: Weak<Leases>, key: Key, lease: Weak<Lease>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let (Some(leases), Some(lease)) = (leases.upgrade(), lease.upgrade()) else { return };

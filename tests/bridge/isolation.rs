@@ -151,3 +151,20 @@ async fn a_lost_conversation_is_made_again() {
     let seen = old.call("up__ask", json!({"q": [form("a")]}), echo).await;
     assert_eq!(text(seen.last().unwrap())[0]["code"], -32601, "{seen:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_of_one_call_ends_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let weir = Weir::start("", &child(&dir, "isolation = \"session\""));
+    weir.ready(&["up"]).await;
+    let told = modern_call(&weir.url, None, &everything(), "up__caps", json!({})).await;
+    let (pid, declared) = (text(&told)[0].clone(), text(&told)[1].clone());
+    assert!(declared["elicitation"].is_object(), "{told}");
+    let again = modern_call(&weir.url, None, &everything(), "up__caps", json!({})).await;
+    assert_ne!(text(&again)[0], pid, "a process for each call");
+    let place = format!("/proc/{pid}");
+    let began = std::time::Instant::now();
+    weir.until("gone", |_| !std::path::Path::new(&place).exists()).await;
+    // Far sooner than idle conversations are looked at.
+    assert!(began.elapsed() < std::time::Duration::from_secs(20));
+}

@@ -188,6 +188,11 @@ impl Weir {
         self.child.wait().unwrap()
     }
 
+    /// Whether the process has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// SIGKILL, and wait for the end.
     pub fn kill(&mut self) {
         let _ = self.child.kill();

@@ -66,8 +66,11 @@ impl View {
     /// upstream's own text, at most `cap` bytes of it, unless its configuration says no.
     pub fn instructions(&self, cap: Option<usize>) -> String {
         let mut out = String::new();
-        let prefixed: Vec<&str> =
-            self.parts().filter(|m| m.part.config.prefixed).map(|m| &*m.part.config.name).collect();
+        let prefixed: Vec<&str> = self
+            .parts()
+            .filter(|m| m.part.config.prefixed && m.part.config.dormant.is_none())
+            .map(|m| &*m.part.config.name)
+            .collect();
         if let Some(first) = prefixed.first() {
             let _ = writeln!(
                 out,

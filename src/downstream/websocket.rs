@@ -1,0 +1,150 @@
+//! WebSocket at the endpoint: subprotocol `mcp`, one message a text frame. No revision has it; it
+//! is a custom transport that keeps the messages and their order (2026-07-28
+//! basic/transports/index, "custom transports").
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{SinkExt as _, StreamExt as _};
+use hyper::header::{
+    CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+    SEC_WEBSOCKET_VERSION, UPGRADE,
+};
+use hyper::http::request::Parts;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper::{Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::sync::mpsc;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+
+use crate::call::Consumer;
+
+use super::body::OutBody;
+use super::pipe::{OUT_MAX, Pipe};
+use super::{Edge, Slot};
+
+/// The subprotocol that clients name and we echo.
+const SUBPROTOCOL: &str = "mcp";
+/// How long a frame may take to be written: who does not read for so long is gone.
+const WRITE_TIME: Duration = Duration::from_secs(30);
+/// A peer that answers no ping for so many keep-alive times is gone.
+const MISSED_MAX: u32 = 3;
+
+/// Whether a request asks for a WebSocket.
+pub fn wanted(parts: &Parts) -> bool {
+    let upgrade = parts.headers.get(UPGRADE).and_then(|v| v.to_str().ok());
+    upgrade.is_some_and(|v| v.split(',').any(|p| p.trim().eq_ignore_ascii_case("websocket")))
+}
+
+/// Accept it (RFC 6455, 4.2.2); the connection is served once the response has gone out.
+///
+/// # Errors
+/// What the request lacks.
+pub fn upgrade(
+    edge: &Arc<Edge>,
+    consumer: &Arc<Consumer>,
+    parts: &Parts,
+    slot: Slot,
+) -> Result<Response<OutBody>, &'static str> {
+    let key = parts.headers.get(SEC_WEBSOCKET_KEY).ok_or("Sec-WebSocket-Key is missing")?;
+    if parts.headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|v| v != "13") {
+        return Err("Sec-WebSocket-Version must be 13");
+    }
+    let offered = parts.headers.get_all(SEC_WEBSOCKET_PROTOCOL).into_iter();
+    let mut offered = offered.filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
+    if !offered.any(|p| p.trim() == SUBPROTOCOL) {
+        return Err("Sec-WebSocket-Protocol must offer mcp");
+    }
+    let on_upgrade = parts.extensions.get::<OnUpgrade>().cloned();
+    let on_upgrade = on_upgrade.ok_or("this connection cannot be upgraded; use HTTP/1.1")?;
+    let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes()))
+        .map_err(|_| "Sec-WebSocket-Key is not valid")?;
+    let (edge, consumer) = (edge.clone(), consumer.clone());
+    tokio::spawn(async move {
+        if let Ok(upgraded) = on_upgrade.await {
+            serve(edge, consumer, upgraded).await;
+        }
+        drop(slot);
+    });
+    let mut response = Response::new(OutBody::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+    Ok(response)
+}
+
+async fn serve(edge: Arc<Edge>, consumer: Arc<Consumer>, upgraded: Upgraded) {
+    let (max, every) = {
+        let settings = &edge.gateway.current.load().config.gateway;
+        (settings.max_body, settings.keep_alive)
+    };
+    let bounds = WebSocketConfig::default().max_message_size(Some(max)).max_frame_size(Some(max));
+    let io = TokioIo::new(upgraded);
+    let socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(bounds)).await;
+    let (mut sink, mut stream) = socket.split();
+    let (tx, mut rx) = mpsc::channel::<Bytes>(OUT_MAX);
+    let (close, mut closing) = mpsc::channel::<CloseFrame>(1);
+    let stop = edge.stop.clone();
+    let writer = tokio::spawn(async move {
+        let mut tick = tokio::time::interval(every);
+        tick.reset();
+        loop {
+            let (frame, last) = tokio::select! {
+                biased;
+                frame = closing.recv() => (Message::Close(frame), true),
+                message = rx.recv() => match message {
+                    // Ours are always text; an upstream's was read as JSON, which is UTF-8.
+                    Some(message) => match String::from_utf8(message.to_vec()) {
+                        Ok(text) => (Message::text(text), false),
+                        Err(_) => continue,
+                    },
+                    None => (Message::Close(None), true),
+                },
+                _ = tick.tick() => (Message::Ping(Bytes::new()), false),
+                () = stop.cancelled() => {
+                    let away = CloseFrame { code: CloseCode::Away, reason: "the gateway is stopping".into() };
+                    (Message::Close(Some(away)), true)
+                }
+            };
+            let written = tokio::time::timeout(WRITE_TIME, sink.send(frame)).await;
+            if last || !matches!(written, Ok(Ok(()))) {
+                return;
+            }
+        }
+    });
+    let mut pipe = Pipe::new(edge.clone(), consumer, "websocket", tx);
+    loop {
+        let heard = tokio::select! {
+            heard = tokio::time::timeout(every * MISSED_MAX, stream.next()) => heard,
+            () = edge.stop.cancelled() => break,
+        };
+        match heard {
+            Ok(Some(Ok(Message::Text(text)))) => pipe.hear(text.into()).await,
+            Ok(Some(Ok(Message::Binary(_)))) => {
+                let reason = "messages are text frames".into();
+                let _ = close.try_send(CloseFrame { code: CloseCode::Unsupported, reason });
+                break;
+            }
+            Ok(Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)))) => {}
+            Ok(Some(Err(tokio_tungstenite::tungstenite::Error::Capacity(_)))) => {
+                let reason = "the message is too large (gateway.max_body)".into();
+                let _ = close.try_send(CloseFrame { code: CloseCode::Size, reason });
+                break;
+            }
+            // Closed, broken, or silent for too long.
+            Ok(Some(Ok(Message::Close(_)) | Err(_)) | None) | Err(_) => break,
+        }
+    }
+    pipe.abandon();
+    drop(pipe);
+    let _ = writer.await;
+}
