@@ -358,6 +358,7 @@ impl Control {
                     upstreams.insert(c.name.clone(), old.clone());
                 }
                 _ => {
+                    retired.extend(self.successors.remove(&c.name));
                     upstreams.insert(c.name.clone(), self.start(c, &scrubber));
                 }
             }

@@ -262,8 +262,16 @@ impl Guard {
 
     /// The call asks its caller something: its place serves others and its clock stands still
     /// until what is returned is dropped.
-    pub fn asking(&self, deadline: &Deadline) -> (Lent<'_>, Paused) {
-        (self.concurrency.lend(), deadline.pause())
+    pub fn asking(&self, deadline: &Deadline) -> (Option<Lent<'_>>, Paused) {
+        let paused = deadline.pause();
+        // A call has one place, however many questions are open at once.
+        (paused.first().then(|| self.lend()), paused)
+    }
+
+    /// The call waits for something that is not the upstream: its place serves others until what
+    /// is returned is dropped.
+    pub fn lend(&self) -> Lent<'_> {
+        self.concurrency.lend()
     }
 
     /// The upstream asked for a pause, outside any call. Capped by `throttle.pause_max`.

@@ -14,7 +14,7 @@ fn node(name: &str, script: &str, more: &str) -> String {
 fn time() -> String {
     let python = peers().join("py2/bin/python");
     format!(
-        "[upstreams.time]\ncommand = {:?}\nargs = [\"-m\", \"mcp_server_time\"]\n",
+        "[upstreams.time]\ncommand = {:?}\nargs = [\"-m\", \"mcp_server_time\"]\nconnect_timeout = \"40s\"\n",
         python.display()
     )
 }

@@ -23,6 +23,11 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("gateway.sealing_key", o.sealing_key != n.sealing_key),
         ("gateway.max_connections", o.max_connections != n.max_connections),
         ("admin.listen", old.admin.listen != new.admin.listen),
+        // A slip of the hand must not open the door to everybody.
+        (
+            "consumers (taking out the last one)",
+            !old.consumers.is_empty() && new.consumers.is_empty(),
+        ),
         ("log.format", old.log.format != new.log.format),
         ("trace", old.trace != new.trace),
     ]

@@ -180,10 +180,15 @@ async fn request(
         return Handled::Message(error(&id, INVALID_REQUEST, "too many requests in flight"));
     }
     let token = CancellationToken::new();
-    if session.running.insert(id.clone(), token.clone()).is_some() {
-        // 2025-11-25 basic: an id must not be used twice in a session. The first goes on; its
-        // token is put back so that it can still be cancelled.
-        session.running.insert(id.clone(), token);
+    // 2025-11-25 basic: an id must not be used twice in a session. The first goes on.
+    let free = match session.running.entry(id.clone()) {
+        dashmap::Entry::Vacant(place) => {
+            place.insert(token.clone());
+            true
+        }
+        dashmap::Entry::Occupied(_) => false,
+    };
+    if !free {
         return Handled::Message(error(&id, INVALID_REQUEST, "this id is already in flight"));
     }
     let (notices, notices_rx) = conversation::open(session);

@@ -256,7 +256,13 @@ impl Listener {
                 }
                 _ = &mut ended => return,
             };
-            if tx.send(event).await.is_err() {
+            // A reader that has stalled must not keep an ended stream open.
+            let sent = tokio::select! {
+                sent = tx.send(event) => sent,
+                () = edge.stop.cancelled() => return,
+                _ = &mut ended => return,
+            };
+            if sent.is_err() {
                 return;
             }
         }

@@ -355,17 +355,22 @@ fn park(edge: &Edge, conversation: Conversation) -> Terminal {
 impl Conversation {
     // Until the end, or until there is something to ask (`None`).
     async fn turn(&mut self, token: Option<&str>, tx: &mpsc::Sender<Bytes>) -> Option<Terminal> {
+        let mut gathered: Option<Instant> = None;
         loop {
             self.forget();
-            // What was asked before and not answered is asked again.
+            // What was asked before and not answered is asked again. The time runs from the first
+            // question on, whatever else is said meanwhile.
+            let until = (!self.asked.is_empty())
+                .then(|| *gathered.get_or_insert_with(|| Instant::now() + GATHER));
             let gather = async {
-                if self.asked.is_empty() {
-                    std::future::pending::<()>().await;
+                match until {
+                    Some(until) => tokio::time::sleep_until(until).await,
+                    None => std::future::pending().await,
                 }
-                tokio::time::sleep(GATHER).await;
             };
             tokio::select! {
                 biased;
+                () = gather => return None,
                 Some(word) = self.words.recv() => match word {
                     Word::Notice(notice) => self.tell(notice, token, tx),
                     Word::Question(question) => {
@@ -385,7 +390,6 @@ impl Conversation {
                         Terminal::Error(crate::failure::Failure::from(failure).to_error())
                     }));
                 }
-                () = gather => return None,
             }
         }
     }

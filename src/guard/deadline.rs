@@ -46,7 +46,14 @@ impl Rest {
 
 /// The clock stands still until this is dropped.
 #[derive(Debug)]
-pub struct Paused(Deadline);
+pub struct Paused(Deadline, bool);
+
+impl Paused {
+    /// Whether nobody else held it when this began.
+    pub fn first(&self) -> bool {
+        self.1
+    }
+}
 
 impl Drop for Paused {
     fn drop(&mut self) {
@@ -97,7 +104,8 @@ impl Deadline {
         let mut rest = lock(&self.0.rest);
         rest.holders += 1;
         rest.since.get_or_insert_with(Instant::now);
-        Paused(self.clone())
+        let first = rest.holders == 1;
+        Paused(self.clone(), first)
     }
 
     /// How long the clock has stood still.

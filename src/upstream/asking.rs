@@ -58,9 +58,16 @@ impl Asking<'_> {
             tokio::select! {
                 Some(message) = asks.recv() => match message {
                     Unasked::Request(frame) => {
+                        let id = frame.id().unwrap_or_default();
+                        if open.len() >= ASKS_MAX {
+                            let Reply::Error(e) = error(INTERNAL_ERROR, "too many questions at once") else {
+                                continue;
+                            };
+                            let _ = link.notify(response(&id, Kind::Error, &e)).await;
+                            continue;
+                        }
                         let token = CancellationToken::new();
-                        withdrawn.retain(|(_, t)| !t.is_cancelled());
-                        withdrawn.push((frame.id().unwrap_or_default(), token.clone()));
+                        withdrawn.push((id, token.clone()));
                         open.push(self.one(link, frame, token));
                     }
                     Unasked::Notification(frame) if frame.method() == "notifications/cancelled" => {
@@ -76,28 +83,30 @@ impl Asking<'_> {
                         }
                     }
                 },
-                Some(()) = open.next() => {}
+                Some(done) = open.next() => withdrawn.retain(|(id, _)| *id != done),
                 else => std::future::pending().await,
             }
         }
     }
 
-    async fn one(&self, link: &Link, frame: Frame, withdrawn: CancellationToken) {
-        let Some(id) = frame.id() else { return };
+    // Returns the id of what is done.
+    async fn one(&self, link: &Link, frame: Frame, withdrawn: CancellationToken) -> Bytes {
+        let id = frame.id().unwrap_or_default();
         if frame.method() == "ping" {
             let _ = link.notify(response(&id, Kind::Result, b"{}")).await;
-            return;
+            return id;
         }
         let answer = tokio::select! {
             answer = self.put(link, &frame) => answer,
             // It no longer wants to know: no response is owed.
-            () = withdrawn.cancelled() => return,
+            () = withdrawn.cancelled() => return id,
         };
         let (kind, body) = match answer {
             Reply::Result(result) => (Kind::Result, result),
             Reply::Error(error) => (Kind::Error, error),
         };
         let _ = link.notify(response(&id, kind, &body)).await;
+        id
     }
 
     async fn put(&self, link: &Link, frame: &Frame) -> Reply {

@@ -43,7 +43,11 @@ pub async fn attempt(
         rounds += 1;
         let answers = errand.asking.round(rounds, &arrived.terminal).await?;
         // Not a repetition: the upstream asked for this request (2026-07-28 basic/patterns/mrtr).
-        arrived = once(upstream, errand, &answers).await?;
+        // The first request of the call did arrive: what never left now is no proof any more that
+        // nothing was done, and the questions must not be asked again.
+        arrived = once(upstream, errand, &answers)
+            .await
+            .map_err(|fault| Fault { delivery: Delivery::Unknown, ..fault })?;
     }
     Ok(Done { value: (arrived.terminal, arrived.tool_error), signal: arrived.signal })
 }
@@ -58,17 +62,25 @@ async fn once(
     loop {
         let main = upstream.link(deadline).await?;
         let held = if lease::needed(&main, errand.config, call) {
-            Some(upstream.leases.take(&upstream.connector, errand.config, call, deadline).await?)
+            Some(upstream.leases.take(&upstream.connector, errand.config, errand.asking).await?)
         } else {
             None
         };
         let link = held.as_ref().map_or(&main, |held| &held.link);
         let hearing = held.as_ref().and_then(|held| held.hearing.as_deref());
-        match carry(upstream, link, hearing, errand, answers).await {
+        let carried = carry(upstream, link, hearing, errand, answers).await;
+        if let Some(held) = &held {
+            held.ended();
+        }
+        match carried {
             // The session had ended before the request was looked at. Renewing it is our own
             // affair: it takes no retry, and the caller notices nothing.
             Err(fault) if fault.delivery == Delivery::NotSent && link.is_lost() && !renewed => {
                 renewed = true;
+            }
+            // Again in a new session: then it was not the session, and nothing is proved.
+            Err(fault) if link.is_lost() && renewed => {
+                return Err(Fault { delivery: Delivery::Refused, ..fault });
             }
             arrived => return arrived,
         }
@@ -133,7 +145,10 @@ async fn carry(
     };
     if answered.frame.kind() == Kind::Error && link.agreed.session.is_some() {
         match answered.status {
-            404 => {
+            // One that names our request and not the session is the upstream's own answer.
+            404 if answered.frame.id().is_none_or(|id| *id == *b"null")
+                || speaks_of_session(&answered.frame) =>
+            {
                 link.lost();
                 return Err(Fault::new(
                     Reason::ConnectionLost,

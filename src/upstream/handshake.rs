@@ -28,6 +28,7 @@ use super::link::{
 };
 use super::outbound::client_info;
 use super::transport::Unasked;
+use super::transport::stdio::StdioWire;
 
 /// How long a child that is alive may leave the probe unanswered before it counts as old. Old
 /// servers answer an unknown method at once; one that is still starting shows no output yet and
@@ -74,21 +75,64 @@ impl Handshake<'_> {
         if self.era == EraChoice::Legacy {
             return self.initialize().await.map(Agreed::Yes);
         }
-        match self.probe().await {
-            Ok(Some(agreement)) => Ok(Agreed::Yes(agreement)),
-            Ok(None) | Err(_) if self.era == EraChoice::Modern => Err(Fault::new(
+        let mut probe = std::pin::pin!(self.probe());
+        let found = match self.wire {
+            Wire::Http(_) => Some(probe.as_mut().await),
+            // A child that swallows what it does not know is not waited for for ever.
+            Wire::Stdio(wire) => tokio::select! {
+                found = &mut probe => Some(found),
+                () = self.impatient(wire) => None,
+            },
+        };
+        let modern_only = || {
+            Err(Fault::new(
                 Reason::Garbled,
                 Delivery::Refused,
                 "the upstream does not speak 2026-07-28, and `era = \"modern\"` allows nothing else",
-            )),
-            Ok(None) => self.initialize().await.map(Agreed::Yes),
-            Err(Unanswered { fault, .. }) if fault.reason == Reason::ConnectionLost => {
+            ))
+        };
+        match found {
+            Some(Ok(Some(agreement))) => Ok(Agreed::Yes(agreement)),
+            Some(Ok(None) | Err(_)) | None if self.era == EraChoice::Modern => modern_only(),
+            Some(Ok(None)) => self.initialize().await.map(Agreed::Yes),
+            Some(Err(Unanswered { fault, .. })) if fault.reason == Reason::ConnectionLost => {
                 match self.wire {
                     Wire::Stdio(_) => Ok(Agreed::RestartAsLegacy),
                     Wire::Http(_) => Err(fault),
                 }
             }
-            Err(unanswered) => Err(unanswered.fault),
+            Some(Err(unanswered)) => Err(unanswered.fault),
+            // A late answer still counts: a modern child that was slow to start answers the probe
+            // and then refuses `initialize`, since its mind is made up.
+            None => {
+                let mut initialize = std::pin::pin!(self.initialize());
+                let first = tokio::select! {
+                    found = &mut probe => match found {
+                        Ok(Some(agreement)) => return Ok(Agreed::Yes(agreement)),
+                        _ => initialize.await,
+                    },
+                    agreed = &mut initialize => match agreed {
+                        Ok(agreement) => Ok(agreement),
+                        Err(refused) => match probe.await {
+                            Ok(Some(agreement)) => Ok(agreement),
+                            _ => Err(refused),
+                        },
+                    },
+                };
+                first.map(Agreed::Yes)
+            }
+        }
+    }
+
+    // Resolves when an unanswered probe is taken for an old server's silence. A server that is
+    // still starting looks the same until it says anything at all.
+    async fn impatient(&self, wire: &StdioWire) {
+        let began = tokio::time::Instant::now();
+        loop {
+            tokio::time::sleep(PROBE_PATIENCE).await;
+            if wire.saw_output() || began.elapsed() >= self.timeout / 2 {
+                return;
+            }
         }
     }
 
@@ -104,26 +148,8 @@ impl Handshake<'_> {
         };
         let headers = headers_for(&wish, "server/discover", None);
         let message = own_request(Era::Modern, id, "server/discover", &[]);
-        let asked = exchange(self.wire, &headers, id, message, true, &|_| {}, self.unasked);
-        let answered = match self.wire {
-            Wire::Http(_) => asked.await,
-            Wire::Stdio(wire) => {
-                tokio::pin!(asked);
-                let began = tokio::time::Instant::now();
-                loop {
-                    tokio::select! {
-                        answered = &mut asked => break answered,
-                        () = tokio::time::sleep(PROBE_PATIENCE) => {}
-                    }
-                    // An old server that swallows what it does not know looks like one that is
-                    // still starting, until it says anything at all. A modern one must not get
-                    // `initialize` too early: it would refuse to change its mind.
-                    if wire.saw_output() || began.elapsed() >= self.timeout / 2 {
-                        return Ok(None);
-                    }
-                }
-            }
-        };
+        let answered =
+            exchange(self.wire, &headers, id, message, true, &|_| {}, self.unasked).await;
         match answered {
             Ok(Answered { frame, .. }) if frame.kind() == Kind::Result => {
                 Ok(discovered(&frame.outcome()))

@@ -6,7 +6,7 @@
 //! then there is only one caller that a question can be for.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ use tokio::time::Instant;
 use crate::call::Call;
 use crate::config::{EraChoice, Isolation, UpstreamConfig};
 use crate::failure::{Delivery, Fault, Reason};
-use crate::guard::Deadline;
 use crate::protocol::capability::Askable;
 use crate::protocol::message::Frame;
 
+use super::asking::Asking;
 use super::connector::Connector;
 use super::keeper::{AbortOnDrop, ended, is_change, refuse};
 use super::link::{Link, Wire};
@@ -94,15 +94,31 @@ pub struct Held {
     /// Where a pipe's questions go; over HTTP they come with their call.
     pub hearing: Option<Arc<Hearing>>,
     lease: Arc<Lease>,
+    // The call has ended by itself, and nothing of it is still to come.
+    over: AtomicBool,
     // Of one call only: it ends with it.
     once: Option<(Weak<Leases>, Key)>,
     _turn: Option<OwnedSemaphorePermit>,
+}
+
+impl Held {
+    /// The call ended, with an answer or without; it was not broken off.
+    pub fn ended(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         if let Some(hearing) = &self.hearing {
             hearing.end();
+            // On a pipe the upstream may still be at a call that was broken off, and what it asks
+            // then would reach the next caller.
+            if !self.over.load(Ordering::Relaxed) {
+                self.link.lost();
+                let link = self.link.clone();
+                tokio::spawn(async move { link.close().await });
+            }
         }
         *lock(&self.lease.used) = Instant::now();
         self.lease.users.fetch_sub(1, Ordering::AcqRel);
@@ -122,9 +138,9 @@ impl Leases {
         self: &Arc<Self>,
         connector: &Arc<Connector>,
         config: &Arc<UpstreamConfig>,
-        call: &Call,
-        deadline: &Deadline,
+        asking: Asking<'_>,
     ) -> Result<Held, Fault> {
+        let Asking { call, deadline, guard, .. } = asking;
         let owner: Box<str> = match (config.isolation, &call.session) {
             (Isolation::Session, Some(session)) => format!("s {session}").into(),
             (Isolation::Session, None) => {
@@ -138,10 +154,18 @@ impl Leases {
         let mut held = Using(Some(lease.clone()));
         let exclusive = matches!(config.transport, crate::config::TransportConfig::Stdio(_));
         let turn = if exclusive {
-            let turn = deadline.run(lease.turn.clone().acquire_owned()).await.map_err(|_| {
-                let text = "it was not called: its conversation was in use for too long";
-                Fault::new(Reason::DeadlineExceeded, Delivery::NotSent, text)
-            })?;
+            let turns = lease.turn.clone();
+            let turn = match turns.clone().try_acquire_owned() {
+                Ok(turn) => Ok(turn),
+                // Whoever waits for another's person must not keep a place from other consumers.
+                Err(_) => {
+                    let _aside = guard.lend();
+                    deadline.run(turns.acquire_owned()).await.map_err(|_| {
+                        let text = "it was not called: its conversation was in use for too long";
+                        Fault::new(Reason::QueueFull, Delivery::NotSent, text)
+                    })?
+                }
+            };
             Some(turn.expect("the semaphore is never closed"))
         } else {
             None
@@ -159,6 +183,7 @@ impl Leases {
         held.0 = None;
         let once = key.of_one_call().then(|| (Arc::downgrade(self), key));
         Ok(Held {
+            over: AtomicBool::new(false),
             once,
             link: live.link.clone(),
             hearing: exclusive.then(|| live.hearing.clone()),

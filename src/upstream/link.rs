@@ -200,7 +200,13 @@ impl Link {
         let id = self.mint();
         let message = own_request(self.era(), id, method, params);
         let answered =
-            self.exchange(id, method, None, message, &|_| {}, None).await.map_err(|u| u.fault)?;
+            self.exchange(id, method, None, message, &|_| {}, None).await.map_err(|u| {
+                // 2025-11-25 basic/transports, "session management".
+                if u.status == Some(404) && self.agreed.session.is_some() {
+                    self.lost();
+                }
+                u.fault
+            })?;
         Ok(answered.frame)
     }
 

@@ -10,6 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{broadcast, watch};
 
+use crate::protocol::message::Kind;
+
 use super::link::Link;
 
 /// Most different resources of one upstream that are watched at once.
@@ -19,6 +21,8 @@ const WATCHED_MAX: usize = 10_000;
 const UPDATES_MAX: usize = 1024;
 /// Wishes that change within this time are told to the upstream together.
 const GATHER: Duration = Duration::from_millis(20);
+/// How long an upstream may take to answer a subscription; the next ones wait for it.
+const ASK_TIME: Duration = Duration::from_secs(10);
 
 // How many wish for each URI, by upstream.
 type Wanted = HashMap<Arc<str>, BTreeMap<Arc<str>, usize>>;
@@ -140,14 +144,18 @@ pub async fn follow(home: Arc<Subscriptions>, link: Arc<Link>) {
         let wanted = home.wanted(&link.upstream);
         let new = wanted.difference(&have).map(|uri| ("resources/subscribe", uri));
         let gone = have.difference(&wanted).map(|uri| ("resources/unsubscribe", uri));
+        let mut taken = wanted.clone();
         for (method, uri) in new.chain(gone) {
             let raw = serde_json::to_vec(&**uri).expect("a string serialises");
-            if let Err(fault) = link.ask(method, &[("uri", Bytes::from(raw))]).await {
-                tracing::debug!(upstream = %link.upstream, method, cause = %fault.cause,
-                    "a subscription was not taken");
+            let params = [("uri", Bytes::from(raw))];
+            let answer = tokio::time::timeout(ASK_TIME, link.ask(method, &params)).await;
+            if !matches!(answer, Ok(Ok(frame)) if frame.kind() == Kind::Result) {
+                tracing::debug!(upstream = %link.upstream, method, "a subscription was not taken");
+                // Tried again when wishes change next.
+                taken.remove(uri);
             }
         }
-        have = wanted;
+        have = taken;
         if changes.changed().await.is_err() {
             return;
         }

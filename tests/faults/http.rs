@@ -199,3 +199,37 @@ async fn a_connection_that_the_upstream_closes_between_calls_loses_no_write() {
         assert_eq!(up.arrived("write"), n, "once each");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_not_found_that_is_the_upstreams_answer_is_not_taken_for_a_lost_session() {
+    let sessions = AtomicUsize::new(0);
+    let up = Scripted::start(&[tool("write", false), tool("page", false)], move |a| {
+        let json = ("content-type", "application/json".to_owned());
+        if a.method() == "initialize" {
+            let n = sessions.fetch_add(1, Ordering::SeqCst);
+            let result = json!({"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": {"name": "s", "version": "1"}});
+            return Some(Reply::Http(200, vec![json, ("mcp-session-id", format!("s-{n}"))], a.result(&result)));
+        }
+        Some(match a.tool()? {
+            "write" => {
+                let error = json!({"jsonrpc": "2.0", "id": a.message["id"], "error": {"code": 7, "message": "customer not found"}});
+                Reply::Http(404, vec![json], error.to_string())
+            }
+            // A page of some proxy, in each session again.
+            _ => Reply::Http(404, vec![], "not here".into()),
+        })
+    })
+    .await;
+    let weir = Weir::start(
+        "",
+        &up.section("up", "retry = { attempts = 3, budget = 1.0, backoff = \"1ms\" }"),
+    );
+    weir.ready(&["up"]).await;
+    let answer = call(&weir.url, "up__write", json!({})).await;
+    assert_eq!(answer["error"], json!({"code": 7, "message": "customer not found"}), "{answer}");
+    assert_eq!((up.arrived("write"), up.asked("initialize")), (1, 1));
+    // It may have been the session once, and never twice.
+    let answer = call(&weir.url, "up__page", json!({})).await;
+    assert_ne!(reason(&answer), "", "{answer}");
+    assert_eq!(up.arrived("page"), 2, "once more in a new session, and no oftener");
+}

@@ -65,3 +65,36 @@ def on_call(m):
     assert!(!metrics.contains("weir_upstream_stdout_noise_total{upstream=\"up\"} 0"), "{metrics}");
     assert_eq!(upstream(&weir.status().await, "up")["restarts"], 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_server_that_is_slow_to_start_is_not_taken_for_an_old_one() {
+    // It reads nothing for longer than the probe is waited for, then answers the probe, and
+    // refuses the old handshake that has come meanwhile.
+    let dir = tempfile::tempdir().unwrap();
+    let script = r"
+import json, sys, time
+time.sleep(2.5)
+def out(x): sys.stdout.write(json.dumps(x) + '\n'); sys.stdout.flush()
+for line in sys.stdin:
+    m = json.loads(line)
+    k, i = m.get('method'), m.get('id')
+    if i is None: continue
+    done = lambda r: out({'jsonrpc': '2.0', 'id': i, 'result': {'resultType': 'complete', 'ttlMs': 0, 'cacheScope': 'private', **r}})
+    if k == 'server/discover': done({'supportedVersions': ['2026-07-28'], 'capabilities': {'tools': {}}})
+    elif k == 'tools/list': done({'tools': [{'name': 'fine', 'inputSchema': {'type': 'object'}}]})
+    elif k == 'tools/call': done({'content': [{'type': 'text', 'text': 'fine'}]})
+    else: out({'jsonrpc': '2.0', 'id': i, 'error': {'code': -32022, 'message': 'no', 'data': {'supported': ['2026-07-28'], 'requested': '2025-11-25'}}})
+";
+    let path = dir.path().join("slow.py");
+    std::fs::write(&path, script).unwrap();
+    let section = format!(
+        "[upstreams.up]\ncommand = \"python3\"\nargs = [\"-u\", \"{}\"]\nconnect_timeout = \"4s\"\n",
+        path.display()
+    );
+    let weir = Weir::start("", &section);
+    weir.ready(&["up"]).await;
+    assert_eq!(text(&call(&weir.url, "up__fine", json!({})).await), "fine");
+    let status = weir.status().await;
+    let up = upstream(&status, "up");
+    assert_eq!((&up["restarts"], &up["revision"]), (&json!(0), &json!("2026-07-28")), "{up:#}");
+}

@@ -50,6 +50,8 @@ pub(super) fn counts(reason: Reason) -> bool {
         reason,
         Reason::Throttled
             | Reason::Cancelled
+            | Reason::Overloaded
+            | Reason::QueueFull
             | Reason::CapabilityMissing
             | Reason::Draining
             | Reason::Retired

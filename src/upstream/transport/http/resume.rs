@@ -14,6 +14,8 @@ use super::{HttpWire, StreamRefused};
 /// Pause before the stream is asked for again, where the upstream names none: as long as a
 /// restarting process or a proxy's hiccup takes, short beside any deadline.
 const PAUSE: Duration = Duration::from_millis(500);
+/// Least pause, whatever the upstream asks for.
+const LEAST_PAUSE: Duration = Duration::from_millis(50);
 /// So many streams in a row that bring nothing new end it: the upstream has forgotten the answer.
 const BARREN_MAX: u32 = 5;
 
@@ -35,7 +37,7 @@ impl HttpWire {
     ) -> Result<Frame, RequestError> {
         let mut barren = 0;
         while let Some(from) = end.last_event_id.clone().filter(|_| barren < BARREN_MAX) {
-            tokio::time::sleep(end.retry.unwrap_or(PAUSE)).await;
+            tokio::time::sleep(end.retry.unwrap_or(PAUSE).max(LEAST_PAUSE)).await;
             barren += 1;
             let mut stream = match self.stream(headers, Some(&from)).await {
                 Ok(stream) => stream,
