@@ -28,7 +28,9 @@ Examples:
   weir key new px-bot                    a key for a new consumer
   weir schema > upstreams.schema.json    for your editor
 
-Exit codes: 0 done; 1 problems found, or the call failed; 2 wrong usage; 3 could not start.";
+Exit codes: 0 done; 1 problems in the configuration (of any command, serve and stdio too), an
+upstream that `check --connect` cannot reach, or a call that failed; 2 wrong usage; 3 could not
+start although the configuration is fine, such as an address in use.";
 
 /// One MCP endpoint in front of many MCP servers.
 #[derive(Parser)]

@@ -148,7 +148,7 @@ async fn answer(
         Method::POST => post(edge, snapshot, &consumer, parts, body).await,
         Method::GET => get(edge, &consumer, parts),
         Method::DELETE => delete(edge, &consumer, parts),
-        _ => not_allowed(),
+        _ => not_allowed("this HTTP method is not served here"),
     }
 }
 
@@ -184,13 +184,8 @@ fn unauthenticated(edge: &Edge, refusal: &Refusal) -> Out {
     out
 }
 
-fn not_allowed() -> Out {
-    let mut out = plain_error(
-        405,
-        INVALID_REQUEST,
-        "this HTTP method is not served here",
-        "method_not_allowed",
-    );
+fn not_allowed(what: &str) -> Out {
+    let mut out = plain_error(405, INVALID_REQUEST, what, "method_not_allowed");
     out.headers_mut().insert(ALLOW, HeaderValue::from_static("POST, GET, DELETE, OPTIONS"));
     out
 }
@@ -428,13 +423,15 @@ async fn through_old_door(
                 "unknown_session",
             )
         }
-        _ => not_allowed(),
+        _ => not_allowed("this HTTP method is not served here"),
     }
 }
 
 fn get(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Parts) -> Out {
     let Some(id) = checks::single(&parts.headers, &header::SESSION_ID).ok().flatten() else {
-        return not_allowed();
+        return not_allowed(
+            "open a stream with the Mcp-Session-Id of an initialized session, or POST",
+        );
     };
     let Some(session) = edge.session(id, consumer) else {
         return plain_error(
@@ -490,7 +487,7 @@ impl Drop for OpenStream {
 
 fn delete(edge: &Edge, consumer: &Arc<Consumer>, parts: &Parts) -> Out {
     let Some(id) = checks::single(&parts.headers, &header::SESSION_ID).ok().flatten() else {
-        return not_allowed();
+        return not_allowed("this HTTP method is not served here");
     };
     match edge.session(id, consumer) {
         Some(session) => {

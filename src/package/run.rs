@@ -19,6 +19,14 @@ const SHOWN_LINES: usize = 6;
 /// Most characters of a line that are shown.
 const SHOWN_CHARS: usize = 200;
 
+/// Beginnings of npm's advice, which goes over several lines and comes last.
+const ADVICE: &[&str] = &[
+    "Note that you can",
+    "In most cases you or",
+    "A complete log of",
+    "This is a problem related to",
+];
+
 /// Variables that installers need: where programs and homes are, how to reach a registry, and
 /// with what. None of what upstreams are configured with.
 const ENV: &[&str] = &[
@@ -141,17 +149,27 @@ fn excerpt(output: &str) -> String {
         let text = ["npm error", "npm ERR!", "ERROR:"].iter().find_map(|m| l.strip_prefix(m));
         text.is_some_and(|t| !t.starts_with("  ") && !t.trim().is_empty())
     };
-    let errors: Vec<_> = lines.iter().copied().filter(marked).take(SHOWN_LINES).collect();
+    let all: Vec<_> = lines.iter().copied().filter(marked).collect();
+    let errors: Vec<_> = all
+        .iter()
+        .copied()
+        // npm's empty line is a mark alone (`npm error 404`), the beginning of its other lines.
+        .filter(|l| !all.iter().any(|other| other.len() > l.len() && other.starts_with(l)))
+        .take_while(|l| !ADVICE.iter().any(|a| l.contains(a)))
+        .take(SHOWN_LINES)
+        .collect();
     let last = lines[lines.len().saturating_sub(SHOWN_LINES)..].to_vec();
     let shown = if errors.is_empty() { last } else { errors };
     shown
         .iter()
         .map(|l| {
-            without_credentials(l)
-                .chars()
-                .filter(|c| !c.is_control())
-                .take(SHOWN_CHARS)
-                .collect::<String>()
+            let line = without_credentials(l);
+            let mut chars = line.chars().filter(|c| !c.is_control());
+            let mut kept: String = chars.by_ref().take(SHOWN_CHARS).collect();
+            if chars.next().is_some() {
+                kept.push('…');
+            }
+            kept
         })
         .collect::<Vec<_>>()
         .join("; ")
@@ -197,6 +215,20 @@ mod tests {
             @"b; [31mc[0m; d; e; f; g"
         );
         assert_eq!(excerpt(""), "");
+        let absent = "npm error code E404\nnpm error 404 Not Found - GET https://r.example/@a%2fb - Not found\n\
+                      npm error 404\nnpm error 404  '@a/b@1.2.3' is not in this registry.\n\
+                      npm error 404\nnpm error 404 Note that you can also install from a\n\
+                      npm error 404 tarball, folder, http url, or git folder.\n\
+                      npm error A complete log of this run can be found in: /root/x.log\n";
+        insta::assert_snapshot!(
+            excerpt(absent),
+            @"npm error code E404; npm error 404 Not Found - GET https://r.example/@a%2fb - Not found; npm error 404  '@a/b@1.2.3' is not in this registry."
+        );
+        let version = "npm error code ETARGET\nnpm error notarget No matching version found for a@9.9.9.\n\
+                       npm error notarget In most cases you or one of your dependencies are requesting\n\
+                       npm error notarget a package version that doesn't exist.\n";
+        insta::assert_snapshot!(excerpt(version), @"npm error code ETARGET; npm error notarget No matching version found for a@9.9.9.");
+        assert!(excerpt(&"x".repeat(500)).ends_with("x…"));
     }
 
     #[test]
