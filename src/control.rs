@@ -181,6 +181,7 @@ impl Control {
             number: self.number,
             config,
             upstreams,
+            successors: self.successors.clone(),
             catalog,
             identity,
             views,
@@ -374,13 +375,12 @@ impl Control {
         if config.log.level != before.config.log.level {
             self.observe.log_level(&config.log.level);
         }
+        let orphaned: Vec<_> =
+            self.successors.keys().filter(|name| !upstreams.contains_key(*name)).cloned().collect();
+        retired.extend(orphaned.iter().filter_map(|name| self.successors.remove(name)));
         let patience = config.gateway.drain_timeout;
         let next = self.snapshot(config, upstreams, Some(&before));
         gateway.current.publish(next);
-        let running = &gateway.current.load().upstreams;
-        let orphaned: Vec<_> =
-            self.successors.keys().filter(|name| !running.contains_key(*name)).cloned().collect();
-        retired.extend(orphaned.iter().filter_map(|name| self.successors.remove(name)));
         for old in retired {
             self.retire(old, patience);
         }

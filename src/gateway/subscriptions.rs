@@ -151,6 +151,7 @@ mod tests {
             identity: Arc::new(Identity::new(&config, None)),
             config: Arc::new(config),
             upstreams: HashMap::new(),
+            successors: HashMap::new(),
             views: HashMap::from([(None, Arc::new(View::new(&catalog, None)))]),
             catalog,
             series: HashMap::new(),

@@ -93,8 +93,10 @@ impl Handshake<'_> {
         };
         match found {
             Some(Ok(Some(agreement))) => Ok(Agreed::Yes(agreement)),
-            Some(Ok(None) | Err(_)) | None if self.era == EraChoice::Modern => modern_only(),
+            Some(Ok(None)) | None if self.era == EraChoice::Modern => modern_only(),
             Some(Ok(None)) => self.initialize().await.map(Agreed::Yes),
+            // Whoever did not answer at all has not said what it speaks.
+            Some(Err(unanswered)) if self.era == EraChoice::Modern => Err(unanswered.fault),
             Some(Err(Unanswered { fault, .. })) if fault.reason == Reason::ConnectionLost => {
                 match self.wire {
                     Wire::Stdio(_) => Ok(Agreed::RestartAsLegacy),

@@ -127,18 +127,26 @@ impl Keeper {
                 TransportConfig::Http(_) => HTTP_BACKOFF,
             };
             let pause = backoff(early_deaths, least, most);
+            // What never ran did not crash.
             let crash_loop = early_deaths >= CRASH_LOOP_AFTER
-                && matches!(config.transport, TransportConfig::Stdio(_));
-            let why = if crash_loop {
-                format!("crash loop, {early_deaths} early ends in a row: {}", fault.text)
-            } else {
-                fault.text.clone()
+                && matches!(config.transport, TransportConfig::Stdio(_))
+                && fault.reason != Reason::ConnectFailed;
+            let told = |text: &str| -> Arc<str> {
+                let text = self.connector.scrubber.scrub(text);
+                if crash_loop {
+                    format!("crash loop, {early_deaths} early ends in a row: {text}").into()
+                } else {
+                    text.as_ref().into()
+                }
             };
+            let why = told(&fault.text);
             tracing::warn!(upstream = %self.name, reason = %fault.reason, crash_loop,
                 cause = %self.connector.scrubber.scrub(&fault.cause), retry_in_ms = pause.as_millis() as u64,
                 "upstream is down");
-            let why: Arc<str> = self.connector.scrubber.scrub(&why).as_ref().into();
             let mut condition = Condition::new(State::Down, why.clone());
+            if fault.cause != fault.text {
+                condition.cause = told(&fault.cause);
+            }
             let since = self.down_since();
             if let (State::Down, Some(since)) = (condition.state, since) {
                 condition.since = since;
@@ -349,7 +357,9 @@ pub(super) async fn ended(link: &Link) -> Fault {
     match &link.wire {
         Wire::Stdio(wire) => tokio::select! {
             report = wire.exited() => {
-                Fault::new(Reason::ConnectionLost, Delivery::Unknown, report.text)
+                let cause = report.detail();
+                let fault = Fault::new(Reason::ConnectionLost, Delivery::Unknown, report.text);
+                Fault { cause, ..fault }
             }
             fault = lost => fault,
         },
