@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::app::findings::Findings;
 use crate::app::{self, AppError, ServeOptions};
 use crate::config::secret::{ConsumerKey, new_key};
 use crate::config::{self, LogFormat};
@@ -171,11 +172,14 @@ async fn run(command: Command, options: ServeOptions) -> ExitCode {
         Command::Stdio { consumer } => {
             app::serve_stdio(options, consumer).await.map(|()| ExitCode::SUCCESS)
         }
-        Command::Check { .. } => app::probe(options).await.map(|upstreams| {
+        Command::Check { .. } => app::probe(options).await.map(|(upstreams, findings)| {
             out(&render::upstreams(&upstreams, color()));
-            let bad = upstreams
-                .iter()
-                .any(|u| !matches!(u.state.as_str(), "ready" | "dormant" | "disabled"));
+            tell(&findings);
+            let bad = findings.problems() > 0;
+            let bad = bad
+                || upstreams
+                    .iter()
+                    .any(|u| !matches!(u.state.as_str(), "ready" | "dormant" | "disabled"));
             if bad { ExitCode::from(EXIT_PROBLEM) } else { ExitCode::SUCCESS }
         }),
         Command::Catalog { json, consumer } => {
@@ -204,16 +208,30 @@ async fn run(command: Command, options: ServeOptions) -> ExitCode {
 }
 
 fn check(options: &ServeOptions) -> ExitCode {
-    match config::load(&options.config, &|name| std::env::var(name).ok()) {
-        Ok(config) => {
-            out(&render::checked(&options.config.display().to_string(), &config));
-            ExitCode::SUCCESS
+    match app::check(options) {
+        Ok((config, findings)) => {
+            if findings.problems() == 0 {
+                out(&render::checked(&options.config.display().to_string(), &config));
+            }
+            tell(&findings);
+            ExitCode::from(if findings.problems() == 0 { 0 } else { EXIT_PROBLEM })
         }
-        Err(problems) => {
-            let n = problems.all.len();
-            let s = if n == 1 { "" } else { "s" };
-            failed(EXIT_PROBLEM, &format!("{problems}\n{n} problem{s}"))
-        }
+        Err(e) => failed(EXIT_PROBLEM, &e.to_string()),
+    }
+}
+
+fn tell(findings: &Findings) {
+    let count = |n: usize, what: &str| {
+        let s = if n == 1 { "" } else { "s" };
+        (n > 0).then(|| format!("{n} {what}{s}"))
+    };
+    let counts: Vec<String> =
+        [count(findings.problems(), "problem"), count(findings.warnings(), "warning")]
+            .into_iter()
+            .flatten()
+            .collect();
+    if !counts.is_empty() {
+        say(&format!("{}\n{}", findings.told(), counts.join(", ")));
     }
 }
 

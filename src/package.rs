@@ -117,6 +117,18 @@ pub async fn ensure(spec: &PackageSpec, cache_dir: &Path) -> Result<Installed, P
     found.await.unwrap_or_else(|e| Err(PackageError::Failed { package: label, why: e.to_string() }))
 }
 
+/// The installer that the package needs and this machine lacks; `None` with the package in the
+/// cache, which needs none.
+pub fn lacks(spec: &PackageSpec, cache_dir: &Path) -> Option<PackageError> {
+    if home(spec, cache_dir).is_ok_and(|home| home.is_dir()) {
+        return None;
+    }
+    match spec.registry {
+        Registry::Npm => npm::installer(spec).err(),
+        Registry::Pypi => pypi::installer(spec).err(),
+    }
+}
+
 /// `npm:@scope/name@1.2.3`, as in the configuration.
 fn label(spec: &PackageSpec) -> String {
     let registry = match spec.registry {

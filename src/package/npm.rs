@@ -24,18 +24,22 @@ struct Manifest {
     bin: serde_json::Value,
 }
 
+pub(super) fn installer(spec: &PackageSpec) -> Result<PathBuf, PackageError> {
+    let path = std::env::var_os("PATH");
+    find_program("npm", path.as_deref()).map_err(|_| PackageError::NoInstaller {
+        package: label(spec),
+        tool: "npm",
+        product: "Node.js with npm",
+    })
+}
+
 /// Install into the empty directory `into`.
 pub(super) async fn install(
     spec: &PackageSpec,
     into: &Path,
     deadline: Instant,
 ) -> Result<(), PackageError> {
-    let path = std::env::var_os("PATH");
-    let npm = find_program("npm", path.as_deref()).map_err(|_| PackageError::NoInstaller {
-        package: label(spec),
-        tool: "npm",
-        product: "Node.js with npm",
-    })?;
+    let npm = installer(spec)?;
     let mut args: Vec<OsString> = vec!["install".into(), "--prefix".into(), into.into()];
     args.extend(
         [

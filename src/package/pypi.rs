@@ -12,16 +12,22 @@ use super::{Installed, PackageError, cache, label};
 use crate::config::PackageSpec;
 use crate::shim::find_program;
 
+pub(super) fn installer(spec: &PackageSpec) -> Result<PathBuf, PackageError> {
+    let path = std::env::var_os("PATH");
+    find_program("python3", path.as_deref()).map_err(|_| PackageError::NoInstaller {
+        package: label(spec),
+        tool: "python3",
+        product: "Python 3",
+    })
+}
+
 /// Install into the empty directory `into`, as a virtual environment of its own.
 pub(super) async fn install(
     spec: &PackageSpec,
     into: &Path,
     deadline: Instant,
 ) -> Result<(), PackageError> {
-    let path = std::env::var_os("PATH");
-    let python = find_program("python3", path.as_deref()).map_err(|_| {
-        PackageError::NoInstaller { package: label(spec), tool: "python3", product: "Python 3" }
-    })?;
+    let python = installer(spec)?;
     let venv: Vec<OsString> = vec!["-m".into(), "venv".into(), into.into()];
     step(python, venv, into, deadline).await.map_err(step_failed(spec))?;
     let mut pip: Vec<OsString> = [
