@@ -317,10 +317,8 @@ impl Control {
         let config = match load() {
             Ok(config) => Arc::new(config),
             Err(problems) => {
-                tracing::error!(
-                    ?why,
-                    "the new configuration is refused, nothing changed:\n{problems}"
-                );
+                // Last: they go over several lines.
+                tracing::error!(?why, %problems, "the new configuration is refused, nothing changed");
                 return Err(problems);
             }
         };

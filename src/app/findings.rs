@@ -63,7 +63,7 @@ impl Findings {
             let Some(own) = offered(snapshot, &upstream.name) else { continue };
             let all: Vec<&str> = own.iter().map(|(_, name)| &**name).collect();
             let at = ["upstreams", &*upstream.name];
-            self.idle(&at, &upstream.filter, &all, "is no name of anything that it offers");
+            self.idle(&at, &upstream.filter, &all, "matches nothing that it offers");
             for rule in &upstream.tools {
                 let tools = own.iter().filter(|(kind, _)| *kind == ListKind::Tools);
                 if !tools.into_iter().any(|(_, name)| matches(&rule.pattern, name)) {
@@ -88,7 +88,7 @@ impl Findings {
                 .flatten()
                 .collect();
             let public: Vec<&str> = public.iter().map(|name| &**name).collect();
-            let what = "is no public name of anything that its upstreams offer";
+            let what = "matches no public name of what its upstreams offer";
             self.idle(&["views", name], &rule.patterns, &public, what);
         }
     }
@@ -188,7 +188,7 @@ impl Findings {
     }
 }
 
-const IDLE_RULE: &str = "describes no tool that it offers";
+const IDLE_RULE: &str = "matches no tool that it offers";
 const IDLE_REMEDY: &str = "mend it, or remove it; `weir catalog` shows the names that there are";
 const OPEN_REMEDY: &str =
     "listen on 127.0.0.1, or see to it that only your monitoring reaches this address";
