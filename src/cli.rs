@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::app::findings::Findings;
+use crate::app::report::UpstreamReport;
 use crate::app::{self, AppError, ServeOptions};
 use crate::config::secret::{ConsumerKey, new_key};
 use crate::config::{self, LogFormat};
@@ -73,7 +74,7 @@ enum Command {
     },
     /// Validate the configuration without starting anything
     #[command(
-        after_help = "Prints every problem at once, as FILE:LINE:COLUMN: KEY: what is wrong, and what to do.\nExit code 0 if there is none, else 1. With --connect also 1 if an upstream cannot be reached;\na dormant one (no credential yet) is no failure."
+        after_help = "Prints every problem at once, as FILE:LINE:COLUMN: KEY: what is wrong, and what to do.\nWhat the file names and this machine lacks is a problem too; warnings are none.\nExit code 0 if there is no problem, else 1. With --connect also 1 if an upstream cannot be reached;\na dormant one (no credential yet) is no failure."
     )]
     Check {
         /// Also start or connect each upstream and load its lists
@@ -175,11 +176,9 @@ async fn run(command: Command, options: ServeOptions) -> ExitCode {
         Command::Check { .. } => app::probe(options).await.map(|(upstreams, findings)| {
             out(&render::upstreams(&upstreams, color()));
             tell(&findings);
-            let bad = findings.problems() > 0;
-            let bad = bad
-                || upstreams
-                    .iter()
-                    .any(|u| !matches!(u.state.as_str(), "ready" | "dormant" | "disabled"));
+            let fine =
+                |u: &UpstreamReport| matches!(u.state.as_str(), "ready" | "dormant" | "disabled");
+            let bad = findings.problems() > 0 || !upstreams.iter().all(fine);
             if bad { ExitCode::from(EXIT_PROBLEM) } else { ExitCode::SUCCESS }
         }),
         Command::Catalog { json, consumer } => {

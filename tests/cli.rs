@@ -122,6 +122,10 @@ fn lacking(dir: &Path) -> String {
     let plain = dir.join("plain");
     std::fs::write(&plain, "no program").unwrap();
     let plain = plain.display();
+    let script = dir.join("script");
+    std::fs::write(&script, "#!/no/such/interpreter\n").unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let script = script.display();
     format!(
         r#"
 [upstreams.at]
@@ -146,6 +150,9 @@ bearer = "file:/no/key"
 [upstreams.fine]
 command = "sh"
 cwd = "/"
+[upstreams.script]
+command = "{script}"
+era = "modern"
 "#
     )
 }
@@ -191,18 +198,23 @@ async fn what_the_machine_lacks_keeps_nobody_from_serving() {
     let fast = "restart_backoff = \"1ms\"\nrestart_backoff_max = \"5ms\"\n";
     let sections = lacking(dir.path())
         .replace("[upstreams.here]\n", &format!("[upstreams.here]\n{fast}"))
-        .replace("[upstreams.at]\n", &format!("[upstreams.at]\n{fast}"));
+        .replace("[upstreams.at]\n", &format!("[upstreams.at]\n{fast}"))
+        .replace("[upstreams.script]\n", &format!("[upstreams.script]\n{fast}"));
     let weir = Weir::start("", &sections);
     let status = weir
         .until("tried again and again", |s| {
-            ["at", "here"].iter().all(|n| upstream(s, n)["restarts"].as_u64() > Some(5))
-                && ["on", "plain"].iter().all(|n| upstream(s, n)["cause"].is_string())
+            ["at", "here", "script"].iter().all(|n| upstream(s, n)["restarts"].as_u64() > Some(5))
+                && ["on", "plain", "script"].iter().all(|n| upstream(s, n)["cause"].is_string())
         })
         .await;
     for (name, cause) in [
         ("at", "program `/no/such/program` does not exist"),
         ("on", "program `no-such-program` was not found"),
         ("plain", "is not an executable file"),
+        (
+            "script",
+            "No such file or directory (os error 2): is the program installed, executable, and its interpreter too?",
+        ),
         ("here", "working directory /no/such/folder does not exist"),
     ] {
         let up = upstream(&status, name);
@@ -436,6 +448,15 @@ async fn schema_and_help_say_what_there_is() {
         let shows = text.contains("Example") || text.contains("Exit code");
         assert!(shows, "{args:?}: {text}");
     }
+    let help = run({
+        let mut c = weir();
+        c.arg("--help");
+        c
+    })
+    .await;
+    // As `check_names_every_problem…` sees `serve` end.
+    let codes = stdout(&help).replace('\n', " ");
+    assert!(codes.contains("1 problems in the configuration (of any command, serve"), "{codes}");
     let output = run({
         let mut c = weir();
         c.arg("--no-such-flag");
