@@ -165,6 +165,7 @@ impl Upstream {
             condition: condition_tx,
             stop,
             restarts,
+            saving: None,
             verdict: kept.as_ref().map(|s| s.about.revision),
         };
         let task = tokio::spawn(keeper.run());
@@ -208,6 +209,11 @@ impl Upstream {
         self.guard.snapshot()
     }
 
+    /// It asked for a pause outside any call; as long as it said, or as configured.
+    fn throttled(&self, how_long: Option<Duration>) {
+        self.guard.pause(how_long);
+    }
+
     /// What it counted since it was made.
     pub fn totals(&self) -> Totals {
         let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
@@ -218,9 +224,17 @@ impl Upstream {
             stderr_dropped_bytes: load(&self.stdio.stderr_dropped_bytes),
             unmatched_answers: load(&self.stdio.unmatched_answers)
                 + load(&self.stdio.duplicate_answers)
+                + load(&self.stdio.late_answers)
                 + load(&self.http.unmatched_answers),
             received_bytes: load(&self.stdio.bytes_in) + load(&self.http.received_bytes),
             sent_bytes: load(&self.stdio.bytes_out) + load(&self.http.sent_bytes),
+            dropped: [
+                load(&self.stdio.dropped_notices),
+                load(&self.stdio.dropped_asides),
+                load(&self.stdio.oversize),
+                load(&self.http.dropped_messages),
+                load(&self.http.garbled_messages),
+            ],
             breaker_to: [breaker.closed, breaker.half_opened, breaker.opened],
         }
     }
@@ -324,8 +338,9 @@ impl Upstream {
                     return Err(not_there(&State::Retired, "taken out of the configuration"));
                 }
                 Err(_) => {
+                    // Nobody was asked, so nobody was slow.
                     return Err(Fault::new(
-                        Reason::DeadlineExceeded,
+                        Reason::UpstreamDown,
                         Delivery::NotSent,
                         "the upstream is still starting",
                     ));
