@@ -177,18 +177,21 @@ impl Running {
         self.edge.stop.cancel();
         self.edge.tasks.close();
         self.edge.served.close();
-        // Answers that are on their way to clients who read slowly.
-        let rest = end.max(tokio::time::Instant::now() + LAST_BYTES);
-        if tokio::time::timeout_at(rest, self.edge.served.wait()).await.is_err() {
-            tracing::warn!(
-                connections = self.edge.served.len(),
-                "clients did not read their answers within gateway.drain_timeout"
-            );
-        }
+        // Calls that did not finish are told so, and answers that are on their way to clients who
+        // read slowly get there.
+        let now = tokio::time::Instant::now();
         let (done, stopped) = oneshot::channel();
-        let patience = end.saturating_duration_since(tokio::time::Instant::now());
-        if self.orders.send(Order::Stop(patience, done)).await.is_ok() {
-            let _ = stopped.await;
+        let order = Order::Stop(end.saturating_duration_since(now), done);
+        let upstreams = async {
+            if self.orders.send(order).await.is_ok() {
+                let _ = stopped.await;
+            }
+        };
+        let clients = tokio::time::timeout_at(end.max(now + LAST_BYTES), self.edge.served.wait());
+        let ((), clients) = tokio::join!(upstreams, clients);
+        if clients.is_err() {
+            tracing::warn!(connections = self.edge.served.len(),
+                "clients did not read their answers within gateway.drain_timeout");
         }
         self.edge.gateway.observe.flush(FLUSH_WAIT).await;
         tracing::debug!(state_dir = %self.site.state_dir.display(), "stopped");

@@ -31,7 +31,8 @@ pub enum Reason {
     Dormant,
     /// The upstream is not there; it is being reconnected.
     UpstreamDown,
-    /// The upstream was taken out of the configuration while the call was waiting.
+    /// The upstream was taken out of the configuration, or the gateway stopped, while the call was
+    /// waiting.
     Retired,
     /// The breaker is open.
     BreakerOpen,

@@ -312,8 +312,17 @@ impl Upstream {
             trace,
             asking: Asking { call, notices, guard: &self.guard, deadline: &deadline },
         };
-        let (result, spent) =
-            self.guard.run(&ask, &deadline, |_| errand::attempt(self, &errand)).await;
+        let carried = self.guard.run(&ask, &deadline, |_| errand::attempt(self, &errand));
+        let (result, spent) = tokio::select! {
+            biased;
+            carried = carried => carried,
+            // Whoever waited for calls to end waits no more: the caller learns that, and when.
+            () = self.stop.cancelled() => {
+                let text = "the gateway let go of the upstream before the answer came";
+                let fault = Fault::new(Reason::Retired, Delivery::Unknown, text);
+                (Err(Failure::from_fault(fault, &self.name, !read_only)), Spent::default())
+            }
+        };
         match result {
             Ok((terminal, tool_error)) => (Ok(terminal), Sent { spent, tool_error }),
             Err(failure) => (Err(failure), Sent { spent, tool_error: false }),
