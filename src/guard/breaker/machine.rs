@@ -54,6 +54,9 @@ pub(super) fn counts(reason: Reason) -> bool {
             | Reason::QueueFull
             | Reason::CapabilityMissing
             | Reason::Draining
+            // The keeper knows it already, and tells calls without asking the breaker.
+            | Reason::Dormant
+            | Reason::UpstreamDown
             | Reason::Retired
     )
 }
