@@ -63,11 +63,13 @@ pub enum Reason {
     Cancelled,
     /// The client cannot be asked what the upstream wants to know.
     CapabilityMissing,
+    /// The upstream refuses the headers that mirror the request.
+    HeaderMismatch,
 }
 
 impl Reason {
     /// All, for tests and metric registration.
-    pub const ALL: [Reason; 23] = [
+    pub const ALL: [Reason; 24] = [
         Reason::Unauthenticated,
         Reason::QuotaExceeded,
         Reason::UnknownName,
@@ -91,6 +93,7 @@ impl Reason {
         Reason::CredentialRefused,
         Reason::Cancelled,
         Reason::CapabilityMissing,
+        Reason::HeaderMismatch,
     ];
 
     /// The word.
@@ -119,6 +122,7 @@ impl Reason {
             Reason::CredentialRefused => "credential_refused",
             Reason::Cancelled => "cancelled",
             Reason::CapabilityMissing => "capability_missing",
+            Reason::HeaderMismatch => "header_mismatch",
         }
     }
 

@@ -119,7 +119,7 @@ pub fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'
     }
 }
 
-fn mismatch(text: impl Into<String>) -> ErrorObject {
+pub(super) fn mismatch(text: impl Into<String>) -> ErrorObject {
     ErrorObject::new(HEADER_MISMATCH, text)
         .with_data(serde_json::json!({"reason": "header_mismatch"}))
 }

@@ -34,7 +34,7 @@ use super::lazy::lazily;
 use super::legacy::{self, Handled, Running};
 use super::listen::{Feed, Listener, Wish};
 use super::session::Session;
-use super::{Edge, checks, modern, sse, websocket};
+use super::{Edge, checks, mirror, modern, sse, websocket};
 
 /// A response of the endpoint.
 pub(super) type Out = Response<OutBody>;
@@ -352,7 +352,11 @@ async fn modern_post(
     if let Err(e) = checks::mirrored(&parts.headers, &frame) {
         return refuse(400, &e);
     }
-    match modern::handle(edge, consumer, "http", frame, meta, revision, trace).await {
+    let strays = match mirror::params(edge, consumer, &parts.headers, &frame) {
+        Ok(strays) => strays,
+        Err(e) => return refuse(400, &e),
+    };
+    match modern::handle(edge, consumer, "http", frame, meta, revision, trace, strays).await {
         Ok(Handled::Accepted) => empty(202),
         Ok(Handled::Message(message)) => json(modern::status(&message), message),
         Ok(Handled::Running(running)) => lazily(edge, running, accepts, revision).await,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::call::{Consumer, Notices};
+use crate::call::{Consumer, Notices, Strays};
 use crate::protocol::capability::Askable;
 use crate::protocol::error::{
     ErrorObject, INVALID_PARAMS, METHOD_NOT_FOUND, UNSUPPORTED_PROTOCOL_VERSION,
@@ -64,6 +64,7 @@ pub async fn handle(
     meta: RequestMeta,
     revision: Revision,
     trace: TraceHeaders,
+    strays: Strays,
 ) -> Result<Handled, ErrorObject> {
     if frame.kind() != Kind::Request {
         return Ok(Handled::Accepted);
@@ -99,8 +100,9 @@ pub async fn handle(
     } else {
         frame
     };
-    let Opened { call, record } =
+    let Opened { mut call, record } =
         open(edge, transport, consumer, method, frame, meta, revision, (askable, None), trace);
+    call.strays = strays;
     if method.handling != Handling::Forward {
         let terminal = edge.gateway.handle(&call, record, &Notices::none()).await;
         return Ok(Handled::Message(render(terminal, &id, method, revision)));

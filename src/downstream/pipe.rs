@@ -149,6 +149,8 @@ impl Pipe {
                     meta,
                     revision,
                     None,
+                    // There are no headers, so there is nothing to compare.
+                    crate::call::Strays::default(),
                 )
                 .await
             }

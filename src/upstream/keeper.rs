@@ -312,7 +312,7 @@ impl Keeper {
             tracing::warn!(upstream = %self.name, %error, "the catalog could not be kept on disk");
         }
         if let Some(upstream) = self.config.upgrade() {
-            upstream.lists_confirmed();
+            upstream.lists_confirmed(&slice);
         }
         self.tell(Event::Fresh(slice)).await;
     }

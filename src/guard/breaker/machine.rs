@@ -53,6 +53,7 @@ pub(super) fn counts(reason: Reason) -> bool {
             | Reason::Overloaded
             | Reason::QueueFull
             | Reason::CapabilityMissing
+            | Reason::HeaderMismatch
             | Reason::Draining
             | Reason::Retired
     )
