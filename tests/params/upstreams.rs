@@ -83,11 +83,11 @@ async fn a_caller_over_stdio_has_no_headers_and_its_upstream_gets_them() {
     child.wait().unwrap();
 }
 
-fn header_mismatch(a: &Arrival) -> Option<Reply> {
+fn header_mismatch(a: &Arrival, status: u16) -> Option<Reply> {
     let error = json!({"jsonrpc": "2.0", "id": a.message["id"],
         "error": {"code": -32020, "message": "Mcp-Param-Region is missing"}});
     let json = vec![("content-type", "application/json".to_owned())];
-    Some(Reply::Http(400, json, error.to_string()))
+    Some(Reply::Http(status, json, error.to_string()))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -104,7 +104,7 @@ async fn a_refused_call_is_made_anew_once_with_what_the_newest_list_asks_for() {
     };
     let up = newest(tools, move |a| {
         let misses = a.tool() == Some("pay") && !a.headers.contains_key("mcp-param-region");
-        (misses && calls.load(Ordering::SeqCst)).then(|| header_mismatch(a)).flatten()
+        (misses && calls.load(Ordering::SeqCst)).then(|| header_mismatch(a, 400)).flatten()
     })
     .await;
     let weir = weir(&up).await;
@@ -134,7 +134,7 @@ async fn a_refused_call_is_made_anew_once_with_what_the_newest_list_asks_for() {
 async fn a_refusal_that_no_list_explains_is_told_and_nothing_is_repeated() {
     let up = newest(
         || vec![mirroring()],
-        |a| if a.tool().is_some() { header_mismatch(a) } else { None },
+        |a| if a.tool().is_some() { header_mismatch(a, 400) } else { None },
     )
     .await;
     let weir = weir(&up).await;
@@ -149,4 +149,18 @@ async fn a_refusal_that_no_list_explains_is_told_and_nothing_is_repeated() {
     assert!(text.contains("did not carry out"), "{text}");
     assert_eq!(mirrored(&up, "pay"), [pairs(&[("region", "eu")])]);
     assert_eq!(up.asked("tools/list"), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_with_another_status_proves_nothing() {
+    let up = newest(
+        || vec![mirroring()],
+        |a| if a.tool().is_some() { header_mismatch(a, 200) } else { None },
+    )
+    .await;
+    let weir = weir(&up).await;
+    let answer = call(&weir.url, "up__pay", json!({})).await;
+    let failure = &answer["result"]["_meta"]["io.weirkeeper/failure"];
+    assert_eq!((reason(&answer), &failure["outcome"]), ("header_mismatch", &json!("unknown")));
+    assert_eq!((up.arrived("pay"), up.asked("tools/list")), (1, 1));
 }
