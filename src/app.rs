@@ -16,7 +16,7 @@ use crate::call::{Call, Consumer, Form, Notices, Terminal};
 use crate::config::secret::Scrubber;
 use crate::config::{Config, LogFormat};
 use crate::control::{self, Control, Order, watch};
-use crate::downstream::{Edge, listener, stdio};
+use crate::downstream::{Edge, UNREAD_TIME, listener, stdio};
 use crate::gateway::Gateway;
 use crate::identity::OPERATOR;
 use crate::observe::Observe;
@@ -37,6 +37,8 @@ use report::{CallReport, CatalogReport, ConsumerReport, ListReport, UpstreamRepo
 const ORDERS_MAX: usize = 16;
 /// How often idle sessions are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// How long answers that came at the end of the drain time may take to leave.
+const LAST_BYTES: Duration = Duration::from_secs(1);
 /// How long the last spans and log lines may take to leave.
 const FLUSH_WAIT: Duration = Duration::from_secs(2);
 
@@ -154,6 +156,7 @@ async fn sweep(edge: Arc<Edge>) {
             () = edge.stop.cancelled() => return,
         }
         edge.parks.expire();
+        edge.gateway.observe.metrics.unread_dropped(edge.unread.take_back(UNREAD_TIME));
         edge.sessions.expire(edge.gateway.current.load().config.gateway.session_idle);
     }
 }
@@ -173,9 +176,24 @@ impl Running {
         }
         self.edge.stop.cancel();
         self.edge.tasks.close();
+        self.edge.served.close();
+        // Calls that did not finish are told so, and answers that are on their way to clients who
+        // read slowly get there.
+        let now = tokio::time::Instant::now();
         let (done, stopped) = oneshot::channel();
-        if self.orders.send(Order::Stop(done)).await.is_ok() {
-            let _ = stopped.await;
+        let order = Order::Stop(end.saturating_duration_since(now), done);
+        let upstreams = async {
+            if self.orders.send(order).await.is_ok() {
+                let _ = stopped.await;
+            }
+        };
+        let clients = tokio::time::timeout_at(end.max(now + LAST_BYTES), self.edge.served.wait());
+        let ((), clients) = tokio::join!(upstreams, clients);
+        if clients.is_err() {
+            tracing::warn!(
+                connections = self.edge.served.len(),
+                "clients did not read their answers within gateway.drain_timeout"
+            );
         }
         self.edge.gateway.observe.flush(FLUSH_WAIT).await;
         tracing::debug!(state_dir = %self.site.state_dir.display(), "stopped");
@@ -285,6 +303,8 @@ pub async fn serve_stdio(options: ServeOptions, consumer: Option<String>) -> Res
         () = pipe => {}
         () = signals.any() => {}
     }
+    // Who could answer a question is gone.
+    running.edge.parks.clear();
     running.stop().await;
     Ok(())
 }

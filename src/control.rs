@@ -16,7 +16,7 @@ pub mod watch;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -25,7 +25,7 @@ use crate::catalog::keep;
 use crate::catalog::merge::{Catalog, Part};
 use crate::catalog::slice::Slice;
 use crate::catalog::view::View;
-use crate::config::secret::Scrubber;
+use crate::config::secret::{Scrubber, Secret};
 use crate::config::{Config, UpstreamConfig};
 use crate::gateway::Gateway;
 use crate::gateway::builtin;
@@ -57,15 +57,21 @@ pub struct Control {
     // New instances that are not ready yet: the old one of the name serves until they are.
     successors: HashMap<Arc<str>, Arc<Upstream>>,
     builtin: Arc<Slice>,
+    // All that ever was one: an instance of an old configuration may still be at work, and its
+    // secret does not become public by being replaced.
+    secrets: Vec<Secret>,
     number: u64,
 }
+
+/// How many secrets are remembered; beyond it the oldest are forgotten. A reload brings a handful.
+const SECRETS_MAX: usize = 10_000;
 
 /// What the writer can be told besides the upstreams' events.
 pub enum Order {
     /// Read the configuration again.
     Reload(Why, Option<oneshot::Sender<Result<String, String>>>),
-    /// Finish everything.
-    Stop(oneshot::Sender<()>),
+    /// Finish everything; what is under way has so long to end.
+    Stop(Duration, oneshot::Sender<()>),
 }
 
 /// Who asked for a reload.
@@ -88,6 +94,7 @@ impl Control {
             offers: HashMap::new(),
             successors: HashMap::new(),
             builtin: builtin::slice(),
+            secrets: Vec::new(),
             number: 0,
         };
         (control, events)
@@ -96,11 +103,22 @@ impl Control {
     /// The first snapshot: kept catalogs at once, upstreams starting behind it.
     pub fn first(&mut self, config: Arc<Config>) -> Snapshot {
         let mut upstreams = HashMap::new();
-        let scrubber = Scrubber::new(config.secrets());
+        let scrubber = self.scrubber(&config);
         for c in config.upstreams.iter().filter(|c| c.enabled) {
             upstreams.insert(c.name.clone(), self.start(c, &scrubber));
         }
         self.snapshot(config, upstreams, None)
+    }
+
+    fn scrubber(&mut self, config: &Config) -> Scrubber {
+        for secret in config.secrets() {
+            if !self.secrets.contains(&secret) {
+                self.secrets.push(secret);
+            }
+        }
+        let over = self.secrets.len().saturating_sub(SECRETS_MAX);
+        self.secrets.drain(..over);
+        Scrubber::new(self.secrets.iter().cloned())
     }
 
     fn start(&mut self, config: &Arc<UpstreamConfig>, scrubber: &Scrubber) -> Arc<Upstream> {
@@ -230,8 +248,8 @@ impl Control {
                             let _ = reply.send(said);
                         }
                     }
-                    Some(Order::Stop(done)) => {
-                        self.stop(&gateway, &mut events).await;
+                    Some(Order::Stop(patience, done)) => {
+                        self.stop(&gateway, &mut events, patience).await;
                         let _ = done.send(());
                         return;
                     }
@@ -299,7 +317,7 @@ impl Control {
         false
     }
 
-    fn retire(&self, old: Arc<Upstream>, patience: std::time::Duration) {
+    fn retire(&self, old: Arc<Upstream>, patience: Duration) {
         old.silence();
         self.observe.metrics.settle(&old.name, old.incarnation, old.totals());
         tokio::spawn(async move { old.retire(patience).await });
@@ -338,9 +356,7 @@ impl Control {
             return Ok("unchanged".into());
         }
         let plan = diff::upstreams(&before.config, &config);
-        // The old secrets are still in use until what is retired has ended.
-        let secrets = before.config.secrets().into_iter().chain(config.secrets());
-        let scrubber = Scrubber::new(secrets);
+        let scrubber = self.scrubber(&config);
         gateway.scrub_logs(scrubber.clone());
         let mut upstreams = HashMap::new();
         let mut retired: Vec<Arc<Upstream>> = Vec::new();
@@ -389,9 +405,13 @@ impl Control {
         Ok(said)
     }
 
-    async fn stop(&mut self, gateway: &Gateway, events: &mut mpsc::Receiver<Told>) {
+    async fn stop(
+        &mut self,
+        gateway: &Gateway,
+        events: &mut mpsc::Receiver<Told>,
+        patience: Duration,
+    ) {
         let snapshot = gateway.current.load();
-        let patience = snapshot.config.gateway.drain_timeout;
         let all: Vec<_> = snapshot
             .upstreams
             .values()

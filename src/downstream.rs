@@ -3,6 +3,7 @@
 //! The edges know eras, HTTP and sessions so that nothing behind them has to. A message becomes a
 //! [`crate::call::Call`] here and a terminal becomes a message again.
 
+pub mod access;
 pub mod body;
 pub mod canonical;
 pub mod checks;
@@ -16,14 +17,18 @@ mod mirror;
 pub mod modern;
 pub mod park;
 pub mod pipe;
+pub mod refused;
 pub mod render;
+mod reply;
 pub mod session;
 pub mod sse;
+mod stall;
 pub mod stdio;
 pub mod websocket;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -32,7 +37,11 @@ use crate::call::Consumer;
 use crate::gateway::Gateway;
 use crate::seal::Sealer;
 use park::Parks;
-use session::{Session, Sessions};
+use session::{Found, Sessions};
+
+/// How long a client may leave unread what is written to it. Longer than any network takes to
+/// recover by itself; after it the client is gone, and what was kept for it is given back.
+pub const UNREAD_TIME: Duration = Duration::from_secs(30);
 
 /// What all edges share.
 pub struct Edge {
@@ -48,6 +57,10 @@ pub struct Edge {
     pub sealer: Sealer,
     /// Calls of old clients, which outlive their connection.
     pub tasks: TaskTracker,
+    /// Connections, which are given time to send what they have when the gateway stops.
+    pub served: TaskTracker,
+    /// Answers that their clients have not read yet.
+    pub unread: body::Unread,
     /// Set when the gateway stops.
     pub stop: CancellationToken,
     /// Open notification streams.
@@ -66,6 +79,8 @@ impl Edge {
             parks: Parks::default(),
             sealer,
             tasks: TaskTracker::new(),
+            served: TaskTracker::new(),
+            unread: body::Unread::default(),
             stop: CancellationToken::new(),
             streams: Arc::default(),
             connections: Arc::default(),
@@ -73,7 +88,7 @@ impl Edge {
     }
 
     /// The session of this id, if it is this consumer's.
-    pub fn session(&self, id: &str, consumer: &Arc<Consumer>) -> Option<Arc<Session>> {
+    pub fn session(&self, id: &str, consumer: &Arc<Consumer>) -> Found {
         let max = self.gateway.current.load().config.gateway.max_sessions;
         self.sessions.find(&self.sealer, id, consumer, max)
     }

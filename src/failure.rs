@@ -31,7 +31,8 @@ pub enum Reason {
     Dormant,
     /// The upstream is not there; it is being reconnected.
     UpstreamDown,
-    /// The upstream was taken out of the configuration while the call was waiting.
+    /// The upstream was taken out of the configuration, or the gateway stopped, while the call was
+    /// waiting.
     Retired,
     /// The breaker is open.
     BreakerOpen,
@@ -63,13 +64,41 @@ pub enum Reason {
     Cancelled,
     /// The client cannot be asked what the upstream wants to know.
     CapabilityMissing,
-    /// The upstream refuses the headers that mirror the request.
+    /// The request's `Host` is none of ours.
+    HostNotAllowed,
+    /// The browser page that sends the request may not.
+    OriginNotAllowed,
+    /// Nothing is served at this path.
+    UnknownPath,
+    /// The HTTP method is not served at this path, or not now.
+    MethodNotAllowed,
+    /// The client accepts neither JSON nor events.
+    NotAcceptable,
+    /// The body is not declared to be JSON.
+    NotJson,
+    /// The body ended early.
+    BrokenBody,
+    /// The body did not arrive in time.
+    SlowBody,
+    /// The WebSocket handshake lacks something.
+    InvalidUpgrade,
+    /// The message is none that may come here and now.
+    InvalidMessage,
+    /// A request with this id is under way in the same session.
+    DuplicateId,
+    /// A session is needed and none is named.
+    NoSession,
+    /// The session named is not open, or somebody else's.
+    UnknownSession,
+    /// A header that mirrors the message is missing or differs from it.
     HeaderMismatch,
+    /// The revision asked for is not served.
+    UnsupportedVersion,
 }
 
 impl Reason {
     /// All, for tests and metric registration.
-    pub const ALL: [Reason; 24] = [
+    pub const ALL: [Reason; 38] = [
         Reason::Unauthenticated,
         Reason::QuotaExceeded,
         Reason::UnknownName,
@@ -93,7 +122,21 @@ impl Reason {
         Reason::CredentialRefused,
         Reason::Cancelled,
         Reason::CapabilityMissing,
+        Reason::HostNotAllowed,
+        Reason::OriginNotAllowed,
+        Reason::UnknownPath,
+        Reason::MethodNotAllowed,
+        Reason::NotAcceptable,
+        Reason::NotJson,
+        Reason::BrokenBody,
+        Reason::SlowBody,
+        Reason::InvalidUpgrade,
+        Reason::InvalidMessage,
+        Reason::DuplicateId,
+        Reason::NoSession,
+        Reason::UnknownSession,
         Reason::HeaderMismatch,
+        Reason::UnsupportedVersion,
     ];
 
     /// The word.
@@ -122,7 +165,21 @@ impl Reason {
             Reason::CredentialRefused => "credential_refused",
             Reason::Cancelled => "cancelled",
             Reason::CapabilityMissing => "capability_missing",
+            Reason::HostNotAllowed => "host_not_allowed",
+            Reason::OriginNotAllowed => "origin_not_allowed",
+            Reason::UnknownPath => "unknown_path",
+            Reason::MethodNotAllowed => "method_not_allowed",
+            Reason::NotAcceptable => "not_acceptable",
+            Reason::NotJson => "not_json",
+            Reason::BrokenBody => "broken_body",
+            Reason::SlowBody => "slow_body",
+            Reason::InvalidUpgrade => "invalid_upgrade",
+            Reason::InvalidMessage => "invalid_message",
+            Reason::DuplicateId => "duplicate_id",
+            Reason::NoSession => "no_session",
+            Reason::UnknownSession => "unknown_session",
             Reason::HeaderMismatch => "header_mismatch",
+            Reason::UnsupportedVersion => "unsupported_version",
         }
     }
 
@@ -132,6 +189,22 @@ impl Reason {
             Reason::UnknownName | Reason::InvalidParams => error::INVALID_PARAMS,
             Reason::UnknownMethod => error::METHOD_NOT_FOUND,
             Reason::CapabilityMissing => error::MISSING_CLIENT_CAPABILITY,
+            Reason::HeaderMismatch => error::HEADER_MISMATCH,
+            Reason::UnsupportedVersion => error::UNSUPPORTED_PROTOCOL_VERSION,
+            Reason::HostNotAllowed
+            | Reason::OriginNotAllowed
+            | Reason::UnknownPath
+            | Reason::MethodNotAllowed
+            | Reason::NotAcceptable
+            | Reason::NotJson
+            | Reason::BrokenBody
+            | Reason::SlowBody
+            | Reason::InvalidUpgrade
+            | Reason::InvalidMessage
+            | Reason::DuplicateId
+            | Reason::NoSession
+            | Reason::UnknownSession
+            | Reason::Unauthenticated => error::INVALID_REQUEST,
             _ => error::INTERNAL_ERROR,
         }
     }

@@ -117,9 +117,14 @@ impl Gateway {
     ) -> Result<(Terminal, bool), Failure> {
         self.admit(snapshot)?;
         let view = snapshot.view(&call.consumer);
-        match router::plan(&view, call, &snapshot.config.gateway)? {
+        let plan = router::plan(&view, call, &snapshot.config.gateway).map_err(|unplanned| {
+            record.name(&unplanned.name);
+            unplanned.refusal
+        })?;
+        match plan {
             Plan::Answer(terminal) => Ok((terminal, false)),
             Plan::Forward(route, parsed) => {
+                record.name(route.exposed());
                 snapshot.quota(&call.consumer)?;
                 record.route(
                     &snapshot.series(&route),

@@ -40,9 +40,7 @@ impl Identity {
                 by_digest.entry(key.bucket()).or_default().push((key.clone(), index));
             }
             let quota = c.rate.as_ref().map(|rate| {
-                let kept = before
-                    .and_then(|b| b.members.iter().find(|m| m.consumer.name == c.name))
-                    .and_then(|m| m.quota.clone());
+                let kept = before.and_then(|b| b.named(&c.name)).and_then(|m| m.quota.clone());
                 match kept {
                     Some(quota) => {
                         quota.reconfigure(Some(rate));
@@ -64,7 +62,20 @@ impl Identity {
 
     /// The consumer who presents `key`. Without configured consumers everybody is anonymous,
     /// whatever they present.
+    ///
+    /// # Errors
+    /// When there is no key, or nobody has this one.
     pub fn identify(&self, key: Option<&str>) -> Result<&Member, Refusal> {
+        // An anonymous caller's header is not worth a digest.
+        let key = key.filter(|_| self.anonymous.is_none());
+        self.identify_digest(key.map(ConsumerKey::of).as_ref())
+    }
+
+    /// The same by the digest of the key, for who must ask again later.
+    ///
+    /// # Errors
+    /// As [`Identity::identify`].
+    pub fn identify_digest(&self, key: Option<&ConsumerKey>) -> Result<&Member, Refusal> {
         if let Some(anonymous) = &self.anonymous {
             return Ok(anonymous);
         }
@@ -74,11 +85,10 @@ impl Identity {
                 "a key is needed: send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`",
             ));
         };
-        let digest = ConsumerKey::of(key);
-        let candidates = self.by_digest.get(&digest.bucket()).map_or(&[][..], Vec::as_slice);
+        let candidates = self.by_digest.get(&key.bucket()).map_or(&[][..], Vec::as_slice);
         candidates
             .iter()
-            .find(|(known, _)| known.same(&digest))
+            .find(|(known, _)| known.same(key))
             .map(|(_, index)| &self.members[*index])
             .ok_or_else(|| Refusal::new(Reason::Unauthenticated, "the key is not known"))
     }

@@ -170,6 +170,7 @@ impl Upstream {
             condition: condition_tx,
             stop,
             restarts,
+            saving: None,
             verdict: kept.as_ref().map(|s| s.about.revision),
         };
         let task = tokio::spawn(keeper.run());
@@ -214,6 +215,11 @@ impl Upstream {
         self.guard.snapshot()
     }
 
+    /// It asked for a pause outside any call; as long as it said, or as configured.
+    fn throttled(&self, how_long: Option<Duration>) {
+        self.guard.pause(how_long);
+    }
+
     /// What it counted since it was made.
     pub fn totals(&self) -> Totals {
         let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
@@ -224,9 +230,17 @@ impl Upstream {
             stderr_dropped_bytes: load(&self.stdio.stderr_dropped_bytes),
             unmatched_answers: load(&self.stdio.unmatched_answers)
                 + load(&self.stdio.duplicate_answers)
+                + load(&self.stdio.late_answers)
                 + load(&self.http.unmatched_answers),
             received_bytes: load(&self.stdio.bytes_in) + load(&self.http.received_bytes),
             sent_bytes: load(&self.stdio.bytes_out) + load(&self.http.sent_bytes),
+            dropped: [
+                load(&self.stdio.dropped_notices),
+                load(&self.stdio.dropped_asides),
+                load(&self.stdio.oversize),
+                load(&self.http.dropped_messages),
+                load(&self.http.garbled_messages),
+            ],
             breaker_to: [breaker.closed, breaker.half_opened, breaker.opened],
         }
     }
@@ -312,8 +326,17 @@ impl Upstream {
             trace,
             asking: Asking { call, notices, guard: &self.guard, deadline: &deadline },
         };
-        let (result, spent) =
-            self.guard.run(&ask, &deadline, |_| errand::attempt(self, &errand)).await;
+        let carried = self.guard.run(&ask, &deadline, |_| errand::attempt(self, &errand));
+        let (result, spent) = tokio::select! {
+            biased;
+            carried = carried => carried,
+            // Whoever waited for calls to end waits no more: the caller learns that, and when.
+            () = self.stop.cancelled() => {
+                let text = "the gateway let go of the upstream before the answer came";
+                let fault = Fault::new(Reason::Retired, Delivery::Unknown, text);
+                (Err(Failure::from_fault(fault, &self.name, !read_only)), Spent::default())
+            }
+        };
         match result {
             Ok((terminal, tool_error)) => (Ok(terminal), Sent { spent, tool_error }),
             Err(failure) => (Err(failure), Sent { spent, tool_error: false }),
@@ -338,8 +361,9 @@ impl Upstream {
                     return Err(not_there(&State::Retired, "taken out of the configuration"));
                 }
                 Err(_) => {
+                    // Nobody was asked, so nobody was slow.
                     return Err(Fault::new(
-                        Reason::DeadlineExceeded,
+                        Reason::UpstreamDown,
                         Delivery::NotSent,
                         "the upstream is still starting",
                     ));

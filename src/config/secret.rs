@@ -1,8 +1,13 @@
 //! Values that must not be shown, and where they come from.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
+use aho_corasick::{AhoCorasick, MatchKind};
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
@@ -195,64 +200,118 @@ impl fmt::Debug for ConsumerKey {
 
 /// A new key for a consumer: [`ConsumerKey::PREFIX`] and 256 random bits.
 pub fn new_key() -> Secret {
-    use base64::Engine as _;
     let mut bytes = [0u8; 32];
     getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
-    let text = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes);
+    let text = URL_SAFE_NO_PAD.encode(bytes);
     Secret::new(format!("{}{text}", ConsumerKey::PREFIX))
 }
 
-/// Replaces every secret value in a text that leaves us.
+/// Replaces every secret value in a text that leaves us, in whatever usual form it stands there.
 #[derive(Clone, Default)]
-pub struct Scrubber(Arc<[Secret]>);
+pub struct Scrubber(Option<Arc<Search>>);
+
+struct Search {
+    forms: AhoCorasick,
+    longest: usize,
+}
 
 /// Shorter values than this are not searched for: `1` or `true` would blank half a log.
 const SCRUB_MIN: usize = 6;
 
+/// Shorter pieces of Base64 than this are not searched for: eight letters can be a word.
+const BASE64_MIN: usize = 10;
+
 impl Scrubber {
-    /// A scrubber for these values, and their percent- and JSON-escaped forms.
+    /// A scrubber for these values: as they are, escaped for JSON or percent-encoded for a URL or
+    /// form, in Base64 (alone, or somewhere in what was encoded), and line by line.
     pub fn new(secrets: impl IntoIterator<Item = Secret>) -> Scrubber {
-        let mut all: Vec<Secret> = Vec::new();
-        for s in secrets {
-            if s.expose().len() < SCRUB_MIN {
-                continue;
+        let mut all: BTreeSet<String> = BTreeSet::new();
+        for secret in secrets {
+            let whole = secret.expose();
+            for value in std::iter::once(whole).chain(whole.lines().map(str::trim)) {
+                if value.len() >= SCRUB_MIN {
+                    all.extend(forms(value));
+                }
             }
-            let json = serde_json::to_string(s.expose()).expect("a string serialises");
-            let json = &json[1..json.len() - 1];
-            if json != s.expose() {
-                all.push(Secret::new(json));
-            }
-            // A key of several lines may be shown line by line.
-            let lines = s.expose().lines().map(str::trim);
-            all.extend(lines.filter(|l| l.len() >= SCRUB_MIN && *l != s.expose()).map(Secret::new));
-            all.push(s);
+        }
+        let longest = all.iter().map(String::len).max().unwrap_or(0);
+        if longest == 0 {
+            return Scrubber(None);
         }
         // Longest first, so that a value that holds another leaves no rest.
-        all.sort_by_key(|s| std::cmp::Reverse(s.expose().len()));
-        all.dedup();
-        Scrubber(all.into())
+        let search = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(all);
+        // It fails for more text than a configuration can hold.
+        let forms = search.expect("secrets are a few kilobytes");
+        Scrubber(Some(Arc::new(Search { forms, longest })))
     }
 
     /// Length in bytes of the longest text searched for: how far a cut text must be looked past.
     pub fn longest(&self) -> usize {
-        self.0.first().map_or(0, |s| s.expose().len())
+        self.0.as_ref().map_or(0, |search| search.longest)
     }
 
     /// `text` with each secret value replaced.
-    pub fn scrub<'a>(&self, text: &'a str) -> std::borrow::Cow<'a, str> {
-        let mut out = std::borrow::Cow::Borrowed(text);
-        for s in self.0.iter() {
-            if out.contains(s.expose()) {
-                out = out.replace(s.expose(), "«secret»").into();
-            }
-        }
-        out
+    pub fn scrub<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        let Some(search) = self.0.as_ref().filter(|s| s.forms.is_match(text)) else {
+            return Cow::Borrowed(text);
+        };
+        let mut out = String::with_capacity(text.len());
+        search.forms.replace_all_with(text, &mut out, |_, _, out| {
+            out.push_str("«secret»");
+            true
+        });
+        out.into()
     }
+}
+
+// How a value may stand in a text.
+fn forms(value: &str) -> Vec<String> {
+    let json = serde_json::to_string(value).expect("a string serialises");
+    let mut out = vec![value.to_owned(), json[1..json.len() - 1].to_owned()];
+    for (keep, lower) in [("-._~", false), ("-._~", true), ("-_.!~*'()", false), ("*-._", false)] {
+        let coded = percent_encoded(value, keep, lower);
+        out.push(coded.replace("%20", "+"));
+        out.push(coded);
+    }
+    // Base64 takes three bytes at a time, so what stands before the value (`user:` in a header)
+    // gives it one of three forms; its first and last letters are shared with its neighbours.
+    for engine in [&STANDARD_NO_PAD, &URL_SAFE_NO_PAD] {
+        out.push(engine.encode(value));
+        for before in 0..3 {
+            let mut bytes = vec![0; before];
+            bytes.extend_from_slice(value.as_bytes());
+            let text = engine.encode(&bytes);
+            let (from, to) = ((before * 8).div_ceil(6), bytes.len() * 8 / 6);
+            out.push(text[from..to].to_owned());
+        }
+    }
+    let plain = 2;
+    let enough = |(n, form): (usize, String)| {
+        (n < plain || form.len() >= BASE64_MIN || form.contains('%')).then_some(form)
+    };
+    out.into_iter().enumerate().filter_map(enough).collect()
+}
+
+fn percent_encoded(value: &str, keep: &str, lower: bool) -> String {
+    use std::fmt::Write as _;
+    let mut out = String::new();
+    for byte in value.bytes() {
+        if byte.is_ascii_alphanumeric() || keep.as_bytes().contains(&byte) {
+            out.push(byte.into());
+        } else if lower {
+            let _ = write!(out, "%{byte:02x}");
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use base64::engine::general_purpose::STANDARD;
 
     fn env(name: &str) -> Option<String> {
         (name == "TOKEN").then(|| "s3cr\"et-value".to_owned())
@@ -284,9 +343,41 @@ mod tests {
         assert_eq!(scrub.scrub("k=s3cr\"et-value!"), "k=«secret»!");
         assert_eq!(scrub.scrub(r#"{"k":"s3cr\"et-value"}"#), r#"{"k":"«secret»"}"#);
         assert_eq!(scrub.scrub("harmless"), "harmless");
-        assert_eq!(scrub.longest(), r#"s3cr\"et-value"#.len());
+        assert!(scrub.longest() >= r#"s3cr\"et-value"#.len());
         let scrub = Scrubber::new([Secret::new("-----BEGIN KEY-----\nMIIabcdef\n\n")]);
         assert_eq!(scrub.scrub("a MIIabcdef b"), "a «secret» b");
+    }
+
+    #[test]
+    fn a_secret_is_known_in_its_usual_disguises() {
+        let value = "s3cr\"et/+val ue=ä";
+        let scrub = Scrubber::new([Secret::new(value)]);
+        for shown in [
+            "https://a/?k=s3cr%22et%2F%2Bval%20ue%3D%C3%A4&x",
+            "https://a/?k=s3cr%22et%2f%2bval%20ue%3d%c3%a4&x",
+            "k=s3cr%22et%2F%2Bval+ue%3D%C3%A4",
+        ] {
+            let said = scrub.scrub(shown);
+            assert!(said.contains("«secret»") && !said.contains("val"), "{said}");
+        }
+        for user in ["", "a", "ab", "abc:", "somebody:"] {
+            for after in ["", ":", "@host"] {
+                let header = STANDARD.encode(format!("{user}{value}{after}"));
+                let said = scrub.scrub(&header);
+                let left = said.replace("«secret»", "");
+                assert!(said.contains("«secret»"), "{user} {header}");
+                // No more than the letters shared with the neighbours, and the neighbours.
+                assert!(left.len() <= (user.len() + after.len()) * 4 / 3 + 6, "{said}");
+                let header = URL_SAFE_NO_PAD.encode(format!("{user}{value}{after}"));
+                assert!(scrub.scrub(&header).contains("«secret»"), "{user} {header}");
+            }
+        }
+        // A short value is not looked for in Base64, where it would be any word.
+        let short = Scrubber::new([Secret::new("abc123")]);
+        assert_eq!(short.scrub("x abc123 y"), "x «secret» y");
+        let all = Scrubber::new([Secret::new("abcdefgh"), Secret::new("xabcdefghx")]);
+        assert_eq!(all.scrub("1 xabcdefghx abcdefgh"), "1 «secret» «secret»");
+        assert_eq!(Scrubber::new([]).scrub("as it is"), "as it is");
     }
 
     #[test]

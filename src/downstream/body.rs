@@ -1,16 +1,27 @@
 //! Response bodies: bytes at hand, or an event stream that does its own work.
+//!
+//! A body is read by its client, or not. What is larger than a moment's worth, and every stream,
+//! is [`Held`]: known to the edge, which takes back what a client leaves unread for too long. On
+//! a connection that carries many responses nothing else would end a single one.
 
-use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use dashmap::DashMap;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
+use tokio::time::{Duration, Instant};
 
 /// Events that wait for the socket; the work behind them waits then.
 const EVENTS_MAX: usize = 16;
+
+/// How much is given to the connection at a time: what it holds itself, beyond our reach.
+const CHUNK: usize = 256 << 10;
 
 /// A response body.
 pub enum OutBody {
@@ -18,6 +29,8 @@ pub enum OutBody {
     Full(Option<Bytes>),
     /// Events as they come.
     Events(Events),
+    /// Either, watched by the edge.
+    Held(Held),
 }
 
 /// An event stream and the work that writes it. The work runs as part of the body: when the
@@ -37,6 +50,130 @@ impl Events {
         let (tx, rx) = mpsc::channel(EVENTS_MAX);
         Events { work: Some(Box::pin(work(tx))), rx }
     }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.work.as_mut().is_some_and(|work| work.as_mut().poll(cx).is_ready()) {
+            self.work = None;
+        }
+        self.rx.poll_recv(cx)
+    }
+}
+
+/// Bodies whose clients have not read all of them.
+#[derive(Default)]
+pub struct Unread {
+    held: Arc<DashMap<u64, Arc<Cell>>>,
+    next: AtomicU64,
+}
+
+/// A body that is in the edge's hands until its connection asks for it.
+pub struct Held {
+    cell: Arc<Cell>,
+    // Its place in the edge's book.
+    place: (Arc<DashMap<u64, Arc<Cell>>>, u64),
+}
+
+struct Cell(Mutex<State>);
+
+struct State {
+    rest: Rest,
+    // Since when what was given last has not been followed by the wish for more.
+    given: Option<Instant>,
+}
+
+enum Rest {
+    Bytes(Bytes),
+    Events(Events),
+    Done,
+    // Taken back: the client did not read.
+    Forfeit,
+}
+
+impl Cell {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic in a stream's work leaves a stream that is given up.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.place.0.remove(&self.place.1);
+    }
+}
+
+impl Unread {
+    /// Watch a body, if it is worth it.
+    pub fn watch(&self, body: OutBody) -> OutBody {
+        let rest = match body {
+            OutBody::Full(Some(bytes)) if bytes.len() > CHUNK => Rest::Bytes(bytes),
+            OutBody::Events(events) => Rest::Events(events),
+            small => return small,
+        };
+        let cell = Arc::new(Cell(Mutex::new(State { rest, given: None })));
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.held.insert(number, cell.clone());
+        OutBody::Held(Held { cell, place: (self.held.clone(), number) })
+    }
+
+    /// Take back what has been left unread for longer than `time`, with the work behind it;
+    /// returns how many there were.
+    pub fn take_back(&self, time: Duration) -> u64 {
+        let mut taken = 0;
+        for cell in self.held.iter() {
+            let mut state = cell.lock();
+            if state.given.is_some_and(|since| since.elapsed() > time) {
+                state.given = None;
+                let rest = std::mem::replace(&mut state.rest, Rest::Forfeit);
+                drop(state);
+                drop(rest);
+                taken += 1;
+            }
+        }
+        taken
+    }
+}
+
+impl Held {
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        let mut state = self.cell.lock();
+        state.given = None;
+        let found = match &mut state.rest {
+            Rest::Bytes(bytes) if bytes.len() > CHUNK => Some(bytes.split_to(CHUNK)),
+            Rest::Bytes(bytes) => {
+                let last = std::mem::take(bytes);
+                state.rest = Rest::Done;
+                return Poll::Ready(Some(Ok(last)));
+            }
+            Rest::Events(events) => match events.poll(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(found) => found,
+            },
+            Rest::Done => None,
+            Rest::Forfeit => {
+                let error = io::Error::new(io::ErrorKind::TimedOut, "the client did not read");
+                return Poll::Ready(Some(Err(error)));
+            }
+        };
+        match found {
+            Some(bytes) => {
+                state.given = Some(Instant::now());
+                Poll::Ready(Some(Ok(bytes)))
+            }
+            None => {
+                state.rest = Rest::Done;
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.cell.lock().rest {
+            Rest::Bytes(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Rest::Done => SizeHint::with_exact(0),
+            Rest::Events(_) | Rest::Forfeit => SizeHint::default(),
+        }
+    }
 }
 
 impl OutBody {
@@ -54,25 +191,25 @@ impl From<Bytes> for OutBody {
 
 impl Body for OutBody {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = io::Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         match self.get_mut() {
             OutBody::Full(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
-            OutBody::Events(events) => {
-                if events.work.as_mut().is_some_and(|work| work.as_mut().poll(cx).is_ready()) {
-                    events.work = None;
-                }
-                events.rx.poll_recv(cx).map(|b| b.map(|b| Ok(Frame::data(b))))
-            }
+            OutBody::Events(events) => events.poll(cx).map(|b| b.map(|b| Ok(Frame::data(b)))),
+            OutBody::Held(held) => held.poll(cx).map(|b| b.map(|b| b.map(Frame::data))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, OutBody::Full(None))
+        match self {
+            OutBody::Full(bytes) => bytes.is_none(),
+            OutBody::Events(_) => false,
+            OutBody::Held(held) => matches!(held.cell.lock().rest, Rest::Done),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -81,6 +218,53 @@ impl Body for OutBody {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64))
             }
             OutBody::Events(_) => SizeHint::default(),
+            OutBody::Held(held) => held.size_hint(),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    use http_body_util::BodyExt as _;
+
+    const TIME: Duration = Duration::from_secs(30);
+
+    #[tokio::test(start_paused = true)]
+    async fn all_of_a_large_body_comes_in_pieces() {
+        let unread = Unread::default();
+        let bytes: Vec<u8> = (0..CHUNK * 2 + 5).map(|n| n as u8).collect();
+        let body = unread.watch(Bytes::from(bytes.clone()).into());
+        assert_eq!(body.size_hint().exact(), Some(bytes.len() as u64));
+        assert_eq!(body.collect().await.unwrap().to_bytes(), bytes);
+        assert!(unread.held.is_empty());
+        assert!(matches!(unread.watch(Bytes::from_static(b"small").into()), OutBody::Full(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_left_unread_is_taken_back_and_what_has_nothing_to_say_is_not() {
+        let unread = Unread::default();
+        let dropped = Arc::new(());
+        let (alive, quiet) = (Arc::downgrade(&dropped), Arc::new(()));
+        let mut stalled = unread.watch(OutBody::Events(Events::new(|tx| async move {
+            let _held = dropped;
+            while tx.send(Bytes::from_static(b"x")).await.is_ok() {}
+        })));
+        let mut idle = unread.watch(OutBody::Events(Events::new(|tx| async move {
+            let _open = (tx, quiet);
+            std::future::pending::<()>().await;
+        })));
+        assert!(stalled.frame().await.unwrap().is_ok());
+        let nothing = tokio::time::timeout(Duration::from_secs(1), idle.frame()).await;
+        assert!(nothing.is_err());
+        assert_eq!(unread.take_back(TIME), 0);
+        tokio::time::advance(TIME).await;
+        assert_eq!((unread.take_back(TIME), unread.take_back(TIME)), (1, 0));
+        assert!(alive.upgrade().is_none(), "the work went with it");
+        assert!(stalled.frame().await.unwrap().is_err());
+        drop((stalled, idle));
+        assert!(unread.held.is_empty());
     }
 }

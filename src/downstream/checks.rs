@@ -6,10 +6,12 @@ use hyper::HeaderMap;
 use hyper::header::{ACCEPT, CONTENT_TYPE, HOST, HeaderName, ORIGIN};
 
 use crate::config::Gateway as Settings;
-use crate::protocol::error::{ErrorObject, HEADER_MISMATCH};
+use crate::failure::Reason;
 use crate::protocol::header;
 use crate::protocol::message::Frame;
 use crate::protocol::meta::{Members, RequestMeta};
+
+use super::refused::Refused;
 
 /// Whether `Host` (or the authority of HTTP/2) is ours (any revision, "DNS rebinding").
 pub fn host(settings: &Settings, headers: &HeaderMap, authority: Option<&str>) -> bool {
@@ -119,14 +121,13 @@ pub fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'
     }
 }
 
-pub(super) fn mismatch(text: impl Into<String>) -> ErrorObject {
-    ErrorObject::new(HEADER_MISMATCH, text)
-        .with_data(serde_json::json!({"reason": "header_mismatch"}))
+pub(super) fn mismatch(text: impl Into<String>) -> Refused {
+    Refused::new(Reason::HeaderMismatch, text)
 }
 
 /// The version header of a modern request equals its body's
 /// (2026-07-28 basic/transports/streamable-http).
-pub fn version(headers: &HeaderMap, meta: &RequestMeta) -> Result<(), ErrorObject> {
+pub fn version(headers: &HeaderMap, meta: &RequestMeta) -> Result<(), Refused> {
     match single(headers, &header::PROTOCOL_VERSION) {
         Ok(Some(v)) if Some(v) == meta.protocol_version.as_deref() => Ok(()),
         Ok(None) => Err(mismatch("the header MCP-Protocol-Version is missing")),
@@ -135,7 +136,7 @@ pub fn version(headers: &HeaderMap, meta: &RequestMeta) -> Result<(), ErrorObjec
 }
 
 /// `Mcp-Method` and `Mcp-Name` mirror the body (2026-07-28 basic/transports/streamable-http).
-pub fn mirrored(headers: &HeaderMap, frame: &Frame) -> Result<(), ErrorObject> {
+pub fn mirrored(headers: &HeaderMap, frame: &Frame) -> Result<(), Refused> {
     match single(headers, &header::METHOD) {
         Ok(Some(v)) if v == frame.method() => {}
         Ok(None) => return Err(mismatch("the header Mcp-Method is missing")),

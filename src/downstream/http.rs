@@ -7,37 +7,35 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_TYPE, EXPECT, HeaderName, HeaderValue, ORIGIN, RETRY_AFTER, VARY,
-    WWW_AUTHENTICATE,
-};
+use hyper::header::{EXPECT, HeaderName, HeaderValue, ORIGIN, VARY};
 use hyper::http::request::Parts;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, StatusCode};
 
 use crate::call::Consumer;
-use crate::failure::{Reason, Refusal};
+use crate::failure::Reason;
 use crate::gateway::snapshot::Snapshot;
-use crate::protocol::error::{
-    ErrorObject, INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, PARSE_ERROR,
-};
+use crate::protocol::error::PARSE_ERROR;
 use crate::protocol::header;
-use crate::protocol::message::{Frame, Kind, response};
+use crate::protocol::message::{Frame, Kind};
+use crate::protocol::meta::RequestMeta;
 use crate::protocol::revision::{Era, Revision};
 
-use super::body::{Events, OutBody};
+use super::access::Access;
+use super::body::Events;
 use super::canonical::{TraceHeaders, meta_of};
 use super::lazy::lazily;
 use super::legacy::{self, Handled, Running};
-use super::listen::{Feed, Listener, Wish};
-use super::session::Session;
-use super::{Edge, checks, mirror, modern, sse, websocket};
-
-/// A response of the endpoint.
-pub(super) type Out = Response<OutBody>;
+use super::listen::{Feed, Listener};
+use super::refused::{NOBODY, Refused};
+use super::reply::{Denied, Out, busy, deny, draining, empty, events, json, not_allowed};
+use super::session::{Found, Session};
+use super::{Edge, checks, mirror, modern, park, sse, websocket};
 
 /// The path of the endpoint.
 pub const PATH: &str = "/mcp";
@@ -50,7 +48,7 @@ const BATCH_MAX: usize = 100;
 /// client that had begun to send, little for one that goes on.
 const LINGER_MAX: usize = 1 << 20;
 /// See [`LINGER_MAX`].
-const LINGER_TIME: std::time::Duration = std::time::Duration::from_secs(1);
+const LINGER_TIME: Duration = Duration::from_secs(1);
 
 /// Answer one HTTP request. Never fails: everything has an answer.
 pub async fn serve(edge: Arc<Edge>, peer: SocketAddr, request: Request<Incoming>) -> Out {
@@ -58,7 +56,13 @@ pub async fn serve(edge: Arc<Edge>, peer: SocketAddr, request: Request<Incoming>
     let origin = request.headers().get(ORIGIN).cloned();
     let (parts, body) = request.into_parts();
     let mut body = Some(body);
-    let mut out = answer(&edge, &snapshot, peer, &parts, &mut body).await;
+    let mut consumer = None;
+    let answered = answer(&edge, &snapshot, peer, &parts, &mut body, &mut consumer).await;
+    let mut out = answered.unwrap_or_else(|denied| {
+        let who = consumer.as_ref().map_or(NOBODY, |c: &Arc<Consumer>| &*c.name);
+        denied.refused.note(&edge, who, denied.method, "http", "");
+        denied.out()
+    });
     // Who waits for `100 Continue` has sent nothing yet.
     if let Some(body) = body
         && !body.is_end_stream()
@@ -71,7 +75,7 @@ pub async fn serve(edge: Arc<Edge>, peer: SocketAddr, request: Request<Incoming>
     {
         allow_browser(&mut out, origin);
     }
-    out
+    out.map(|body| edge.unread.watch(body))
 }
 
 fn allow_browser(out: &mut Out, origin: HeaderValue) {
@@ -84,115 +88,66 @@ fn allow_browser(out: &mut Out, origin: HeaderValue) {
     );
 }
 
+// `who` is set as soon as it is known.
 async fn answer(
     edge: &Arc<Edge>,
     snapshot: &Snapshot,
     peer: SocketAddr,
     parts: &Parts,
     body: &mut Option<Incoming>,
-) -> Out {
+    who: &mut Option<Arc<Consumer>>,
+) -> Result<Out, Denied> {
     let settings = &snapshot.config.gateway;
     let headers = &parts.headers;
-    if !checks::host(
-        settings,
-        headers,
-        parts.uri.authority().map(hyper::http::uri::Authority::as_str),
-    ) {
-        return plain_error(
-            403,
-            INVALID_REQUEST,
-            "this Host is not served here; add it to gateway.allowed_hosts",
-            "host_not_allowed",
-        );
+    let authority = parts.uri.authority().map(hyper::http::uri::Authority::as_str);
+    if !checks::host(settings, headers, authority) {
+        let text = "this Host is not served here; add it to gateway.allowed_hosts";
+        return Err(deny(403, Reason::HostNotAllowed, text));
     }
     if !checks::origin(settings, headers) {
-        return plain_error(
-            403,
-            INVALID_REQUEST,
-            "this Origin is not allowed here; add it to gateway.allowed_origins",
-            "origin_not_allowed",
-        );
+        let text = "this Origin is not allowed here; add it to gateway.allowed_origins";
+        return Err(deny(403, Reason::OriginNotAllowed, text));
     }
     let path = parts.uri.path();
     let old_door = matches!(path, sse::STREAM | sse::MESSAGES);
     if path != PATH && path.strip_suffix('/') != Some(PATH) && !old_door {
-        return plain_error(
-            404,
-            INVALID_REQUEST,
-            "the endpoint is /mcp (/sse for clients of 2024-11-05)",
-            "unknown_path",
-        );
+        let text = "the endpoint is /mcp (/sse for clients of 2024-11-05)";
+        return Err(deny(404, Reason::UnknownPath, text));
     }
     if parts.method == Method::OPTIONS {
-        return preflight();
+        return Ok(preflight());
     }
-    let consumer = match identify(snapshot, peer, parts) {
-        Ok(consumer) => consumer,
-        Err(refusal) => return unauthenticated(edge, &refusal),
-    };
-    if edge.gateway.is_draining() {
-        let mut out =
-            plain_error(503, INTERNAL_ERROR, "the gateway is stopping", Reason::Draining.as_str());
-        out.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-        return out;
+    let consumer = &*who.insert(identify(snapshot, peer, parts)?);
+    // What belongs to something under way still comes in; what would begin something does not.
+    if edge.gateway.is_draining() && parts.method == Method::GET {
+        return Err(draining());
     }
     if old_door {
-        return through_old_door(edge, snapshot, &consumer, parts, body).await;
+        return through_old_door(edge, snapshot, consumer, parts, body).await;
     }
     match parts.method {
-        Method::GET if websocket::wanted(parts) => match edge.stream_slot() {
-            Some(slot) => websocket::upgrade(edge, &consumer, parts, slot)
-                .unwrap_or_else(|text| plain_error(400, INVALID_REQUEST, text, "invalid_upgrade")),
-            None => busy(b""),
-        },
-        Method::POST => post(edge, snapshot, &consumer, parts, body).await,
-        Method::GET => get(edge, &consumer, parts),
-        Method::DELETE => delete(edge, &consumer, parts),
-        _ => not_allowed(),
+        Method::GET if websocket::wanted(parts) => {
+            let slot = edge.stream_slot().ok_or_else(busy)?;
+            let access = Access::new(&edge.gateway, consumer, headers);
+            websocket::upgrade(edge, access, parts, slot)
+                .map_err(|text| deny(400, Reason::InvalidUpgrade, text))
+        }
+        Method::POST => post(edge, snapshot, consumer, parts, body).await,
+        Method::GET => get(edge, consumer, parts),
+        Method::DELETE => delete(edge, consumer, parts),
+        _ => Err(not_allowed()),
     }
 }
 
-fn identify(
-    snapshot: &Snapshot,
-    peer: SocketAddr,
-    parts: &Parts,
-) -> Result<Arc<Consumer>, Refusal> {
-    let member = snapshot.identity.identify(checks::key(&parts.headers))?;
+fn identify(snapshot: &Snapshot, peer: SocketAddr, parts: &Parts) -> Result<Arc<Consumer>, Denied> {
+    let refused = |text| deny(401, Reason::Unauthenticated, text);
+    let key = checks::key(&parts.headers);
+    let member = snapshot.identity.identify(key).map_err(|refusal| refused(refusal.text))?;
     // Belt and braces: without consumers the listener is on loopback, and stays for its callers.
     if snapshot.config.consumers.is_empty() && !checks::is_local(&peer) {
-        return Err(Refusal::new(
-            Reason::Unauthenticated,
-            "anonymous callers are served on loopback only",
-        ));
+        return Err(refused("anonymous callers are served on loopback only".into()));
     }
     Ok(member.consumer.clone())
-}
-
-fn unauthenticated(edge: &Edge, refusal: &Refusal) -> Out {
-    crate::observe::record::Record::open(
-        &edge.gateway.observe,
-        &"_unknown".into(),
-        "_other",
-        "http",
-        "",
-        None,
-    )
-    .finish(crate::observe::record::Outcome::Refused(refusal.reason));
-    let mut out = plain_error(401, INVALID_REQUEST, &refusal.text, refusal.reason.as_str());
-    out.headers_mut()
-        .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"weirkeeper\""));
-    out
-}
-
-fn not_allowed() -> Out {
-    let mut out = plain_error(
-        405,
-        INVALID_REQUEST,
-        "this HTTP method is not served here",
-        "method_not_allowed",
-    );
-    out.headers_mut().insert(ALLOW, HeaderValue::from_static("POST, GET, DELETE, OPTIONS"));
-    out
 }
 
 fn preflight() -> Out {
@@ -222,36 +177,27 @@ async fn post(
     consumer: &Arc<Consumer>,
     parts: &Parts,
     body: &mut Option<Incoming>,
-) -> Out {
+) -> Result<Out, Denied> {
     let accepts = checks::accepts(&parts.headers);
     if !accepts.json && !accepts.events {
-        return plain_error(
-            406,
-            INVALID_REQUEST,
-            "Accept must list application/json and text/event-stream",
-            "not_acceptable",
-        );
+        let text = "Accept must list application/json and text/event-stream";
+        return Err(deny(406, Reason::NotAcceptable, text));
     }
     if !checks::is_json(&parts.headers) {
-        return plain_error(
-            415,
-            INVALID_REQUEST,
-            "Content-Type must be application/json",
-            "not_json",
-        );
+        return Err(deny(415, Reason::NotJson, "Content-Type must be application/json"));
     }
     let settings = &snapshot.config.gateway;
-    let bytes = match read(body, settings.max_body, settings.body_timeout).await {
-        Ok(bytes) => bytes,
-        Err(out) => return out,
-    };
+    let bytes = read(body, settings.max_body, settings.body_timeout).await?;
     if bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[') {
         return batch(edge, consumer, parts, &bytes).await;
     }
-    let frame = match Frame::scan(bytes) {
-        Ok(frame) => frame,
-        Err(e) => return plain_error(400, e.code(), &e.to_string(), "invalid_message"),
-    };
+    let frame = Frame::scan(bytes).map_err(|e| {
+        Denied::new(400, Refused::with_code(Reason::InvalidMessage, e.code(), e.to_string()))
+    })?;
+    // A retry of a parked call ends something, it begins nothing.
+    if edge.gateway.is_draining() && frame.kind() == Kind::Request && !park::may_resume(&frame) {
+        return Err(draining().to(&frame));
+    }
     let trace = trace_headers(parts);
     let meta = meta_of(&frame);
     let version = checks::single(&parts.headers, &header::PROTOCOL_VERSION);
@@ -269,45 +215,47 @@ async fn post(
         return initialize(edge, snapshot, consumer, &frame);
     }
     let Some(id) = session_id else {
-        return error_with_id(
-            400,
-            frame.id(),
-            INVALID_REQUEST,
-            "a session is needed: send `initialize` first, or the 2026-07-28 request metadata",
-            "no_session",
-        );
+        let text =
+            "a session is needed: send `initialize` first, or the 2026-07-28 request metadata";
+        return Err(deny(400, Reason::NoSession, text).to(&frame));
     };
-    let Some(session) = edge.session(id, consumer) else {
-        return error_with_id(
-            404,
-            frame.id(),
-            INVALID_REQUEST,
-            "the session is not known; initialize again",
-            "unknown_session",
-        );
-    };
-    if let Err(out) = session_version(&parts.headers) {
-        return out;
-    }
-    match legacy::handle(edge, &session, "http", frame, trace).await {
+    let session = session(edge, id, consumer).map_err(|denied| denied.to(&frame))?;
+    session_version(&parts.headers).map_err(|denied| denied.to(&frame))?;
+    Ok(match legacy::handle(edge, &session, "http", frame, trace).await {
         Handled::Accepted | Handled::Listen(_) => empty(202),
         Handled::Message(message) => json(200, message),
         Handled::Running(running) => lazily(edge, running, accepts, session.revision).await,
+    })
+}
+
+fn session(edge: &Edge, id: &str, consumer: &Arc<Consumer>) -> Result<Arc<Session>, Denied> {
+    match edge.session(id, consumer) {
+        Found::Session(session) => Ok(session),
+        // The session is good, and there is no room for it: not «gone», or the client would begin
+        // a new one.
+        Found::NoRoom => Err(busy()),
+        Found::Unknown => {
+            let text = "the session is not known; initialize again";
+            Err(deny(404, Reason::UnknownSession, text))
+        }
     }
 }
 
 // 2025-06-18 basic/transports, "protocol version header": one that is not served is 400, a
 // missing one means what the session agreed on.
-fn session_version(headers: &hyper::HeaderMap) -> Result<(), Out> {
+fn session_version(headers: &hyper::HeaderMap) -> Result<(), Denied> {
     match checks::single(headers, &header::PROTOCOL_VERSION) {
         Ok(None) => Ok(()),
         Ok(Some(v)) if Revision::parse(v).is_some_and(|r| r.era() == Era::Legacy) => Ok(()),
-        _ => Err(plain_error(
-            400,
-            INVALID_REQUEST,
-            "this MCP-Protocol-Version is not served in a session",
-            "unsupported_version",
-        )),
+        _ => {
+            let text = "this MCP-Protocol-Version is not served in a session";
+            let refused = Refused::with_code(
+                Reason::UnsupportedVersion,
+                crate::protocol::error::INVALID_REQUEST,
+                text,
+            );
+            Err(Denied::new(400, refused))
+        }
     }
 }
 
@@ -317,90 +265,58 @@ async fn modern_post(
     parts: &Parts,
     accepts: checks::Accepts,
     frame: Frame,
-    meta: Result<Option<crate::protocol::meta::RequestMeta>, String>,
+    meta: Result<Option<RequestMeta>, String>,
     trace: TraceHeaders,
-) -> Out {
+) -> Result<Out, Denied> {
+    // Nothing but a notification may come besides; there is nothing harmful in any of them.
+    match frame.kind() {
+        Kind::Request => {}
+        Kind::Notification => return Ok(empty(202)),
+        Kind::Result | Kind::Error => {
+            let text = "responses are not sent in this revision";
+            return Err(deny(400, Reason::InvalidMessage, text));
+        }
+    }
     let id = frame.id().unwrap_or_default();
-    let refuse = |status: u16, error: &ErrorObject| {
-        json(status, response(&id, Kind::Error, error.to_raw().get().as_bytes()))
-    };
-    if frame.kind() != Kind::Request {
-        // Nothing but a notification may come; there is nothing harmful in any of them.
-        return if frame.kind() == Kind::Notification {
-            empty(202)
-        } else {
-            plain_error(
-                400,
-                INVALID_REQUEST,
-                "responses are not sent in this revision",
-                "invalid_message",
-            )
-        };
-    }
-    let meta =
-        match meta.map_err(|e| ErrorObject::new(INVALID_PARAMS, e)).and_then(modern::required) {
-            Ok(meta) => meta,
-            Err(e) => return refuse(400, &e),
-        };
-    if let Err(e) = checks::version(&parts.headers, &meta) {
-        return refuse(400, &e);
-    }
-    let revision = match modern::served(&meta) {
-        Ok(revision) => revision,
-        Err(e) => return refuse(400, &e),
-    };
-    if let Err(e) = checks::mirrored(&parts.headers, &frame) {
-        return refuse(400, &e);
-    }
-    let strays = match mirror::params(edge, consumer, &parts.headers, &frame) {
-        Ok(strays) => strays,
-        Err(e) => return refuse(400, &e),
-    };
+    let checked = modern::checked(meta, |meta| checks::version(&parts.headers, meta))
+        .and_then(|found| checks::mirrored(&parts.headers, &frame).map(|()| found))
+        .and_then(|found| Ok((found, mirror::params(edge, consumer, &parts.headers, &frame)?)));
+    let ((meta, revision), strays) =
+        checked.map_err(|refused| Denied::new(400, refused).to(&frame))?;
+    let asked = frame.clone();
     match modern::handle(edge, consumer, "http", frame, meta, revision, trace, strays).await {
-        Ok(Handled::Accepted) => empty(202),
-        Ok(Handled::Message(message)) => json(modern::status(&message), message),
-        Ok(Handled::Running(running)) => lazily(edge, running, accepts, revision).await,
-        Ok(Handled::Listen(wish)) => listen(edge, consumer, &id, wish),
-        Err(e) => refuse(modern::status_of(e.code), &e),
+        Ok(Handled::Accepted) => Ok(empty(202)),
+        Ok(Handled::Message(message)) => Ok(json(200, message)),
+        Ok(Handled::Running(running)) => Ok(lazily(edge, running, accepts, revision).await),
+        Ok(Handled::Listen(wish)) => {
+            let slot = edge.stream_slot().ok_or_else(|| busy().to(&asked))?;
+            let access = Access::new(&edge.gateway, consumer, &parts.headers);
+            let feed = Feed::of_request(edge, access, &id, wish);
+            Ok(events(Listener { feed, ends: vec![], slot }.stream(edge)))
+        }
+        Err(refused) => Err(Denied::new(modern::status_of(refused.code()), refused).to(&asked)),
     }
 }
 
-fn listen(edge: &Arc<Edge>, consumer: &Arc<Consumer>, id: &Bytes, wish: Wish) -> Out {
-    let Some(slot) = edge.stream_slot() else {
-        return busy(id);
-    };
-    let feed = Feed::of_request(edge, consumer, id, wish);
-    let listener = Listener { feed, ends: vec![], slot };
-    let edge = edge.clone();
-    events(Events::new(|tx| listener.events(edge, tx)))
-}
-
-fn busy(id: &[u8]) -> Out {
-    let failure = crate::failure::Failure::from(
-        Refusal::new(Reason::Overloaded, "as many streams are open as may be")
-            .retry_after(std::time::Duration::from_secs(5)),
-    );
-    let mut out =
-        json(503, response(id, Kind::Error, failure.to_error().to_raw().get().as_bytes()));
-    out.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
-    out
-}
-
-fn initialize(edge: &Edge, snapshot: &Snapshot, consumer: &Arc<Consumer>, frame: &Frame) -> Out {
+fn initialize(
+    edge: &Edge,
+    snapshot: &Snapshot,
+    consumer: &Arc<Consumer>,
+    frame: &Frame,
+) -> Result<Out, Denied> {
     let id = frame.id().expect("a request has an id");
-    let hello = match legacy::hello(frame) {
-        Ok(hello) => hello,
-        Err(text) => return json(200, legacy::error(&id, INVALID_PARAMS, text)),
-    };
+    let hello =
+        legacy::hello(frame).map_err(|text| deny(200, Reason::InvalidParams, text).to(frame))?;
     let max = snapshot.config.gateway.max_sessions;
-    let Some(session) = edge.sessions.open(&edge.sealer, consumer.clone(), hello, max) else {
-        return busy(&id);
-    };
+    let session = edge
+        .sessions
+        .open(&edge.sealer, consumer.clone(), hello, max)
+        .ok_or_else(|| busy().to(frame))?;
     let mut out = json(200, legacy::welcome(edge, &session, &id));
     if let Ok(value) = HeaderValue::from_str(&session.id) {
         out.headers_mut().insert(header::SESSION_ID, value);
     }
-    out
+    Ok(out)
 }
 
 // HTTP+SSE (2024-11-05 basic/transports).
@@ -410,136 +326,103 @@ async fn through_old_door(
     consumer: &Arc<Consumer>,
     parts: &Parts,
     body: &mut Option<Incoming>,
-) -> Out {
+) -> Result<Out, Denied> {
     let settings = &snapshot.config.gateway;
     match (parts.uri.path(), &parts.method) {
-        (sse::STREAM, &Method::GET) => match edge.stream_slot() {
-            Some(slot) => events(sse::open(edge, consumer, slot)),
-            None => busy(b""),
-        },
-        (sse::MESSAGES, &Method::POST) => {
-            let bytes = match read(body, settings.max_body, settings.body_timeout).await {
-                Ok(bytes) => bytes,
-                Err(out) => return out,
-            };
-            if sse::deliver(edge, consumer, parts.uri.query(), bytes).await {
-                return empty(202);
-            }
-            plain_error(
-                404,
-                INVALID_REQUEST,
-                "no such stream; open one with GET /sse",
-                "unknown_session",
-            )
+        (sse::STREAM, &Method::GET) => {
+            let slot = edge.stream_slot().ok_or_else(busy)?;
+            let access = Access::new(&edge.gateway, consumer, &parts.headers);
+            Ok(events(sse::open(edge, access, slot)))
         }
-        _ => not_allowed(),
+        (sse::MESSAGES, &Method::POST) => {
+            let bytes = read(body, settings.max_body, settings.body_timeout).await?;
+            if sse::deliver(edge, consumer, parts.uri.query(), bytes).await {
+                return Ok(empty(202));
+            }
+            let text = "no such stream; open one with GET /sse";
+            Err(deny(404, Reason::UnknownSession, text))
+        }
+        _ => Err(not_allowed()),
     }
 }
 
-fn get(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Parts) -> Out {
+fn get(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Parts) -> Result<Out, Denied> {
     let Some(id) = checks::single(&parts.headers, &header::SESSION_ID).ok().flatten() else {
-        return not_allowed();
+        let text = "GET opens the stream of a session: send its Mcp-Session-Id, or POST";
+        return Err(deny(405, Reason::MethodNotAllowed, text));
     };
-    let Some(session) = edge.session(id, consumer) else {
-        return plain_error(
-            404,
-            INVALID_REQUEST,
-            "the session is not known; initialize again",
-            "unknown_session",
-        );
-    };
-    if let Err(out) = session_version(&parts.headers) {
-        return out;
-    }
+    let session = session(edge, id, consumer)?;
+    session_version(&parts.headers)?;
     if !checks::accepts(&parts.headers).events {
-        return plain_error(
-            406,
-            INVALID_REQUEST,
-            "Accept must list text/event-stream",
-            "not_acceptable",
-        );
+        let text = "Accept must list text/event-stream";
+        return Err(deny(406, Reason::NotAcceptable, text));
     }
-    let Some(slot) = edge.stream_slot() else { return busy(b"") };
+    let slot = edge.stream_slot().ok_or_else(busy)?;
     // A second stream takes over: the first is most likely a connection that died unseen.
     let token = tokio_util::sync::CancellationToken::new();
     let old =
         std::mem::replace(&mut *session.stream.lock().expect("no panic while held"), token.clone());
     old.cancel();
-    let listener = Listener {
-        feed: Feed::of_session(edge, &session),
-        ends: vec![token, session.ended.clone()],
-        slot,
-    };
+    let access = Access::new(&edge.gateway, consumer, &parts.headers);
+    let feed = Feed::of_session(edge, access, &session);
+    let listener = Listener { feed, ends: vec![token, session.ended.clone()], slot };
     let edge = edge.clone();
-    events(Events::new(|tx| async move {
+    Ok(events(Events::new(|tx| async move {
         let _open = OpenStream::new(session);
         listener.events(edge, tx).await;
-    }))
+    })))
 }
 
 struct OpenStream(Arc<Session>);
 
 impl OpenStream {
     fn new(session: Arc<Session>) -> OpenStream {
-        session.streams.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        session.streams.fetch_add(1, Ordering::Relaxed);
         OpenStream(session)
     }
 }
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-fn delete(edge: &Edge, consumer: &Arc<Consumer>, parts: &Parts) -> Out {
-    let Some(id) = checks::single(&parts.headers, &header::SESSION_ID).ok().flatten() else {
-        return not_allowed();
-    };
-    match edge.session(id, consumer) {
-        Some(session) => {
-            edge.sessions.end(&session.id);
-            empty(204)
-        }
-        None => plain_error(404, INVALID_REQUEST, "the session is not known", "unknown_session"),
-    }
+fn delete(edge: &Edge, consumer: &Arc<Consumer>, parts: &Parts) -> Result<Out, Denied> {
+    let id = checks::single(&parts.headers, &header::SESSION_ID).ok().flatten();
+    let session = session(edge, id.ok_or_else(not_allowed)?, consumer)?;
+    edge.sessions.end(&session.id);
+    Ok(empty(204))
 }
 
 // 2025-03-26 basic, "batching": sent in one array, answered in one array. Every other revision
 // has none.
-async fn batch(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Parts, bytes: &Bytes) -> Out {
-    let session = checks::single(&parts.headers, &header::SESSION_ID)
-        .ok()
-        .flatten()
-        .and_then(|id| edge.session(id, consumer));
-    let Some(session) = session.filter(|s| s.revision == Revision::R2025_03_26) else {
-        return plain_error(
-            400,
-            INVALID_REQUEST,
-            "a batch is accepted in a 2025-03-26 session only",
-            "invalid_message",
-        );
-    };
-    let parsed: Result<Vec<&serde_json::value::RawValue>, _> = serde_json::from_slice(bytes);
-    let items = match parsed {
-        Ok(items) if !items.is_empty() && items.len() <= BATCH_MAX => items,
-        Ok(_) => {
-            return plain_error(
-                400,
-                INVALID_REQUEST,
-                "a batch holds 1 to 100 messages",
-                "invalid_message",
-            );
-        }
-        Err(e) => return plain_error(400, PARSE_ERROR, &e.to_string(), "invalid_message"),
-    };
+async fn batch(
+    edge: &Arc<Edge>,
+    consumer: &Arc<Consumer>,
+    parts: &Parts,
+    bytes: &Bytes,
+) -> Result<Out, Denied> {
+    let invalid = |text: &str| deny(400, Reason::InvalidMessage, text);
+    let id = checks::single(&parts.headers, &header::SESSION_ID).ok().flatten();
+    let session = id.and_then(|id| session(edge, id, consumer).ok());
+    let session = session
+        .filter(|s| s.revision == Revision::R2025_03_26)
+        .ok_or_else(|| invalid("a batch is accepted in a 2025-03-26 session only"))?;
+    let items: Vec<&serde_json::value::RawValue> = serde_json::from_slice(bytes).map_err(|e| {
+        Denied::new(400, Refused::with_code(Reason::InvalidMessage, PARSE_ERROR, e.to_string()))
+    })?;
+    if items.is_empty() || items.len() > BATCH_MAX {
+        return Err(invalid("a batch holds 1 to 100 messages"));
+    }
     let mut running = Vec::new();
     let mut answers: Vec<Bytes> = Vec::new();
     for item in items {
         let frame = match Frame::scan(Bytes::copy_from_slice(item.get().as_bytes())) {
             Ok(frame) => frame,
             Err(e) => {
-                answers.push(legacy::error(b"null", e.code(), e.to_string()));
+                let refused = Refused::with_code(Reason::InvalidMessage, e.code(), e.to_string());
+                answers.push(refused.message(b"null"));
                 continue;
             }
         };
@@ -552,10 +435,10 @@ async fn batch(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Parts, bytes:
     // All are under way, each in its own task; their notices have no stream to go to.
     for Running { work, notices } in running {
         drop(notices);
-        answers.extend(work.await);
+        answers.extend(work.await.map(|said| said.message));
     }
     if answers.is_empty() {
-        return empty(202);
+        return Ok(empty(202));
     }
     let mut out = vec![b'['];
     for (i, message) in answers.iter().enumerate() {
@@ -565,22 +448,15 @@ async fn batch(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Parts, bytes:
         out.extend_from_slice(message);
     }
     out.push(b']');
-    json(200, out.into())
+    Ok(json(200, out.into()))
 }
 
 // The body as it is left: taken, unless the rest of it is to be let run out.
-async fn read(
-    body: &mut Option<Incoming>,
-    max: usize,
-    time: std::time::Duration,
-) -> Result<Bytes, Out> {
+async fn read(body: &mut Option<Incoming>, max: usize, time: Duration) -> Result<Bytes, Denied> {
     let too_large = || {
-        plain_error(
-            413,
-            INVALID_REQUEST,
-            &format!("the body is larger than {max} bytes (gateway.max_body)"),
-            Reason::TooLarge.as_str(),
-        )
+        let text = format!("the body is larger than {max} bytes (gateway.max_body)");
+        let code = crate::protocol::error::INVALID_REQUEST;
+        Denied::new(413, Refused::with_code(Reason::TooLarge, code, text))
     };
     let mut incoming = body.take().expect("a body is read once");
     if incoming.size_hint().lower() > max as u64 {
@@ -593,13 +469,11 @@ async fn read(
             *body = Some(incoming);
             Err(too_large())
         }
-        Ok(Err(_)) => Err(plain_error(400, INVALID_REQUEST, "the body ended early", "broken_body")),
-        Err(_) => Err(plain_error(
-            408,
-            INVALID_REQUEST,
-            "the body did not arrive in time (gateway.body_timeout)",
-            "slow_body",
-        )),
+        Ok(Err(_)) => Err(deny(400, Reason::BrokenBody, "the body ended early")),
+        Err(_) => {
+            let text = "the body did not arrive in time (gateway.body_timeout)";
+            Err(deny(408, Reason::SlowBody, text))
+        }
     }
 }
 
@@ -617,38 +491,4 @@ async fn linger(mut body: Incoming) {
 fn trace_headers(parts: &Parts) -> TraceHeaders {
     let text = |name: &'static str| parts.headers.get(name).and_then(|v| v.to_str().ok());
     text("traceparent").map(|p| (p.into(), text("tracestate").map(Into::into)))
-}
-
-pub(super) fn json(status: u16, message: Bytes) -> Out {
-    let mut out = Response::new(OutBody::from(message));
-    *out.status_mut() = StatusCode::from_u16(status).expect("a status of ours");
-    out.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    // What a consumer gets depends on its key.
-    out.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    out
-}
-
-pub(super) fn events(events: Events) -> Out {
-    let mut out = Response::new(OutBody::Events(events));
-    let headers = out.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    // Proxies in front must not collect events.
-    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
-    out
-}
-
-fn empty(status: u16) -> Out {
-    let mut out = Response::new(OutBody::empty());
-    *out.status_mut() = StatusCode::from_u16(status).expect("a status of ours");
-    out
-}
-
-fn plain_error(status: u16, code: i32, text: &str, reason: &str) -> Out {
-    error_with_id(status, None, code, text, reason)
-}
-
-fn error_with_id(status: u16, id: Option<Bytes>, code: i32, text: &str, reason: &str) -> Out {
-    let error = ErrorObject::new(code, text).with_data(serde_json::json!({"reason": reason}));
-    json(status, response(&id.unwrap_or_default(), Kind::Error, error.to_raw().get().as_bytes()))
 }

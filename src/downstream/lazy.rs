@@ -7,8 +7,9 @@ use crate::protocol::revision::{Era, Revision};
 use crate::protocol::sse;
 
 use super::body::Events;
-use super::http::{Out, events, json};
-use super::legacy::Running;
+use super::legacy::{Running, last_word};
+use super::render::Said;
+use super::reply::{Out, events, json};
 use super::{Edge, checks, modern};
 
 /// The answer as JSON if it comes without notices and soon; as events as soon as there is
@@ -31,10 +32,10 @@ pub async fn lazily(
         biased;
         done = &mut work => {
             // Notices that came together with the end still go first.
-            match notices.try_recv() {
-                Ok(notice) => Some((notice, Some(done))),
-                Err(_) if accepts.json => return finished(done, revision),
-                Err(_) => {
+            match last_word(&mut notices).await {
+                Some(notice) => Some((notice, Some(done))),
+                None if accepts.json => return finished(done, revision),
+                None => {
                     told = false;
                     Some((Bytes::new(), Some(done)))
                 }
@@ -78,21 +79,23 @@ pub async fn lazily(
                 }
             }
         };
-        while let Ok(notice) = notices.try_recv() {
+        while let Some(notice) = last_word(&mut notices).await {
             if tx.send(sse::event(&notice)).await.is_err() {
                 return;
             }
         }
-        if let Some(message) = end {
-            let _ = tx.send(sse::event(&message)).await;
+        if let Some(said) = end {
+            let _ = tx.send(sse::event(&said.message)).await;
         }
     }))
 }
 
-fn finished(done: Option<Bytes>, revision: Revision) -> Out {
+fn finished(done: Option<Said>, revision: Revision) -> Out {
     match done {
-        Some(message) if revision.era() == Era::Modern => json(modern::status(&message), message),
-        Some(message) => json(200, message),
+        Some(said) => {
+            let code = said.code.filter(|_| revision.era() == Era::Modern);
+            json(code.map_or(200, modern::status_of), said.message)
+        }
         // Cancelled: no response is owed; an empty stream ends the exchange
         // (2025-11-25 basic/utilities/cancellation).
         None => events(Events::new(|tx| async move { drop(tx) })),

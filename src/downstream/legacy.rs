@@ -4,6 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -12,11 +13,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::call::{Consumer, Notices};
+use crate::failure::Reason;
 use crate::gateway::router;
+use crate::observe::record::Record;
 use crate::protocol::capability::Askable;
-use crate::protocol::error::{
-    ErrorObject, INVALID_PARAMS, INVALID_REQUEST, LEGACY_RESOURCE_NOT_FOUND, METHOD_NOT_FOUND,
-};
+use crate::protocol::error::LEGACY_RESOURCE_NOT_FOUND;
 use crate::protocol::message::{Frame, Kind, response};
 use crate::protocol::meta::{Members, ObjectWriter};
 use crate::protocol::method::{self, Handling};
@@ -24,7 +25,8 @@ use crate::protocol::revision::Revision;
 use crate::upstream::inbound::LOG_LEVELS;
 
 use super::canonical::{Opened, TraceHeaders, meta_of, open};
-use super::render::render;
+use super::refused::{Refused, label};
+use super::render::{Said, render};
 use super::session::{Hello, SESSION_CALLS_MAX, Session};
 use super::{Edge, conversation, listen};
 
@@ -43,14 +45,25 @@ pub enum Handled {
 /// A call under way.
 pub struct Running {
     /// Ends with the response message, or with nothing if it was cancelled.
-    pub work: Pin<Box<dyn Future<Output = Option<Bytes>> + Send>>,
+    pub work: Pin<Box<dyn Future<Output = Option<Said>> + Send>>,
     /// The notices it causes meanwhile.
     pub notices: mpsc::Receiver<Bytes>,
 }
 
-/// An error response.
-pub fn error(id: &[u8], code: i32, text: impl Into<String>) -> Bytes {
-    response(id, Kind::Error, ErrorObject::new(code, text).to_raw().get().as_bytes())
+/// How long the last words of a call that has ended may take. They are on their way already: it
+/// is tasks of our own that hand them on.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// A notice that a call left behind, such as the withdrawal of a question; `None` when there is
+/// no more to come.
+pub async fn last_word(notices: &mut mpsc::Receiver<Bytes>) -> Option<Bytes> {
+    match notices.try_recv() {
+        Ok(notice) => Some(notice),
+        Err(mpsc::error::TryRecvError::Disconnected) => None,
+        Err(mpsc::error::TryRecvError::Empty) => {
+            tokio::time::timeout(LAST_WORDS, notices.recv()).await.ok().flatten()
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -99,7 +112,15 @@ pub async fn handle(
     trace: TraceHeaders,
 ) -> Handled {
     match frame.kind() {
-        Kind::Request => request(edge, session, transport, frame, trace).await,
+        Kind::Request => {
+            let (id, method) = (frame.id().unwrap_or_default(), label(&frame));
+            let handled = request(edge, session, transport, frame, trace).await;
+            handled.unwrap_or_else(|refused| {
+                let revision = session.revision.as_str();
+                refused.note(edge, &session.consumer.name, method, transport, revision);
+                Handled::Message(refused.message(&id))
+            })
+        }
         Kind::Notification => {
             if frame.method() == "notifications/cancelled" {
                 cancel(session, &frame);
@@ -130,29 +151,24 @@ async fn request(
     transport: &'static str,
     frame: Frame,
     trace: TraceHeaders,
-) -> Handled {
+) -> Result<Handled, Refused> {
     let id = frame.id().expect("a request has an id");
-    let Some(method) = method::find(frame.method(), session.revision) else {
-        return unknown(&id, frame.method());
-    };
-    let meta = match meta_of(&frame) {
-        Ok(meta) => meta,
-        Err(text) => return Handled::Message(error(&id, INVALID_PARAMS, text)),
-    };
+    let unknown = || Refused::unknown_method(frame.method());
+    let method = method::find(frame.method(), session.revision).ok_or_else(unknown)?;
+    let meta = meta_of(&frame).map_err(invalid)?;
+    let done = || Handled::Message(response(&id, Kind::Result, b"{}"));
     match (method.handling, method.name) {
-        (Handling::Edge, "ping") => {
-            return Handled::Message(response(&id, Kind::Result, b"{}"));
+        (Handling::Edge, "ping") => return Ok(done()),
+        (Handling::Edge, "logging/setLevel") => {
+            return set_level(session, &frame).map(|()| done());
         }
-        (Handling::Edge, "logging/setLevel") => return set_level(session, &id, &frame),
         (Handling::Edge, "resources/subscribe" | "resources/unsubscribe") => {
-            return subscribe(edge, session, &id, &frame);
+            return subscribe(edge, session, &frame).map(|()| done());
         }
         (Handling::Edge, "initialize") => {
-            return Handled::Message(error(&id, INVALID_REQUEST, "already initialized"));
+            return Err(Refused::new(Reason::InvalidMessage, "already initialized"));
         }
-        (Handling::Edge | Handling::Listen | Handling::Discover, _) => {
-            return unknown(&id, frame.method());
-        }
+        (Handling::Edge | Handling::Listen | Handling::Discover, _) => return Err(unknown()),
         (Handling::List(_) | Handling::Forward, _) => {}
     }
     // The handshake and the session say what a modern request says of itself.
@@ -174,10 +190,11 @@ async fn request(
     );
     if method.handling != Handling::Forward {
         let terminal = edge.gateway.handle(&call, record, &Notices::none()).await;
-        return Handled::Message(render(terminal, &id, method, session.revision));
+        return Ok(Handled::Message(render(terminal, &id, method, session.revision).message));
     }
     if session.running.len() >= SESSION_CALLS_MAX {
-        return Handled::Message(error(&id, INVALID_REQUEST, "too many requests in flight"));
+        let text = "as many requests of this session are under way as may be";
+        return refuse(record, Refused::new(Reason::Overloaded, text));
     }
     let token = CancellationToken::new();
     // 2025-11-25 basic: an id must not be used twice in a session. The first goes on.
@@ -189,7 +206,8 @@ async fn request(
         dashmap::Entry::Occupied(_) => false,
     };
     if !free {
-        return Handled::Message(error(&id, INVALID_REQUEST, "this id is already in flight"));
+        let text = "a request with this id is already under way";
+        return refuse(record, Refused::new(Reason::DuplicateId, text));
     }
     let (notices, notices_rx) = conversation::open(session);
     let (done, answer) = oneshot::channel();
@@ -204,68 +222,57 @@ async fn request(
             () = token.cancelled() => None,
         };
         session2.running.remove(&id);
+        // Nothing more is said: whoever waits for the last words knows it at once.
+        drop(notices);
         let _ = done.send(out);
     });
     let work = Box::pin(async move { answer.await.ok().flatten() });
-    Handled::Running(Running { work, notices: notices_rx })
+    Ok(Handled::Running(Running { work, notices: notices_rx }))
 }
 
-fn unknown(id: &[u8], method: &str) -> Handled {
-    let method: String = method.chars().take(64).collect();
-    let text = format!("Method not found: {method}");
-    let data = serde_json::json!({"reason": "unknown_method"});
-    let error = ErrorObject::new(METHOD_NOT_FOUND, text).with_data(data);
-    Handled::Message(response(id, Kind::Error, error.to_raw().get().as_bytes()))
+fn invalid(text: impl Into<String>) -> Refused {
+    Refused::new(Reason::InvalidParams, text)
+}
+
+// The call has a record already, which must not end as if its caller had gone away.
+fn refuse(record: Record, refused: Refused) -> Result<Handled, Refused> {
+    record.forget();
+    Err(refused)
 }
 
 // 2025-11-25 server/resources, "subscriptions". The answer does not wait for the upstream: it is
 // told as soon as it is there.
-fn subscribe(edge: &Edge, session: &Session, id: &[u8], frame: &Frame) -> Handled {
+fn subscribe(edge: &Edge, session: &Session, frame: &Frame) -> Result<(), Refused> {
     let uri = frame
         .params()
-        .and_then(|p| Members::read(&p).ok()?.get_str("uri").map(std::borrow::Cow::into_owned));
-    let Some(uri) = uri else {
-        return Handled::Message(error(id, INVALID_PARAMS, "params.uri must be a string"));
-    };
+        .and_then(|p| Members::read(&p).ok()?.get_str("uri").map(std::borrow::Cow::into_owned))
+        .ok_or_else(|| invalid("params.uri must be a string"))?;
     let mut watches = session.watches.lock().expect("no panic while held");
     if frame.method() == "resources/unsubscribe" {
         watches.retain(|_, (public, _)| **public != *uri);
-        return Handled::Message(response(id, Kind::Result, b"{}"));
+        return Ok(());
     }
     if watches.len() >= listen::WATCHES_MAX {
         let text = format!("more than {} subscriptions in one session", listen::WATCHES_MAX);
-        return Handled::Message(error(id, INVALID_PARAMS, text));
+        return Err(invalid(text));
     }
-    match listen::watch(edge, &session.consumer, &uri) {
-        Some(watch) => {
-            watches.insert(watch.what().clone(), (uri.into(), watch));
-            Handled::Message(response(id, Kind::Result, b"{}"))
-        }
-        None => {
-            let uri: String = uri.chars().take(128).collect();
-            let text = format!("Resource not found, or its server tells of no changes: {uri}");
-            let error = ErrorObject::new(LEGACY_RESOURCE_NOT_FOUND, text)
-                .with_data(serde_json::json!({"reason": "unknown_name"}));
-            Handled::Message(response(id, Kind::Error, error.to_raw().get().as_bytes()))
-        }
-    }
+    let watch = listen::watch(edge, &session.consumer, &uri).ok_or_else(|| {
+        let uri: String = uri.chars().take(128).collect();
+        let text = format!("Resource not found, or its server tells of no changes: {uri}");
+        Refused::with_code(Reason::UnknownName, LEGACY_RESOURCE_NOT_FOUND, text)
+    })?;
+    watches.insert(watch.what().clone(), (uri.into(), watch));
+    Ok(())
 }
 
-fn set_level(session: &Session, id: &[u8], frame: &Frame) -> Handled {
+fn set_level(session: &Session, frame: &Frame) -> Result<(), Refused> {
     let level = frame
         .params()
-        .and_then(|p| Members::read(&p).ok()?.get_str("level").map(std::borrow::Cow::into_owned));
-    match level {
-        Some(level) if LOG_LEVELS.contains(&level.as_str()) => {
-            *session.log_level.lock().expect("no panic while held") = Some(level.into());
-            Handled::Message(response(id, Kind::Result, b"{}"))
-        }
-        _ => Handled::Message(error(
-            id,
-            INVALID_PARAMS,
-            format!("params.level must be one of {}", LOG_LEVELS.join(", ")),
-        )),
-    }
+        .and_then(|p| Members::read(&p).ok()?.get_str("level").map(std::borrow::Cow::into_owned))
+        .filter(|level| LOG_LEVELS.contains(&level.as_str()))
+        .ok_or_else(|| invalid(format!("params.level must be one of {}", LOG_LEVELS.join(", "))))?;
+    *session.log_level.lock().expect("no panic while held") = Some(level.into());
+    Ok(())
 }
 
 /// A session for a process's own pipe: it has no id and nobody else can name it.

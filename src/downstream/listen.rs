@@ -11,6 +11,7 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::call::Consumer;
+use crate::gateway::Gateway;
 use crate::gateway::subscriptions::{Changes, Topic};
 use crate::protocol::message::{Frame, Kind, message, response};
 use crate::protocol::meta::{Members, ObjectWriter, key};
@@ -18,6 +19,8 @@ use crate::protocol::method::ListKind;
 use crate::protocol::sse;
 use crate::upstream::subscriptions::{Updated, Watch};
 
+use super::access::Access;
+use super::body::Events;
 use super::session::Session;
 use super::{Edge, Slot};
 
@@ -120,6 +123,8 @@ enum Watching {
 
 /// What one listener is told, message by message.
 pub struct Feed {
+    gateway: Arc<Gateway>,
+    access: Access,
     changes: Changes,
     updates: broadcast::Receiver<Updated>,
     topics: Vec<Topic>,
@@ -130,7 +135,8 @@ pub struct Feed {
 
 impl Feed {
     /// What a listen request wished for, the acknowledgement of what is honoured first.
-    pub fn of_request(edge: &Edge, consumer: &Arc<Consumer>, id: &Bytes, wish: Wish) -> Feed {
+    pub fn of_request(edge: &Edge, access: Access, id: &Bytes, wish: Wish) -> Feed {
+        // From now on: what changes while the wishes are read is told.
         let updates = edge.gateway.subscriptions.updates();
         let mut honoured = ObjectWriter::new();
         for topic in &wish.topics {
@@ -139,7 +145,7 @@ impl Feed {
         let mut watches = Watches::new();
         let mut uris = Vec::new();
         for uri in &wish.uris {
-            if let Some(watch) = watch(edge, consumer, uri) {
+            if let Some(watch) = watch(edge, access.consumer(), uri) {
                 watches.insert(watch.what().clone(), (uri.as_str().into(), watch));
                 uris.push(uri);
             }
@@ -153,7 +159,9 @@ impl Feed {
             .finish();
         let ack = message(None, "notifications/subscriptions/acknowledged", Some(&params));
         Feed {
-            changes: Changes::of(&edge.gateway, consumer),
+            gateway: edge.gateway.clone(),
+            changes: Changes::of(&edge.gateway, access.consumer()),
+            access,
             updates,
             topics: wish.topics,
             watching: Watching::Own(watches),
@@ -163,9 +171,11 @@ impl Feed {
     }
 
     /// What an old session is told.
-    pub fn of_session(edge: &Edge, session: &Arc<Session>) -> Feed {
+    pub fn of_session(edge: &Edge, access: Access, session: &Arc<Session>) -> Feed {
         Feed {
-            changes: Changes::of(&edge.gateway, &session.consumer),
+            gateway: edge.gateway.clone(),
+            changes: Changes::of(&edge.gateway, access.consumer()),
+            access,
             updates: edge.gateway.subscriptions.updates(),
             topics: Topic::ALL.to_vec(),
             watching: Watching::Session(session.clone()),
@@ -174,11 +184,11 @@ impl Feed {
         }
     }
 
-    /// The next message. Safe to drop and call again.
-    pub async fn next(&mut self) -> Bytes {
+    /// The next message; `None` when who listens may not any more. Safe to drop and call again.
+    pub async fn next(&mut self) -> Option<Bytes> {
         loop {
             if let Some(message) = self.waiting.pop_front() {
-                return message;
+                return Some(message);
             }
             tokio::select! {
                 topics = self.changes.next() => {
@@ -195,15 +205,32 @@ impl Feed {
                     }
                     Err(RecvError::Closed) => std::future::pending().await,
                 },
+                () = self.access.revoked() => return None,
             }
         }
     }
 
+    // As the consumer's view is now: it may have become narrower since the wish.
     fn public(&self, one: Option<&Updated>) -> Vec<Bytes> {
-        let id = self.id.as_deref();
-        let of = |watches: &Watches| match one {
-            Some(one) => watches.get(one).map(|(uri, _)| updated(uri, id)).into_iter().collect(),
-            None => watches.values().map(|(uri, _)| updated(uri, id)).collect(),
+        let view = self.gateway.current.load().view(self.access.consumer());
+        let told = |watched: &Updated, public: &str| {
+            let now = one.unwrap_or(watched);
+            if now.upstream != watched.upstream || !is_within(&now.uri, &watched.uri) {
+                return None;
+            }
+            let route = view.resolve(ListKind::Resources, public)?;
+            if *route.upstream() != watched.upstream || *route.native() != watched.uri {
+                return None;
+            }
+            if now.uri == watched.uri {
+                return Some(updated(public, self.id.as_deref()));
+            }
+            let part = route.public_uri(&now.uri).unwrap_or_else(|| now.uri.to_string());
+            view.resolve(ListKind::Resources, &part)?;
+            Some(updated(&part, self.id.as_deref()))
+        };
+        let of = |watches: &Watches| {
+            watches.iter().filter_map(|(watched, (public, _))| told(watched, public)).collect()
         };
         match &self.watching {
             Watching::Own(watches) => of(watches),
@@ -217,6 +244,14 @@ impl Feed {
     }
 }
 
+// Whether a resource is the watched one or a part of it: a server may tell of the part that
+// changed (2025-11-25 server/resources, "subscriptions").
+fn is_within(uri: &str, watched: &str) -> bool {
+    uri.strip_prefix(watched).is_some_and(|rest| {
+        rest.is_empty() || watched.ends_with('/') || rest.starts_with(['/', '?', '#'])
+    })
+}
+
 /// A feed as an event stream.
 pub struct Listener {
     /// What is told.
@@ -228,6 +263,12 @@ pub struct Listener {
 }
 
 impl Listener {
+    /// The stream.
+    pub fn stream(self, edge: &Arc<Edge>) -> Events {
+        let edge = edge.clone();
+        Events::new(|tx| self.events(edge, tx))
+    }
+
     /// Write the stream as events until the gateway stops or the stream is ended.
     pub async fn events(self, edge: Arc<Edge>, tx: mpsc::Sender<Bytes>) {
         let Listener { mut feed, ends, slot: _slot } = self;
@@ -246,7 +287,10 @@ impl Listener {
         tokio::pin!(ended);
         loop {
             let event = tokio::select! {
-                message = feed.next() => sse::event(&message),
+                message = feed.next() => match message {
+                    Some(message) => sse::event(&message),
+                    None => return,
+                },
                 _ = tick.tick() => sse::comment(""),
                 () = edge.stop.cancelled() => {
                     if let Some(last) = feed.farewell() {

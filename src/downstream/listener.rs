@@ -13,12 +13,20 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::observe::metrics::ConnectionRefusal;
 
+use super::stall::Impatient;
 use super::{Edge, Slot, http};
 
 /// Most requests at once on one HTTP/2 connection.
 const H2_STREAMS_MAX: u32 = 256;
 /// Pause after a failed accept: it fails when descriptors run out, and comes back when some close.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// When a silent connection is probed, how often, and how many probes in a row may be lost: two
+/// minutes in all, as long as load balancers give.
+const PROBE_AFTER: Duration = Duration::from_secs(60);
+/// See [`PROBE_AFTER`].
+const PROBE_EVERY: Duration = Duration::from_secs(15);
+/// See [`PROBE_AFTER`].
+const PROBES_MAX: u32 = 4;
 /// The first bytes of an HTTP/2 connection with prior knowledge.
 const H2_PREFACE: &[u8] = b"PRI";
 
@@ -44,8 +52,8 @@ pub async fn run(edge: Arc<Edge>, listener: TcpListener) {
             edge.gateway.observe.metrics.connection_refused(ConnectionRefusal::Limit);
             continue;
         };
-        let edge = edge.clone();
-        tokio::spawn(async move {
+        let (tasks, edge) = (edge.served.clone(), edge.clone());
+        tasks.spawn(async move {
             let _slot = slot;
             connection(edge, stream, peer).await;
         });
@@ -55,6 +63,7 @@ pub async fn run(edge: Arc<Edge>, listener: TcpListener) {
 async fn connection(edge: Arc<Edge>, mut stream: TcpStream, peer: SocketAddr) {
     // Answers are written whole; waiting for more would add 40 ms (delayed acknowledgement).
     let _ = stream.set_nodelay(true);
+    keep_alive(&stream);
     let patience = edge.gateway.current.load().config.gateway.header_timeout;
     let Ok(Some(head)) = tokio::time::timeout(patience, begin(&mut stream)).await else { return };
     let h2 = head == H2_PREFACE;
@@ -66,7 +75,8 @@ async fn connection(edge: Arc<Edge>, mut stream: TcpStream, peer: SocketAddr) {
         })
     };
     let (rest, writer) = stream.into_split();
-    let io = TokioIo::new(tokio::io::join(Cursor::new(head).chain(rest), writer));
+    let io = tokio::io::join(Cursor::new(head).chain(rest), Impatient::new(writer));
+    let io = TokioIo::new(io);
     let stop = edge.stop.clone();
     if h2 {
         let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -97,6 +107,16 @@ async fn connection(edge: Arc<Edge>, mut stream: TcpStream, peer: SocketAddr) {
             }
         }
     }
+}
+
+// A client that vanished without a word is noticed although nothing is written to it. What the
+// system refuses is no reason not to serve.
+fn keep_alive(stream: &TcpStream) {
+    use rustix::net::sockopt;
+    let _ = sockopt::set_socket_keepalive(stream, true);
+    let _ = sockopt::set_tcp_keepidle(stream, PROBE_AFTER);
+    let _ = sockopt::set_tcp_keepintvl(stream, PROBE_EVERY);
+    let _ = sockopt::set_tcp_keepcnt(stream, PROBES_MAX);
 }
 
 // The first bytes, as many as it takes to tell HTTP/2's preface from anything else; `None` if the

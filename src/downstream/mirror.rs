@@ -7,7 +7,6 @@
 use hyper::HeaderMap;
 
 use crate::call::{Consumer, Strays};
-use crate::protocol::error::ErrorObject;
 use crate::protocol::header;
 use crate::protocol::message::Frame;
 use crate::protocol::meta::Members;
@@ -16,6 +15,7 @@ use crate::protocol::param::{self, PREFIX, Param, Said};
 
 use super::Edge;
 use super::checks::{mismatch, single};
+use super::refused::Refused;
 
 /// Most headers of one call that are handed on although its tool does not define them. A schema
 /// that is newer than ours may define a few.
@@ -32,7 +32,7 @@ pub fn params(
     consumer: &Consumer,
     headers: &HeaderMap,
     frame: &Frame,
-) -> Result<Strays, ErrorObject> {
+) -> Result<Strays, Refused> {
     if frame.method() != "tools/call" {
         return Ok(Strays::default());
     }
@@ -46,7 +46,7 @@ pub fn params(
     Ok(strays(route.params(), headers))
 }
 
-fn check(params: &[Param], headers: &HeaderMap, call: &[u8]) -> Result<(), ErrorObject> {
+fn check(params: &[Param], headers: &HeaderMap, call: &[u8]) -> Result<(), Refused> {
     // Arguments that cannot be mirrored are refused as what they are, later.
     let Ok(values) = param::values(params, call) else { return Ok(()) };
     for (param, said) in params.iter().zip(values) {
@@ -119,7 +119,11 @@ mod tests {
     fn told(call: &str, pairs: &[(&str, &[u8])]) -> String {
         match check(&tool(), &map(pairs), call.as_bytes()) {
             Ok(()) => "fine".into(),
-            Err(error) => format!("{} {}", error.code, error.message),
+            Err(refused) => {
+                let answer: serde_json::Value =
+                    serde_json::from_slice(&refused.message(b"1")).unwrap();
+                format!("{} {}", refused.code(), answer["error"]["message"].as_str().unwrap())
+            }
         }
     }
 

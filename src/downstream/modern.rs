@@ -2,13 +2,9 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::call::{Consumer, Notices, Strays};
+use crate::failure::Reason;
 use crate::protocol::capability::Askable;
-use crate::protocol::error::{
-    ErrorObject, INVALID_PARAMS, METHOD_NOT_FOUND, UNSUPPORTED_PROTOCOL_VERSION,
-};
 use crate::protocol::message::{Frame, Kind};
 use crate::protocol::meta::RequestMeta;
 use crate::protocol::method::{self, Handling};
@@ -17,6 +13,7 @@ use crate::protocol::revision::{Era, Revision};
 use super::Edge;
 use super::canonical::{Opened, TraceHeaders, open};
 use super::legacy::{Handled, Running};
+use super::refused::Refused;
 use super::render::render;
 use super::{listen, park};
 
@@ -27,12 +24,26 @@ pub fn is_modern(frame: &Frame, meta: Option<&RequestMeta>) -> bool {
         || matches!(frame.method(), "server/discover" | "subscriptions/listen")
 }
 
-/// The metadata that every request must carry (2026-07-28 basic/index, "_meta").
-pub fn required(meta: Option<RequestMeta>) -> Result<RequestMeta, ErrorObject> {
-    let missing = |key: &str| {
-        ErrorObject::new(INVALID_PARAMS, format!("params._meta lacks {key}"))
-            .with_data(serde_json::json!({"reason": "invalid_params"}))
-    };
+/// The metadata that every request must carry, and the revision it names. `agrees` says whether
+/// the carrier names the same one; that is asked before whether it is served.
+///
+/// # Errors
+/// When something is missing, differs, or is not served.
+pub fn checked(
+    meta: Result<Option<RequestMeta>, String>,
+    agrees: impl FnOnce(&RequestMeta) -> Result<(), Refused>,
+) -> Result<(RequestMeta, Revision), Refused> {
+    let meta = meta.map_err(|text| Refused::new(Reason::InvalidParams, text))?;
+    let meta = required(meta)?;
+    agrees(&meta)?;
+    let revision = served(&meta)?;
+    Ok((meta, revision))
+}
+
+// 2026-07-28 basic/index, "_meta".
+fn required(meta: Option<RequestMeta>) -> Result<RequestMeta, Refused> {
+    let missing =
+        |key: &str| Refused::new(Reason::InvalidParams, format!("params._meta lacks {key}"));
     let meta = meta.ok_or_else(|| missing("io.modelcontextprotocol/protocolVersion"))?;
     if meta.protocol_version.is_none() {
         return Err(missing("io.modelcontextprotocol/protocolVersion"));
@@ -43,15 +54,13 @@ pub fn required(meta: Option<RequestMeta>) -> Result<RequestMeta, ErrorObject> {
     }
 }
 
-/// The revision, if we serve it (2026-07-28 basic/versioning).
-pub fn served(meta: &RequestMeta) -> Result<Revision, ErrorObject> {
+// 2026-07-28 basic/versioning.
+fn served(meta: &RequestMeta) -> Result<Revision, Refused> {
     match meta.revision() {
         Some(revision) if revision.era() == Era::Modern => Ok(revision),
-        _ => Err(ErrorObject::new(UNSUPPORTED_PROTOCOL_VERSION, "Unsupported protocol version")
-            .with_data(serde_json::json!({
-                "supported": [Revision::LATEST.as_str()],
-                "requested": meta.protocol_version,
-            }))),
+        _ => Err(Refused::new(Reason::UnsupportedVersion, "Unsupported protocol version")
+            .with("supported", serde_json::json!([Revision::LATEST.as_str()]))
+            .with("requested", serde_json::json!(meta.protocol_version))),
     }
 }
 
@@ -65,21 +74,18 @@ pub async fn handle(
     revision: Revision,
     trace: TraceHeaders,
     strays: Strays,
-) -> Result<Handled, ErrorObject> {
+) -> Result<Handled, Refused> {
     if frame.kind() != Kind::Request {
         return Ok(Handled::Accepted);
     }
     let id = frame.id().expect("a request has an id");
-    let unknown = || {
-        let name: String = frame.method().chars().take(64).collect();
-        ErrorObject::new(METHOD_NOT_FOUND, format!("Method not found: {name}"))
-            .with_data(serde_json::json!({"reason": "unknown_method"}))
-    };
+    let unknown = || Refused::unknown_method(frame.method());
     let method = method::find(frame.method(), revision).ok_or_else(unknown)?;
     match method.handling {
         Handling::Edge => return Err(unknown()),
         Handling::Listen => {
-            let wish = listen::wished(&frame).map_err(|e| ErrorObject::new(INVALID_PARAMS, e))?;
+            let wish =
+                listen::wished(&frame).map_err(|e| Refused::new(Reason::InvalidParams, e))?;
             return Ok(Handled::Listen(wish));
         }
         Handling::Discover | Handling::List(_) | Handling::Forward => {}
@@ -105,7 +111,7 @@ pub async fn handle(
     call.strays = strays;
     if method.handling != Handling::Forward {
         let terminal = edge.gateway.handle(&call, record, &Notices::none()).await;
-        return Ok(Handled::Message(render(terminal, &id, method, revision)));
+        return Ok(Handled::Message(render(terminal, &id, method, revision).message));
     }
     if asks && !askable.is_nothing() {
         return Ok(Handled::Running(park::begin(edge, call, record, id)));
@@ -120,22 +126,9 @@ pub async fn handle(
     Ok(Handled::Running(Running { work, notices: notices_rx }))
 }
 
-/// The HTTP status of a response message (2026-07-28 basic/transports/streamable-http): an
-/// unknown method is 404, errors of the request's form are 400, all others travel with 200.
-pub fn status(message: &Bytes) -> u16 {
-    // Only our own short errors can have such a code; answers are not parsed for it.
-    const SHORT: usize = 4096;
-    if message.len() > SHORT {
-        return 200;
-    }
-    let code = Frame::scan(message.clone()).ok().and_then(|f| f.error_code());
-    match code.and_then(|c| i32::try_from(c).ok()) {
-        Some(c) => status_of(c),
-        None => 200,
-    }
-}
-
-/// The HTTP status of an error that we make before a call begins.
+/// The HTTP status of an error of our own, or of the one error of an upstream that is about the
+/// caller (2026-07-28 basic/transports/streamable-http): an unknown method is 404, errors of the
+/// request's form are 400, all others travel with 200.
 pub fn status_of(code: i32) -> u16 {
     use crate::protocol::error as e;
     match code {

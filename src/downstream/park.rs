@@ -22,7 +22,6 @@ use tokio::time::Instant;
 use crate::call::{ANSWER_TIME, Call, Consumer, Form, Notices, Question, Reply, Terminal, Word};
 use crate::failure::{Reason, Refusal};
 use crate::observe::record::Record;
-use crate::protocol::error::{ErrorObject, INVALID_PARAMS};
 use crate::protocol::message::{Frame, Kind};
 use crate::protocol::meta::{Members, ObjectWriter, RequestMeta, key};
 use crate::protocol::method::Method;
@@ -32,7 +31,8 @@ use crate::seal::Purpose;
 
 use super::Edge;
 use super::legacy::Running;
-use super::render::render;
+use super::refused::Refused;
+use super::render::{Said, render};
 
 /// Most parked calls, and most of one consumer: each is a call in flight upstream.
 const PARKS_MAX: usize = 1024;
@@ -73,6 +73,11 @@ impl Parks {
     pub fn expire(&self) {
         let now = Instant::now();
         self.0.retain(|_, (_, until)| *until > now);
+    }
+
+    /// Forget them all: nobody will come back.
+    pub fn clear(&self) {
+        self.0.clear();
     }
 
     /// How many there are.
@@ -137,18 +142,23 @@ fn seal(edge: &Edge, sealed: &Sealed) -> String {
     edge.sealer.seal(Purpose::RequestState, &plain)
 }
 
+/// Whether a request may be the return of a caller who was asked something; reading its state
+/// says for sure.
+pub fn may_resume(frame: &Frame) -> bool {
+    frame.params().is_some_and(|params| {
+        Members::read(&params).is_ok_and(|members| members.get("requestState").is_some())
+    })
+}
+
 /// Read the state of a request.
 ///
 /// # Errors
 /// When it is not ours, somebody else's, for another request, used, or too old.
-pub fn state_of(edge: &Edge, consumer: &Consumer, frame: &Frame) -> Result<State, ErrorObject> {
+pub fn state_of(edge: &Edge, consumer: &Consumer, frame: &Frame) -> Result<State, Refused> {
     let Some(params) = frame.params() else { return Ok(State::None) };
     let invalid = || {
-        ErrorObject::new(
-            INVALID_PARAMS,
-            "params.requestState is not valid, or no longer: start again without it",
-        )
-        .with_data(serde_json::json!({"reason": Reason::InvalidParams.as_str()}))
+        let text = "params.requestState is not valid, or no longer: start again without it";
+        Refused::new(Reason::InvalidParams, text)
     };
     let members = Members::read(&params).map_err(|_| invalid())?;
     let Some(raw) = members.get("requestState") else { return Ok(State::None) };
@@ -311,7 +321,7 @@ async fn go_on(
     id: &[u8],
     token: Option<Box<str>>,
     tx: mpsc::Sender<Bytes>,
-) -> Bytes {
+) -> Said {
     let (method, revision) = (conversation.method, conversation.revision);
     match conversation.turn(token.as_deref(), &tx).await {
         Some(terminal) => render(terminal, id, method, revision),

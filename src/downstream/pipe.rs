@@ -10,16 +10,17 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::call::Consumer;
-use crate::protocol::error::{INVALID_PARAMS, INVALID_REQUEST};
+use crate::call::{Consumer, Strays};
+use crate::failure::Reason;
 use crate::protocol::message::{Frame, Kind, response};
-use crate::protocol::meta::Members;
+use crate::protocol::meta::{Members, RequestMeta};
 
 use super::canonical::meta_of;
-use super::legacy::{self, Handled, Running};
+use super::legacy::{self, Handled, Running, last_word};
 use super::listen::Feed;
+use super::refused::{Refused, label};
 use super::session::{SESSION_CALLS_MAX, Session};
-use super::{Edge, modern};
+use super::{Edge, access::Access, modern};
 
 /// Messages that wait for the peer to read.
 pub const OUT_MAX: usize = 1024;
@@ -27,7 +28,13 @@ pub const OUT_MAX: usize = 1024;
 /// How often the end of the last calls is looked for, once the peer says no more.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-type Cancels = Arc<Mutex<HashMap<Bytes, CancellationToken>>>;
+struct Job {
+    cancel: CancellationToken,
+    // It goes on until it is ended: a stream of notices.
+    endless: bool,
+}
+
+type Jobs = Arc<Mutex<HashMap<Bytes, Job>>>;
 
 /// One peer on a connection of its own.
 pub struct Pipe {
@@ -36,7 +43,7 @@ pub struct Pipe {
     transport: &'static str,
     tx: mpsc::Sender<Bytes>,
     // Modern requests in flight, by raw id.
-    running: Cancels,
+    running: Jobs,
     session: Option<Arc<Session>>,
 }
 
@@ -48,25 +55,45 @@ impl Pipe {
         transport: &'static str,
         tx: mpsc::Sender<Bytes>,
     ) -> Pipe {
-        Pipe { edge, consumer, transport, tx, running: Cancels::default(), session: None }
+        Pipe { edge, consumer, transport, tx, running: Jobs::default(), session: None }
     }
 
     /// Take one message of the peer.
     pub async fn hear(&mut self, message: Bytes) {
         match Frame::scan(message) {
             Ok(frame) => self.take(frame).await,
-            Err(e) => self.say(legacy::error(b"", e.code(), e.to_string())).await,
+            Err(e) => {
+                let refused = Refused::with_code(Reason::InvalidMessage, e.code(), e.to_string());
+                self.refuse(b"", crate::observe::metrics::OTHER, &refused).await;
+            }
         }
     }
 
     /// Refuse a message that is too large to be read.
     pub async fn too_long(&self, max: usize) {
         let text = format!("the message is longer than {max} bytes (gateway.max_body)");
-        self.say(legacy::error(b"", INVALID_REQUEST, text)).await;
+        let code = crate::protocol::error::INVALID_REQUEST;
+        let refused = Refused::with_code(Reason::TooLarge, code, text);
+        self.refuse(b"", crate::observe::metrics::OTHER, &refused).await;
     }
 
-    /// The peer says no more: wait for the calls under way, as long as it reads.
+    async fn refuse(&self, id: &[u8], method: &'static str, refused: &Refused) {
+        let revision = self.session.as_ref().map_or("", |s| s.revision.as_str());
+        refused.note(&self.edge, &self.consumer.name, method, self.transport, revision);
+        self.say(refused.message(id)).await;
+    }
+
+    /// The peer says no more: wait for the calls under way, as long as it reads. What would wait
+    /// for the peer, or never end, ends.
     pub async fn finish(&self) {
+        for job in self.running.lock().expect("no panic while held").values() {
+            if job.endless {
+                job.cancel.cancel();
+            }
+        }
+        if let Some(session) = &self.session {
+            session.ended.cancel();
+        }
         while (!self.running.lock().expect("no panic while held").is_empty()
             || self.session.as_ref().is_some_and(|s| !s.running.is_empty()))
             && !self.tx.is_closed()
@@ -77,8 +104,8 @@ impl Pipe {
 
     /// The peer is gone: nobody waits for the calls under way, and its session is over.
     pub fn abandon(&self) {
-        for token in self.running.lock().expect("no panic while held").values() {
-            token.cancel();
+        for job in self.running.lock().expect("no panic while held").values() {
+            job.cancel.cancel();
         }
         if let Some(session) = &self.session {
             session.ended.cancel();
@@ -110,14 +137,18 @@ impl Pipe {
                         self.tell_changes(&session);
                         self.session = Some(session);
                     }
-                    Err(text) => self.say(legacy::error(&id, INVALID_PARAMS, text)).await,
+                    Err(text) => {
+                        let refused = Refused::new(Reason::InvalidParams, text);
+                        self.refuse(&id, label(&frame), &refused).await;
+                    }
                 }
             }
             (None, Kind::Request) if frame.method() == "ping" => {
                 self.say(response(&id, Kind::Result, b"{}")).await;
             }
             (None, Kind::Request) => {
-                self.say(legacy::error(&id, INVALID_REQUEST, "send `initialize` first")).await;
+                let refused = Refused::new(Reason::NoSession, "send `initialize` first");
+                self.refuse(&id, label(&frame), &refused).await;
             }
             (None, _) => {}
             (Some(session), _) => {
@@ -129,41 +160,21 @@ impl Pipe {
         }
     }
 
-    async fn modern(
-        &mut self,
-        frame: Frame,
-        meta: Result<Option<crate::protocol::meta::RequestMeta>, String>,
-    ) {
-        let id = frame.id().unwrap_or_default();
-        let checked = meta
-            .map_err(|e| crate::protocol::error::ErrorObject::new(INVALID_PARAMS, e))
-            .and_then(modern::required)
-            .and_then(|meta| modern::served(&meta).map(|revision| (meta, revision)));
-        let handled = match checked {
+    async fn modern(&mut self, frame: Frame, meta: Result<Option<RequestMeta>, String>) {
+        let (id, method) = (frame.id().unwrap_or_default(), label(&frame));
+        let handled = match modern::checked(meta, |_| Ok(())) {
             Ok((meta, revision)) => {
-                modern::handle(
-                    &self.edge,
-                    &self.consumer,
-                    self.transport,
-                    frame,
-                    meta,
-                    revision,
-                    None,
-                    // There are no headers, so there is nothing to compare.
-                    crate::call::Strays::default(),
-                )
-                .await
+                let (edge, consumer) = (&self.edge, &self.consumer);
+                // There are no headers, so there is nothing to compare.
+                let none = Strays::default();
+                modern::handle(edge, consumer, self.transport, frame, meta, revision, None, none)
+                    .await
             }
-            Err(e) => Err(e),
+            Err(refused) => Err(refused),
         };
         match handled {
-            Ok(handled) => {
-                let token = CancellationToken::new();
-                self.carry(handled, id, Some(token)).await;
-            }
-            Err(e) => {
-                self.say(response(&id, Kind::Error, e.to_raw().get().as_bytes())).await;
-            }
+            Ok(handled) => self.carry(handled, id, Some(CancellationToken::new())).await,
+            Err(refused) => self.refuse(&id, method, &refused).await,
         }
     }
 
@@ -178,9 +189,8 @@ impl Pipe {
                     tokio::spawn(run(running, tx));
                     return;
                 };
-                if !self.register(&id, &token) {
-                    let text = "this id is already in flight, or too many are";
-                    return self.say(legacy::error(&id, INVALID_REQUEST, text)).await;
+                if let Err(refused) = self.register(&id, &token, false) {
+                    return self.refuse(&id, crate::observe::metrics::OTHER, &refused).await;
                 }
                 let book = self.running.clone();
                 tokio::spawn(async move {
@@ -193,18 +203,13 @@ impl Pipe {
             }
             Handled::Listen(wish) => {
                 let token = token.unwrap_or_default();
-                if !self.register(&id, &token) {
-                    let text = "this id is already in flight, or too many are";
-                    return self.say(legacy::error(&id, INVALID_REQUEST, text)).await;
+                if let Err(refused) = self.register(&id, &token, true) {
+                    return self.refuse(&id, "subscriptions/listen", &refused).await;
                 }
-                let (edge, consumer, tx, book) = (
-                    self.edge.clone(),
-                    self.consumer.clone(),
-                    self.tx.clone(),
-                    self.running.clone(),
-                );
+                let (edge, tx, book) = (self.edge.clone(), self.tx.clone(), self.running.clone());
+                let access = Access::of_pipe(&edge.gateway, &self.consumer);
                 tokio::spawn(async move {
-                    let feed = Feed::of_request(&edge, &consumer, &id, wish);
+                    let feed = Feed::of_request(&edge, access, &id, wish);
                     let work = listening(&edge, feed, &tx);
                     tokio::select! {
                         () = work => {}
@@ -216,13 +221,23 @@ impl Pipe {
         }
     }
 
-    fn register(&self, id: &Bytes, token: &CancellationToken) -> bool {
+    fn register(
+        &self,
+        id: &Bytes,
+        cancel: &CancellationToken,
+        endless: bool,
+    ) -> Result<(), Refused> {
         let mut book = self.running.lock().expect("no panic while held");
-        if book.len() >= SESSION_CALLS_MAX || book.contains_key(id) {
-            return false;
+        if book.len() >= SESSION_CALLS_MAX {
+            let text = "as many requests of this connection are under way as may be";
+            return Err(Refused::new(Reason::Overloaded, text));
         }
-        book.insert(id.clone(), token.clone());
-        true
+        if book.contains_key(id) {
+            let text = "a request with this id is already under way";
+            return Err(Refused::new(Reason::DuplicateId, text));
+        }
+        book.insert(id.clone(), Job { cancel: cancel.clone(), endless });
+        Ok(())
     }
 
     // 2026-07-28 basic/transports/stdio: on a shared pipe cancellation is a notification.
@@ -231,17 +246,19 @@ impl Pipe {
         let Ok(members) = Members::read(&params) else { return };
         if let Some(id) = members.get("requestId") {
             let book = self.running.lock().expect("no panic while held");
-            if let Some(token) = book.get(id.get().as_bytes()) {
-                token.cancel();
+            if let Some(job) = book.get(id.get().as_bytes()) {
+                job.cancel.cancel();
             }
         }
     }
 
     fn tell_changes(&self, session: &Arc<Session>) {
-        let (mut feed, tx) = (Feed::of_session(&self.edge, session), self.tx.downgrade());
+        let access = Access::of_pipe(&self.edge.gateway, &self.consumer);
+        let mut feed = Feed::of_session(&self.edge, access, session);
+        let tx = self.tx.downgrade();
         tokio::spawn(async move {
             loop {
-                let message = feed.next().await;
+                let Some(message) = feed.next().await else { return };
                 // Weak, so that this stream of changes does not keep a closed pipe open.
                 let Some(tx) = tx.upgrade() else { return };
                 if tx.send(message).await.is_err() {
@@ -261,18 +278,18 @@ async fn run(running: Running, tx: mpsc::Sender<Bytes>) {
             end = &mut work => break end,
         }
     };
-    while let Ok(notice) = notices.try_recv() {
+    while let Some(notice) = last_word(&mut notices).await {
         let _ = tx.send(notice).await;
     }
-    if let Some(message) = end {
-        let _ = tx.send(message).await;
+    if let Some(said) = end {
+        let _ = tx.send(said.message).await;
     }
 }
 
 async fn listening(edge: &Edge, mut feed: Feed, tx: &mpsc::Sender<Bytes>) {
     loop {
         let (message, last) = tokio::select! {
-            message = feed.next() => (Some(message), false),
+            message = feed.next() => (message, false),
             () = edge.stop.cancelled() => (feed.farewell(), true),
         };
         let Some(message) = message else { return };

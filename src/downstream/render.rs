@@ -15,12 +15,26 @@ use crate::protocol::meta::{Members, ObjectWriter};
 use crate::protocol::method::{AddressField, Method};
 use crate::protocol::revision::{Era, Revision};
 
+/// A response message, and what its carrier must know of it.
+pub struct Said {
+    /// The message.
+    pub message: Bytes,
+    /// The code of an error that is about the caller's request itself; HTTP has a status for it.
+    pub code: Option<i32>,
+}
+
+impl From<Bytes> for Said {
+    fn from(message: Bytes) -> Said {
+        Said { message, code: None }
+    }
+}
+
 /// The response message with the caller's id.
-pub fn render(terminal: Terminal, id: &[u8], method: &Method, revision: Revision) -> Bytes {
+pub fn render(terminal: Terminal, id: &[u8], method: &Method, revision: Revision) -> Said {
     let era = revision.era();
     match terminal {
         Terminal::Own(result, form) => {
-            response(id, Kind::Result, &in_form(&result, form, era, method))
+            response(id, Kind::Result, &in_form(&result, form, era, method)).into()
         }
         Terminal::Error(error) => {
             let mut error = error;
@@ -32,21 +46,26 @@ pub fn render(terminal: Terminal, id: &[u8], method: &Method, revision: Revision
             {
                 error.code = LEGACY_RESOURCE_NOT_FOUND;
             }
-            response(id, Kind::Error, error.to_raw().get().as_bytes())
+            let message = response(id, Kind::Error, error.to_raw().get().as_bytes());
+            Said { message, code: Some(error.code) }
         }
         Terminal::Answer(frame, _) if frame.kind() == Kind::Error => {
-            match mapped_error(&frame.outcome(), era, method) {
+            // Of an upstream's errors only this one is about the caller.
+            let lacking = i64::from(MISSING_CLIENT_CAPABILITY);
+            let code = (frame.error_code() == Some(lacking)).then_some(MISSING_CLIENT_CAPABILITY);
+            let message = match mapped_error(&frame.outcome(), era, method) {
                 Some(error) => response(id, Kind::Error, &error),
                 None => frame.with_id(id),
-            }
+            };
+            Said { message, code }
         }
         Terminal::Answer(frame, form) => {
             let result = frame.outcome();
             let said = in_form(&result, form, era, method);
             if said.as_ptr() == result.as_ptr() && said.len() == result.len() {
-                return frame.with_id(id);
+                return frame.with_id(id).into();
             }
-            with_outcome(&frame, &said, id)
+            with_outcome(&frame, &said, id).into()
         }
     }
 }
@@ -120,7 +139,7 @@ mod tests {
 
     fn show(terminal: Terminal, method: &str, revision: Revision) -> String {
         let m = method::find(method, revision).unwrap();
-        String::from_utf8(render(terminal, b"\"c\"", m, revision).to_vec()).unwrap()
+        String::from_utf8(render(terminal, b"\"c\"", m, revision).message.to_vec()).unwrap()
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use dashmap::DashMap;
@@ -126,6 +126,26 @@ struct Sealed {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     client_info: Option<Box<RawValue>>,
     askable: u8,
+    /// Unix time in seconds until which it is found again.
+    until: u64,
+}
+
+/// How long an id opens its session again where it is not remembered: a session that somebody
+/// works in is, and after so long the client has been started anew.
+const FOUND_AGAIN: Duration = Duration::from_secs(30 * 24 * 3600);
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// What a session id leads to.
+pub enum Found {
+    /// This.
+    Session(Arc<Session>),
+    /// Nothing: it never was, has ended, or is somebody else's.
+    Unknown,
+    /// A session that is good, and for which there is no room now.
+    NoRoom,
 }
 
 /// Longest `clientInfo` that is sealed in; an id travels with each request.
@@ -163,6 +183,7 @@ impl Sessions {
             revision: hello.revision.as_str().into(),
             client_info: info.and_then(|info| RawValue::from_string(info.into()).ok()),
             askable: hello.askable.bits(),
+            until: unix_now() + FOUND_AGAIN.as_secs(),
         };
         let plain = serde_json::to_vec(&sealed).expect("our own values serialise");
         let id: Arc<str> = sealer.seal(Purpose::Session, &plain).into();
@@ -185,23 +206,20 @@ impl Sessions {
     }
 
     /// The session of this id, if it is this consumer's. Somebody else's is as unknown as none.
-    pub fn find(
-        &self,
-        sealer: &Sealer,
-        id: &str,
-        consumer: &Arc<Consumer>,
-        max: usize,
-    ) -> Option<Arc<Session>> {
+    pub fn find(&self, sealer: &Sealer, id: &str, consumer: &Arc<Consumer>, max: usize) -> Found {
         let known = self.open.get(id).map(|s| s.clone());
-        let session = match known {
-            Some(session) => session,
-            None => self.found_again(sealer, id, consumer, max)?,
+        let found = match known {
+            Some(session) => Found::Session(session),
+            None => self.found_again(sealer, id, consumer, max),
         };
-        if session.consumer.name != consumer.name {
-            return None;
+        match found {
+            Found::Session(session) if session.consumer.name == consumer.name => {
+                session.touch();
+                Found::Session(session)
+            }
+            Found::NoRoom => Found::NoRoom,
+            _ => Found::Unknown,
         }
-        session.touch();
-        Some(session)
     }
 
     // Begun before a restart, at another gateway, or gone to make room.
@@ -211,18 +229,25 @@ impl Sessions {
         id: &str,
         consumer: &Arc<Consumer>,
         max: usize,
-    ) -> Option<Arc<Session>> {
+    ) -> Found {
+        let Some(hello) = self.unsealed(sealer, id, consumer) else { return Found::Unknown };
+        match self.insert(Session::new(id.into(), consumer.clone(), hello), max) {
+            Some(session) => Found::Session(session),
+            None => Found::NoRoom,
+        }
+    }
+
+    fn unsealed(&self, sealer: &Sealer, id: &str, consumer: &Consumer) -> Option<Hello> {
         let plain = sealer.open(Purpose::Session, id)?;
         let sealed: Sealed = serde_json::from_slice(&plain).ok()?;
-        if *sealed.consumer != *consumer.name || self.has_ended(id) {
+        if *sealed.consumer != *consumer.name || sealed.until < unix_now() || self.has_ended(id) {
             return None;
         }
-        let hello = Hello {
+        Some(Hello {
             revision: Revision::parse(&sealed.revision)?,
             client_info: sealed.client_info.map(|info| info.get().into()),
             askable: Askable::from_bits(sealed.askable),
-        };
-        self.insert(Session::new(id.into(), consumer.clone(), hello), max)
+        })
     }
 
     fn has_ended(&self, id: &str) -> bool {
@@ -282,6 +307,13 @@ mod tests {
         Arc::new(Consumer { name: name.into(), view: None })
     }
 
+    fn found(found: Found) -> Option<Arc<Session>> {
+        match found {
+            Found::Session(session) => Some(session),
+            Found::Unknown | Found::NoRoom => None,
+        }
+    }
+
     fn hello() -> Hello {
         let info = Some(r#"{"name":"c","version":"1"}"#.into());
         Hello { revision: Revision::R2025_06_18, client_info: info, askable: Askable::FORM }
@@ -290,7 +322,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_longest_idle_makes_room_and_is_found_again() {
         let (sessions, sealer, px) = (Sessions::default(), Sealer::random(), consumer("px"));
-        let find = |id: &str, who: &str| sessions.find(&sealer, id, &consumer(who), 2);
+        let find = |id: &str, who: &str| found(sessions.find(&sealer, id, &consumer(who), 2));
         let a = sessions.open(&sealer, px.clone(), hello(), 2).unwrap();
         tokio::time::advance(Duration::from_secs(1)).await;
         let b = sessions.open(&sealer, px.clone(), hello(), 2).unwrap();
@@ -316,22 +348,49 @@ mod tests {
         busy.running.insert(Bytes::from_static(b"1"), token.clone());
         tokio::time::advance(Duration::from_secs(61)).await;
         sessions.expire(Duration::from_secs(60));
-        assert!(sessions.find(&sealer, &idle.id, &px, 9).is_none(), "ended for good");
-        assert!(sessions.find(&sealer, &busy.id, &px, 9).is_some());
+        assert!(found(sessions.find(&sealer, &idle.id, &px, 9)).is_none(), "ended for good");
+        assert!(found(sessions.find(&sealer, &busy.id, &px, 9)).is_some());
         assert!(sessions.end(&busy.id) && token.is_cancelled());
         assert!(!sessions.end(&busy.id));
-        assert!(sessions.find(&sealer, &busy.id, &px, 9).is_none());
+        assert!(found(sessions.find(&sealer, &busy.id, &px, 9)).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_all_are_busy_a_good_id_is_not_unknown() {
+        let (sessions, sealer, px) = (Sessions::default(), Sealer::random(), consumer("px"));
+        let gone = Sessions::default().open(&sealer, px.clone(), hello(), 1).unwrap();
+        let busy = sessions.open(&sealer, px.clone(), hello(), 1).unwrap();
+        busy.running.insert(Bytes::from_static(b"1"), CancellationToken::new());
+        assert!(matches!(sessions.find(&sealer, &gone.id, &px, 1), Found::NoRoom));
+        assert!(matches!(sessions.find(&sealer, "made-up", &px, 1), Found::Unknown));
+    }
+
+    #[test]
+    fn an_id_does_not_open_a_session_for_ever() {
+        let (sealer, px) = (Sealer::random(), consumer("px"));
+        let sealed = |until| {
+            let sealed = Sealed {
+                consumer: "px".into(),
+                revision: "2025-06-18".into(),
+                client_info: None,
+                askable: 0,
+                until,
+            };
+            let id = sealer.seal(Purpose::Session, &serde_json::to_vec(&sealed).unwrap());
+            Sessions::default().unsealed(&sealer, &id, &px).is_some()
+        };
+        assert!(sealed(unix_now() + 60) && !sealed(unix_now() - 1));
     }
 
     #[tokio::test]
     async fn a_session_is_found_by_every_gateway_with_the_key_and_by_no_other() {
         let px = consumer("px");
         let id = Sessions::default().open(&Sealer::new(b"k"), px.clone(), hello(), 9).unwrap();
-        let found = |secret: &[u8], id: &str| {
-            Sessions::default().find(&Sealer::new(secret), id, &px, 9).is_some()
+        let opens = |secret: &[u8], id: &str| {
+            found(Sessions::default().find(&Sealer::new(secret), id, &px, 9)).is_some()
         };
-        assert!(found(b"k", &id.id) && !found(b"other", &id.id));
-        assert!(!found(b"k", "made-up") && !found(b"k", ""));
+        assert!(opens(b"k", &id.id) && !opens(b"other", &id.id));
+        assert!(!opens(b"k", "made-up") && !opens(b"k", ""));
         assert!(id.id.bytes().all(|b| b.is_ascii_graphic()) && id.id.len() < 400, "{}", id.id);
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use crate::call::Consumer;
 use crate::protocol::sse;
 
+use super::access::Access;
 use super::body::Events;
 use super::pipe::{OUT_MAX, Pipe};
 use super::{Edge, Slot};
@@ -55,21 +56,21 @@ impl Drop for Peer {
 }
 
 /// Open a stream for a consumer.
-pub fn open(edge: &Arc<Edge>, consumer: &Arc<Consumer>, slot: Slot) -> Events {
+pub fn open(edge: &Arc<Edge>, access: Access, slot: Slot) -> Events {
     let mut bytes = [0u8; 16];
     getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
     let secret: Box<str> = URL_SAFE_NO_PAD.encode(bytes).into();
     let (inbox, messages) = mpsc::channel(IN_MAX);
-    edge.doors.0.insert(secret.clone(), Door { consumer: consumer.clone(), inbox });
+    let consumer = access.consumer().clone();
+    edge.doors.0.insert(secret.clone(), Door { consumer, inbox });
     let open = Open { edge: edge.clone(), secret };
-    let consumer = consumer.clone();
-    Events::new(move |tx| serve(open, consumer, messages, tx, slot))
+    Events::new(move |tx| serve(open, access, messages, tx, slot))
 }
 
 async fn serve(
     open: Open,
-    consumer: Arc<Consumer>,
-    mut messages: mpsc::Receiver<Bytes>,
+    mut access: Access,
+    messages: mpsc::Receiver<Bytes>,
     tx: mpsc::Sender<Bytes>,
     _slot: Slot,
 ) {
@@ -78,24 +79,34 @@ async fn serve(
     if tx.send(endpoint.into()).await.is_err() {
         return;
     }
-    let (say, mut said) = mpsc::channel::<Bytes>(OUT_MAX);
-    let mut peer = Peer(Pipe::new(edge.clone(), consumer, "sse", say));
+    let (say, said) = mpsc::channel::<Bytes>(OUT_MAX);
+    let peer = Peer(Pipe::new(edge.clone(), access.consumer().clone(), "sse", say));
+    // Side by side: what is heard may have to wait until what was said is written.
+    tokio::select! {
+        () = hear(peer, messages) => {}
+        () = write(&edge, said, tx) => {}
+        () = access.revoked() => {}
+        () = edge.stop.cancelled() => {}
+    }
+}
+
+async fn hear(mut peer: Peer, mut messages: mpsc::Receiver<Bytes>) {
+    while let Some(message) = messages.recv().await {
+        peer.0.hear(message).await;
+    }
+}
+
+async fn write(edge: &Edge, mut said: mpsc::Receiver<Bytes>, tx: mpsc::Sender<Bytes>) {
     let every = edge.gateway.current.load().config.gateway.keep_alive;
     let mut tick = tokio::time::interval(every);
     tick.reset();
     loop {
         let event = tokio::select! {
-            message = messages.recv() => {
-                let Some(message) = message else { return };
-                peer.0.hear(message).await;
-                continue;
-            }
             message = said.recv() => match message {
                 Some(message) => sse::event(&message),
                 None => return,
             },
             _ = tick.tick() => sse::comment(""),
-            () = edge.stop.cancelled() => return,
         };
         if tx.send(event).await.is_err() {
             return;

@@ -3,7 +3,6 @@
 //! basic/transports/index, "custom transports").
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -23,16 +22,13 @@ use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
-use crate::call::Consumer;
-
+use super::access::Access;
 use super::body::OutBody;
 use super::pipe::{OUT_MAX, Pipe};
-use super::{Edge, Slot};
+use super::{Edge, Slot, UNREAD_TIME};
 
 /// The subprotocol that clients name and we echo.
 const SUBPROTOCOL: &str = "mcp";
-/// How long a frame may take to be written: who does not read for so long is gone.
-const WRITE_TIME: Duration = Duration::from_secs(30);
 /// A peer that answers no ping for so many keep-alive times is gone.
 const MISSED_MAX: u32 = 3;
 
@@ -48,7 +44,7 @@ pub fn wanted(parts: &Parts) -> bool {
 /// What the request lacks.
 pub fn upgrade(
     edge: &Arc<Edge>,
-    consumer: &Arc<Consumer>,
+    access: Access,
     parts: &Parts,
     slot: Slot,
 ) -> Result<Response<OutBody>, &'static str> {
@@ -65,10 +61,11 @@ pub fn upgrade(
     let on_upgrade = on_upgrade.ok_or("this connection cannot be upgraded; use HTTP/1.1")?;
     let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes()))
         .map_err(|_| "Sec-WebSocket-Key is not valid")?;
-    let (edge, consumer) = (edge.clone(), consumer.clone());
-    tokio::spawn(async move {
+    let tasks = edge.served.clone();
+    let edge = edge.clone();
+    tasks.spawn(async move {
         if let Ok(upgraded) = on_upgrade.await {
-            serve(edge, consumer, upgraded).await;
+            serve(edge, access, upgraded).await;
         }
         drop(slot);
     });
@@ -82,7 +79,7 @@ pub fn upgrade(
     Ok(response)
 }
 
-async fn serve(edge: Arc<Edge>, consumer: Arc<Consumer>, upgraded: Upgraded) {
+async fn serve(edge: Arc<Edge>, mut access: Access, upgraded: Upgraded) {
     let (max, every) = {
         let settings = &edge.gateway.current.load().config.gateway;
         (settings.max_body, settings.keep_alive)
@@ -115,16 +112,21 @@ async fn serve(edge: Arc<Edge>, consumer: Arc<Consumer>, upgraded: Upgraded) {
                     (Message::Close(Some(away)), true)
                 }
             };
-            let written = tokio::time::timeout(WRITE_TIME, sink.send(frame)).await;
+            let written = tokio::time::timeout(UNREAD_TIME, sink.send(frame)).await;
             if last || !matches!(written, Ok(Ok(()))) {
                 return;
             }
         }
     });
-    let mut pipe = Pipe::new(edge.clone(), consumer, "websocket", tx);
+    let mut pipe = Pipe::new(edge.clone(), access.consumer().clone(), "websocket", tx);
     loop {
         let heard = tokio::select! {
             heard = tokio::time::timeout(every * MISSED_MAX, stream.next()) => heard,
+            () = access.revoked() => {
+                let reason = "the key no longer lets in".into();
+                let _ = close.try_send(CloseFrame { code: CloseCode::Policy, reason });
+                break;
+            }
             () = edge.stop.cancelled() => break,
         };
         match heard {

@@ -19,8 +19,25 @@ pub enum Plan {
     Forward(Route, Parsed),
 }
 
+/// Why there is no plan, and what the request named, as far as that could be read.
+pub struct Unplanned {
+    /// Why.
+    pub refusal: Refusal,
+    /// The name or URI; empty if there is none.
+    pub name: String,
+}
+
+impl From<Refusal> for Unplanned {
+    fn from(refusal: Refusal) -> Unplanned {
+        Unplanned { refusal, name: String::new() }
+    }
+}
+
 /// Decide.
-pub fn plan(view: &View, call: &Call, settings: &Settings) -> Result<Plan, Refusal> {
+///
+/// # Errors
+/// When the params are wrong, or what they name is not there for this consumer.
+pub fn plan(view: &View, call: &Call, settings: &Settings) -> Result<Plan, Unplanned> {
     match call.method.handling {
         Handling::Discover => Ok(answer(discover(view, settings).into(), Form::Canonical)),
         Handling::List(kind) => {
@@ -41,21 +58,23 @@ pub fn plan(view: &View, call: &Call, settings: &Settings) -> Result<Plan, Refus
             let parsed = Parsed::read(call.method, params.as_deref())
                 .map_err(|e| Refusal::new(Reason::InvalidParams, e.to_string()))?;
             let Some(address) = &parsed.address else {
-                return Err(Refusal::new(Reason::InvalidParams, "the request names nothing"));
+                return Err(Refusal::new(Reason::InvalidParams, "the request names nothing").into());
             };
             if let Some(route) = view.resolve(address.kind, &address.value) {
                 return Ok(Plan::Forward(route, parsed));
             }
+            let name = address.value.to_string();
             if let Some(upstream) = view.unseen_owner(&address.value) {
                 let text = "nothing is known of this upstream yet: it has not answered since it was configured";
-                return Err(Refusal::new(Reason::UpstreamDown, text).at(upstream));
+                let refusal = Refusal::new(Reason::UpstreamDown, text).at(upstream);
+                return Err(Unplanned { refusal, name });
             }
             // Unknown and not visible are one answer on purpose.
             let text = unknown(call.method.address, &address.value);
-            Err(Refusal::new(Reason::UnknownName, text))
+            Err(Unplanned { refusal: Refusal::new(Reason::UnknownName, text), name })
         }
         Handling::Edge | Handling::Listen => {
-            Err(Refusal::new(Reason::UnknownMethod, "this method is not for here"))
+            Err(Refusal::new(Reason::UnknownMethod, "this method is not for here").into())
         }
     }
 }

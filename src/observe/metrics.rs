@@ -57,7 +57,7 @@ families! {
     RETRIES: Counter "weir_retries_total" ["upstream"];
     /// Whether the upstream is connected. One without a credential is not meant to be, and absent.
     UP: Gauge "weir_upstream_up" ["upstream"];
-    /// Times the upstream's process was started again, or its connection made again.
+    /// Times the upstream's process was started again, or its endpoint connected to again. A session that it ended and that was renewed does not count.
     RESTARTS: Counter "weir_upstream_restarts_total" ["upstream"];
     /// Lines on an upstream's stdout that were no message.
     NOISE: Counter "weir_upstream_stdout_noise_total" ["upstream"];
@@ -65,6 +65,8 @@ families! {
     STDERR_DROPPED: Counter "weir_upstream_stderr_dropped_bytes_total" ["upstream"];
     /// Answers of an upstream to no request that was waiting.
     UNMATCHED: Counter "weir_upstream_unmatched_answers_total" ["upstream"];
+    /// Messages from or to an upstream that were dropped, and why.
+    DROPPED: Counter "weir_upstream_dropped_messages_total" ["upstream", "why"];
     /// Bytes received from an upstream.
     RECEIVED: Counter "weir_received_bytes_total" ["upstream"];
     /// Bytes sent to an upstream.
@@ -93,6 +95,8 @@ families! {
     CONNECTIONS_REFUSED: Counter "weir_connections_refused_total" ["why"];
     /// Notices for clients that did not read them fast enough.
     NOTICES_DROPPED: Counter "weir_notices_dropped_total" [];
+    /// Answers and streams that were given up because the client did not read them.
+    UNREAD: Counter "weir_unread_responses_total" [];
     /// Log lines that were dropped because stderr was not read fast enough.
     LOG_DROPPED: Counter "weir_log_lines_dropped_total" [];
     /// Spans that were dropped because the collector was slow or gone.
@@ -136,6 +140,7 @@ pub struct Metrics {
     last_reload_at: AtomicU64,
     connections_refused: [AtomicU64; ConnectionRefusal::ALL.len()],
     notices_dropped: AtomicU64,
+    unread_dropped: AtomicU64,
 }
 
 impl Default for Metrics {
@@ -156,6 +161,7 @@ impl Metrics {
             last_reload_at: AtomicU64::new(unix_now()),
             connections_refused: Default::default(),
             notices_dropped: AtomicU64::new(0),
+            unread_dropped: AtomicU64::new(0),
         }
     }
 
@@ -230,6 +236,11 @@ impl Metrics {
         self.notices_dropped.fetch_add(count, Ordering::Relaxed);
     }
 
+    /// Responses were given up that their clients did not read.
+    pub fn unread_dropped(&self, count: u64) {
+        self.unread_dropped.fetch_add(count, Ordering::Relaxed);
+    }
+
     /// The totals of an upstream that is about to be replaced by one of the same name, so that
     /// what it counted since the last scrape is not lost.
     pub fn settle(&self, upstream: &str, incarnation: u64, totals: Totals) {
@@ -256,6 +267,7 @@ impl Metrics {
             page.value(&CONNECTIONS_REFUSED, &[why.as_str()], load(count));
         }
         page.value(&NOTICES_DROPPED, &[], load(&self.notices_dropped));
+        page.value(&UNREAD, &[], load(&self.unread_dropped));
         page.value(&BUILD, &[env!("CARGO_PKG_VERSION")], 1.0);
         gathered::tell_process(&mut page);
         page.text()

@@ -80,6 +80,9 @@ impl Outcome {
     }
 }
 
+/// Most characters of a name in a log line; the longest tool names have 64.
+const NAME_MAX: usize = 128;
+
 /// The record of one call. Dropped unfinished, it ends as [`Outcome::Cancelled`].
 pub struct Record {
     observe: Arc<Observe>,
@@ -91,6 +94,7 @@ pub struct Record {
     context: SpanContext,
     upstream: Option<Arc<UpstreamSeries>>,
     tool: Option<Arc<ToolSeries>>,
+    name: Option<Box<str>>,
     queued: Duration,
     limited: Duration,
     attempts: u32,
@@ -122,6 +126,7 @@ impl Record {
             began: Instant::now(),
             upstream: None,
             tool: None,
+            name: None,
             queued: Duration::ZERO,
             limited: Duration::ZERO,
             attempts: 0,
@@ -130,6 +135,12 @@ impl Record {
             cause: None,
             finished: false,
         }
+    }
+
+    /// What the call names, for the log line only: a caller can name anything, so it is cut.
+    pub fn name(&mut self, name: &str) {
+        let end = name.char_indices().nth(NAME_MAX).map_or(name.len(), |(at, _)| at);
+        self.name = Some(name[..end].into()).filter(|name: &Box<str>| !name.is_empty());
     }
 
     /// Where the call goes; `tool` is the exposed name of the tool it calls.
@@ -170,6 +181,11 @@ impl Record {
         self.context.tracestate()
     }
 
+    /// It was no call after all: what became of the request is told by another record.
+    pub fn forget(mut self) {
+        self.finished = true;
+    }
+
     /// The call ended.
     pub fn finish(mut self, outcome: Outcome) {
         self.end(outcome);
@@ -207,6 +223,10 @@ impl Record {
     }
 
     fn line(&self, outcome: Outcome, took: Duration) {
+        let tool = (self.method == "tools/call")
+            .then(|| self.name.as_deref().or(self.tool.as_ref().map(|t| &**t.name())))
+            .flatten();
+        let name = self.name.as_deref().filter(|_| tool.is_none());
         // The macro wants the level as a constant, so the fields stand in a macro of their own.
         macro_rules! line {
             ($level:ident) => {
@@ -215,7 +235,8 @@ impl Record {
                     consumer = &*self.consumer,
                     method = self.method,
                     upstream = self.upstream.as_ref().map(|u| &**u.name()),
-                    tool = self.tool.as_ref().map(|t| &**t.name()),
+                    tool,
+                    name,
                     outcome = outcome.as_str(),
                     reason = outcome.reason().map(Reason::as_str),
                     cause = self.cause.as_deref(),

@@ -18,7 +18,7 @@ use super::Upstream;
 use super::asking::{ASKS_MAX, Asking};
 use super::inbound::{self, Arrived};
 use super::lease::{self, Hearing};
-use super::link::{Link, Unanswered};
+use super::link::{Link, Unanswered, Wire};
 use super::mirror::{self, Header};
 use super::outbound::{self, Trace};
 use super::transport::Unasked;
@@ -78,6 +78,12 @@ async fn once(
         if let Some(held) = &held {
             held.ended();
         }
+        // Nobody there: that is for all to know, before the next calls find it out one by one.
+        if let (Err(fault), Wire::Http(_)) = (&carried, &main.wire)
+            && matches!(fault.reason, Reason::ConnectFailed | Reason::ConnectionLost)
+        {
+            main.doubt();
+        }
         match carried {
             // The session had ended before the request was looked at. Renewing it is our own
             // affair: it takes no retry, and the caller notices nothing.
@@ -109,14 +115,14 @@ async fn once(
 
 async fn carry(
     upstream: &Upstream,
-    link: &Link,
+    link: &Arc<Link>,
     hearing: Option<&Hearing>,
     errand: &Errand<'_>,
     headers: &[Header],
     answers: &[(&str, Bytes)],
 ) -> Result<Arrived, Fault> {
-    let Errand { config, route, parsed, trace, asking, .. } = *errand;
-    let Asking { call, notices, deadline, .. } = asking;
+    let Errand { route, parsed, trace, asking, .. } = *errand;
+    let Asking { call, notices, deadline, guard } = asking;
     if let Some(level) = &call.meta.log_level
         && let Some(rank) = inbound::LOG_LEVELS.iter().position(|l| **l == **level)
     {
@@ -191,10 +197,10 @@ async fn carry(
             _ => {}
         }
     }
-    if let Some(fault) = mirror::refused(link, &answered) {
+    if let Some(fault) = mirror::refused(link, method, &answered) {
         return Err(fault);
     }
-    inbound::accept(call, config, route, link.era(), answered.frame)
+    inbound::accept(call, guard, route, link.era(), answered.frame)
 }
 
 fn speaks_of_session(error: &Frame) -> bool {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use crate::protocol::meta::ObjectWriter;
 use crate::protocol::revision::Era;
 
 use super::keeper::{AbortOnDrop, Ear, heard};
-use super::link::{Link, Wire, own_request};
+use super::link::{Link, Unanswered, Wire, own_request};
 use super::subscriptions;
 use super::transport::Unasked;
 use super::transport::http::{HttpFault, HttpWire, StreamRefused};
@@ -98,46 +99,78 @@ fn filter(link: &Link, uris: &BTreeSet<Arc<str>>) -> Option<Bytes> {
 }
 
 async fn listening(link: Arc<Link>, ear: Ear, filter: Bytes, acknowledged: Arc<Notify>) {
+    let mut failures = 0;
+    // A request before this one was acknowledged, and then it ended.
+    let mut gap = false;
     loop {
         let id = link.mint();
         let wish = [("notifications", filter.clone())];
         let message = own_request(Era::Modern, id, "subscriptions/listen", &wish);
+        let open = AtomicBool::new(false);
         let on_notice = |frame: Frame| {
             if frame.method() == "notifications/subscriptions/acknowledged" {
+                open.store(true, Ordering::Relaxed);
                 acknowledged.notify_one();
+                if gap {
+                    ear.missed();
+                }
             }
             ear.note(&frame);
         };
         let end = link.exchange(id, "subscriptions/listen", None, message, &on_notice, None).await;
-        if end.is_ok_and(|a| a.frame.kind() == Kind::Error) {
-            // It does not want to.
-            acknowledged.notify_one();
-            return std::future::pending().await;
+        if open.into_inner() {
+            (gap, failures) = (true, 0);
         }
-        tokio::time::sleep(AGAIN).await;
-        // Something may have changed while nobody listened.
-        let _ = ear.reload.try_send(());
+        failures += 1;
+        let asked = match end {
+            Ok(answered) if answered.frame.kind() == Kind::Error => {
+                // It does not want to.
+                acknowledged.notify_one();
+                return std::future::pending().await;
+            }
+            Ok(_) => None,
+            Err(Unanswered { fault, .. }) => {
+                ear.throttled(&fault);
+                fault.retry_after
+            }
+        };
+        tokio::time::sleep(pause(failures, asked)).await;
     }
+}
+
+// Grows while nothing comes of it; what the upstream asks for goes before, within bounds.
+fn pause(failures: u32, asked: Option<Duration>) -> Duration {
+    let own = AGAIN.saturating_mul(1 << failures.saturating_sub(1).min(6)).min(STREAM_PAUSE_MAX);
+    asked.map_or(own, |asked| asked.clamp(STREAM_PAUSE, STREAM_PAUSE_MAX))
 }
 
 // 2025-11-25 basic/transports, "listening for messages from the server".
 async fn get_stream(link: &Arc<Link>, wire: &HttpWire, ear: &Ear) {
     let mut from: Option<String> = None;
+    let mut failures = 0;
+    // For a while no stream was open: what was said meanwhile is heard only by going on where
+    // one ended.
+    let mut gap = false;
     loop {
-        let mut pause = AGAIN;
-        match wire.stream(&link.headers(""), from.as_deref()).await {
+        let asked = match wire.stream(&link.headers(""), from.as_deref()).await {
             Ok(mut stream) => {
+                if gap && from.is_none() {
+                    ear.missed();
+                }
+                gap = true;
+                let mut said = false;
                 while let Ok(Some(frame)) = stream.next().await {
+                    said = true;
                     match frame.kind() {
                         Kind::Notification => ear.note(&frame),
                         Kind::Request => heard(link, Unasked::Request(frame), ear).await,
                         Kind::Result | Kind::Error => {}
                     }
                 }
+                // One that ends again and again without a word is asked for less often.
+                failures = if said { 1 } else { failures + 1 };
                 from = stream.last_event_id().map(Into::into).or(from);
-                pause = stream
-                    .retry()
-                    .map_or(AGAIN, |asked| asked.clamp(STREAM_PAUSE, STREAM_PAUSE_MAX));
+                stream.retry()
             }
             Err(StreamRefused::Fault(HttpFault { status: Some(404), .. }))
                 if link.agreed.session.is_some() =>
@@ -145,11 +178,33 @@ async fn get_stream(link: &Arc<Link>, wire: &HttpWire, ear: &Ear) {
                 return link.lost();
             }
             // What it cannot go on with it may begin anew.
-            Err(refused) if refused.for_good() && from.take().is_none() => return,
-            Err(_) => {}
-        }
-        tokio::time::sleep(pause).await;
-        // Something may have changed while nobody listened.
-        let _ = ear.reload.try_send(());
+            Err(refused) if refused.for_good() => {
+                if from.take().is_none() {
+                    return;
+                }
+                continue;
+            }
+            Err(StreamRefused::NotOffered) => return,
+            Err(StreamRefused::Fault(HttpFault { fault, .. })) => {
+                failures += 1;
+                gap = true;
+                ear.throttled(&fault);
+                fault.retry_after
+            }
+        };
+        tokio::time::sleep(pause(failures, asked)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_the_upstream_s_wish_goes_before_within_bounds() {
+        let own = [1, 2, 3, 4, 5, 9].map(|n| pause(n, None).as_secs());
+        assert_eq!(own, [5, 10, 20, 40, 60, 60]);
+        let asked = [0, 7, 3600].map(|s| pause(3, Some(Duration::from_secs(s))));
+        assert_eq!(asked, [STREAM_PAUSE, Duration::from_secs(7), STREAM_PAUSE_MAX]);
     }
 }

@@ -6,9 +6,8 @@ use serde_json::value::RawValue;
 
 use crate::call::{Call, Form, Terminal};
 use crate::catalog::view::Route;
-use crate::config::UpstreamConfig;
 use crate::failure::{Delivery, Fault, Reason};
-use crate::guard::Signal;
+use crate::guard::{Guard, Signal};
 use crate::protocol::address::{Edit, UriHolder, uri_edits};
 use crate::protocol::message::{Frame, Kind};
 use crate::protocol::meta::{Members, key};
@@ -23,8 +22,8 @@ struct Shallow<'a> {
     is_error: Option<&'a RawValue>,
 }
 
-/// How much of a tool's error text is searched for signs of throttling.
-const THROTTLE_SCAN_MAX: usize = 64 << 10;
+/// How much of a tool's error result is searched for signs of throttling.
+const THROTTLE_SCAN_MAX: usize = 4 << 10;
 
 /// What an answer amounts to.
 pub struct Arrived {
@@ -41,7 +40,7 @@ pub struct Arrived {
 /// Check an upstream's answer and make its addresses public.
 pub fn accept(
     call: &Call,
-    config: &UpstreamConfig,
+    guard: &Guard,
     route: &Route,
     era: Era,
     frame: Frame,
@@ -67,7 +66,7 @@ pub fn accept(
     }
     let asks = shallow.result_type.is_some_and(|t| t.get() == "\"input_required\"");
     let tool_error = shallow.is_error.is_some_and(|v| v.get() == "true");
-    let signal = if tool_error && says_throttled(&outcome, &config.guard.throttle.texts) {
+    let signal = if tool_error && says_throttled(&outcome, guard) {
         Signal::Throttled(None)
     } else {
         Signal::Fine
@@ -94,13 +93,9 @@ fn rewritten(frame: &Frame, edits: Vec<Edit>) -> Result<Frame, Fault> {
     })
 }
 
-fn says_throttled(result: &[u8], texts: &[String]) -> bool {
-    if texts.is_empty() {
-        return false;
-    }
-    let hay =
-        String::from_utf8_lossy(&result[..result.len().min(THROTTLE_SCAN_MAX)]).to_lowercase();
-    texts.iter().any(|t| hay.contains(&t.to_lowercase()))
+fn says_throttled(result: &[u8], guard: &Guard) -> bool {
+    let beginning = &result[..result.len().min(THROTTLE_SCAN_MAX)];
+    guard.means_throttling(&String::from_utf8_lossy(beginning))
 }
 
 /// Levels of log messages, most verbose first (any revision, server/utilities/logging).

@@ -59,6 +59,8 @@ const STEADY_AFTER: Duration = Duration::from_secs(60);
 const CRASH_LOOP_AFTER: u32 = 3;
 /// Sessions are not renewed more often than this, whatever an upstream answers.
 const RENEW_PAUSE: Duration = Duration::from_secs(1);
+/// Pauses after lists that could not be fetched.
+const LIST_BACKOFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
 /// Pauses of an HTTP upstream that cannot be reached.
 const HTTP_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -73,6 +75,8 @@ pub struct Keeper {
     pub(super) condition: watch::Sender<Condition>,
     pub(super) stop: CancellationToken,
     pub(super) restarts: Arc<AtomicU64>,
+    // The write of the last catalog, which may still be under way.
+    pub(super) saving: Option<tokio::task::JoinHandle<()>>,
     /// The revision last agreed on: a remembered verdict spares an old upstream the probe.
     pub(super) verdict: Option<Revision>,
 }
@@ -93,14 +97,14 @@ impl Keeper {
             return;
         }
         let mut early_deaths = 0u32;
-        let mut first = true;
+        let mut again = false;
         let stop = self.stop.clone();
         loop {
             let Some(config) = self.settings() else { return };
-            if !first {
+            if again {
                 self.restarts.fetch_add(1, Ordering::Relaxed);
             }
-            first = false;
+            again = true;
             let began = Instant::now();
             let ended = tokio::select! {
                 ended = self.live(&config) => ended,
@@ -119,6 +123,8 @@ impl Keeper {
             };
             if let Some(link) = link.as_ref().filter(|l| l.is_lost()) {
                 self.renew(link, began).await;
+                // The program or endpoint is the same as before.
+                again = false;
                 continue;
             }
             early_deaths = if began.elapsed() < STEADY_AFTER { early_deaths + 1 } else { 1 };
@@ -192,8 +198,8 @@ impl Keeper {
                 }
             }))
         };
-        let slice = loader::load(&link, config).await;
-        match slice {
+        let ear = self.ear(&reload_tx);
+        match self.load(&link, config, &ear).await {
             Ok(slice) => {
                 let mut ready = Condition::new(State::Ready, "");
                 ready.link = Some(link.clone());
@@ -202,13 +208,14 @@ impl Keeper {
                 self.verdict = Some(link.agreed.revision);
                 self.publish(config, slice).await;
                 self.set(ready).await;
+                // What changed while there was no conversation was told nobody.
+                ear.subscriptions.tell_all(&self.name);
             }
             Err(fault) => {
                 link.close().await;
                 return Ended::Lost(fault);
             }
         }
-        let ear = self.ear(&reload_tx);
         let events = events::follow(link.clone(), ear.clone());
         let _events = AbortOnDrop(tokio::spawn(events));
         let ended = self.watch(&link, &mut reload, &ear).await;
@@ -216,7 +223,8 @@ impl Keeper {
         ended
     }
 
-    // Until the link is lost: fetch the lists again when told so, and now and then anyway.
+    // Until the link is lost: fetch the lists again when told so, when calls cast a doubt on the
+    // endpoint, and now and then anyway.
     async fn watch(
         &mut self,
         link: &Arc<Link>,
@@ -224,8 +232,11 @@ impl Keeper {
         ear: &Ear,
     ) -> Ended {
         let mut last = Instant::now();
+        let mut sooner: Option<Instant> = None;
+        let mut failures = 0u32;
         loop {
             let Some(config) = self.settings() else { return Ended::Stopped };
+            let due = sooner.map_or(last + config.refresh, |at| at.min(last + config.refresh));
             tokio::select! {
                 fault = ended(link) => return Ended::Lost(fault),
                 Some(frame) = self.notes.recv() => {
@@ -237,29 +248,61 @@ impl Keeper {
                         return Ended::Stopped;
                     }
                     let wait = CHANGE_DEBOUNCE.max(RELOAD_PAUSE.saturating_sub(last.elapsed()));
-                    tokio::time::sleep(wait).await;
-                    let _ = reload.try_recv();
+                    sooner.get_or_insert_with(|| Instant::now() + wait);
+                    continue;
                 }
-                () = tokio::time::sleep_until(last + config.refresh) => {}
+                () = link.doubted() => {
+                    sooner = Some(last + RELOAD_PAUSE);
+                    continue;
+                }
+                () = tokio::time::sleep_until(due) => {}
             }
+            sooner = None;
+            let loaded = self.load(link, &config, ear).await;
             last = Instant::now();
-            let loaded = tokio::select! {
-                loaded = loader::load(link, &config) => loaded,
-                fault = ended(link) => return Ended::Lost(fault),
-            };
             match loaded {
-                Ok(slice) => self.publish(&config, slice).await,
+                Ok(slice) => {
+                    failures = 0;
+                    self.publish(&config, slice).await;
+                }
                 Err(fault) => {
                     tracing::warn!(upstream = %self.name, reason = %fault.reason,
                         cause = %self.connector.scrubber.scrub(&fault.cause), "lists could not be fetched again");
                     if matches!(fault.reason, Reason::ConnectFailed | Reason::ConnectionLost) {
                         return Ended::Lost(fault);
                     }
+                    failures += 1;
+                    let (least, most) = LIST_BACKOFF;
+                    let pause = backoff(failures, least, most);
+                    sooner = Some(last + fault.retry_after.unwrap_or(pause).max(pause));
                     self.tell(Event::Stale(
                         self.connector.scrubber.scrub(&fault.text).as_ref().into(),
                     ))
                     .await;
                 }
+            }
+        }
+    }
+
+    // Fetch the lists. Meanwhile changes of resources are told as ever, and the end is noticed.
+    async fn load(
+        &mut self,
+        link: &Arc<Link>,
+        config: &UpstreamConfig,
+        ear: &Ear,
+    ) -> Result<Slice, Fault> {
+        let load = loader::load(link, config);
+        tokio::pin!(load);
+        loop {
+            tokio::select! {
+                loaded = &mut load => {
+                    if let Err(fault) = &loaded {
+                        ear.throttled(fault);
+                    }
+                    return loaded;
+                }
+                fault = ended(link) => return Err(fault),
+                Some(frame) = self.notes.recv() => ear.note(&frame),
             }
         }
     }
@@ -285,6 +328,7 @@ impl Keeper {
             upstream: self.name.clone(),
             reload: reload.clone(),
             subscriptions: self.connector.site.subscriptions.clone(),
+            owner: self.config.clone(),
         }
     }
 
@@ -298,23 +342,24 @@ impl Keeper {
         matches!(now.state, State::Down).then_some(now.since)
     }
 
-    async fn publish(&self, config: &Arc<UpstreamConfig>, slice: Slice) {
+    async fn publish(&mut self, config: &Arc<UpstreamConfig>, slice: Slice) {
         let slice = Arc::new(slice);
-        let (dir, name, kept) =
-            (self.connector.site.state_dir.clone(), self.name.clone(), slice.clone());
-        let identity = keep::identity(&config.transport);
-        // Disk is slow at times and nobody waits for it; a lost write costs a probe at next start.
-        let written = tokio::task::spawn_blocking(move || {
-            keep::save(&dir, &name, &identity, &kept, SystemTime::now())
-        })
-        .await;
-        if let Ok(Err(error)) = written {
-            tracing::warn!(upstream = %self.name, %error, "the catalog could not be kept on disk");
-        }
         if let Some(upstream) = self.config.upgrade() {
             upstream.lists_confirmed(&slice);
         }
-        self.tell(Event::Fresh(slice)).await;
+        self.tell(Event::Fresh(slice.clone())).await;
+        // Disk is slow at times and nobody waits for it, but the next one does; a lost write costs
+        // a probe at the next start.
+        if let Some(before) = self.saving.take() {
+            let _ = before.await;
+        }
+        let (dir, name) = (self.connector.site.state_dir.clone(), self.name.clone());
+        let identity = keep::identity(&config.transport);
+        self.saving = Some(tokio::task::spawn_blocking(move || {
+            if let Err(error) = keep::save(&dir, &name, &identity, &slice, SystemTime::now()) {
+                tracing::warn!(upstream = %name, %error, "the catalog could not be kept on disk");
+            }
+        }));
     }
 
     async fn set(&self, condition: Condition) {
@@ -364,6 +409,7 @@ pub(super) struct Ear {
     // Room for one: the lists are fetched as they are then.
     pub reload: mpsc::Sender<()>,
     pub subscriptions: Arc<Subscriptions>,
+    pub owner: Weak<Upstream>,
 }
 
 /// Whether a notification concerns all who use the upstream, and no call.
@@ -378,6 +424,20 @@ pub(super) fn is_change(method: &str) -> bool {
 }
 
 impl Ear {
+    /// Changes may have gone untold for a while: the lists are fetched again, and all that is
+    /// watched may have changed.
+    pub fn missed(&self) {
+        let _ = self.reload.try_send(());
+        self.subscriptions.tell_all(&self.upstream);
+    }
+
+    /// The upstream asked for a pause where no call was: calls keep it too.
+    pub fn throttled(&self, fault: &Fault) {
+        if let (Reason::Throttled, Some(owner)) = (fault.reason, self.owner.upgrade()) {
+            owner.throttled(fault.retry_after);
+        }
+    }
+
     pub fn note(&self, frame: &Frame) {
         if !is_change(frame.method()) {
             return;

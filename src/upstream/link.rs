@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use bytes::Bytes;
 use hyper::header::{HeaderName, HeaderValue};
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::{Delivery, Fault, Reason};
@@ -72,6 +72,7 @@ pub struct Link {
     ids: Arc<AtomicU64>,
     unasked: mpsc::Sender<Unasked>,
     lost: CancellationToken,
+    doubt: Notify,
     // Rank of the most verbose log level that was asked for on it.
     log_level: AtomicUsize,
 }
@@ -125,6 +126,7 @@ impl Link {
             ids,
             unasked,
             lost: CancellationToken::new(),
+            doubt: Notify::new(),
             log_level: AtomicUsize::new(usize::MAX),
         }
     }
@@ -147,6 +149,16 @@ impl Link {
     /// Resolves when [`Link::lost`] was called.
     pub async fn when_lost(&self) {
         self.lost.cancelled().await;
+    }
+
+    /// A call found nobody there: the keeper should look.
+    pub fn doubt(&self) {
+        self.doubt.notify_one();
+    }
+
+    /// Resolves when [`Link::doubt`] was called.
+    pub async fn doubted(&self) {
+        self.doubt.notified().await;
     }
 
     /// A fresh id: a counter that never repeats during the life of the upstream, so a late
@@ -228,18 +240,28 @@ impl Link {
 
     /// See to it that an old upstream sends log messages of this rank (0: the most verbose). One
     /// conversation has one level, so it is the most verbose that anybody wants; who wants less
-    /// gets less (2025-11-25 server/utilities/logging).
-    pub async fn want_logs(&self, rank: usize, level: &str) {
+    /// gets less (2025-11-25 server/utilities/logging). A call waits a moment for it, so that its
+    /// first messages come, and no longer.
+    pub async fn want_logs(self: &Arc<Self>, rank: usize, level: &str) {
         if self.era() == Era::Modern
             || !self.agreed.offers("logging")
+            || self.log_level.load(Ordering::Relaxed) <= rank
             || self.log_level.fetch_min(rank, Ordering::Relaxed) <= rank
         {
             return;
         }
         let level = serde_json::to_vec(level).expect("a string serialises");
-        if let Err(fault) = self.ask("logging/setLevel", &[("level", level.into())]).await {
-            tracing::debug!(upstream = %self.upstream, cause = %fault.cause, "the log level was not taken");
-        }
+        let link = self.clone();
+        let asked = tokio::spawn(async move {
+            let params = [("level", level.into())];
+            let answer = link.ask("logging/setLevel", &params);
+            if !matches!(tokio::time::timeout(LEVEL_TIME, answer).await, Ok(Ok(_))) {
+                tracing::debug!(upstream = %link.upstream, "the log level was not taken");
+                // Whoever wants logs next tries again.
+                link.log_level.store(usize::MAX, Ordering::Relaxed);
+            }
+        });
+        let _ = tokio::time::timeout(LEVEL_WAIT, asked).await;
     }
 
     /// Send a notification.
@@ -338,6 +360,11 @@ async fn over_http(
     }
     Ok(Answered { frame: a.frame, status: a.status, session: a.session })
 }
+
+/// How long an upstream may take to answer a wish for log messages.
+const LEVEL_TIME: std::time::Duration = std::time::Duration::from_secs(10);
+/// How long a call waits for it: a healthy upstream answers within a round trip.
+const LEVEL_WAIT: std::time::Duration = std::time::Duration::from_millis(250);
 
 /// How long telling an old HTTP upstream that nobody waits any more may take.
 const CANCEL_TIME: std::time::Duration = std::time::Duration::from_secs(2);

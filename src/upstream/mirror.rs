@@ -44,9 +44,11 @@ pub fn headers(params: &[Param], call: &Call) -> Result<Vec<Header>, Unfit> {
     Ok(out)
 }
 
-/// The fault that an answer amounts to which refuses our headers.
-pub fn refused(link: &Link, answered: &Answered) -> Option<Fault> {
+/// The fault that an answer to a call of a tool amounts to if it refuses our headers. What other
+/// methods mirror no list can change.
+pub fn refused(link: &Link, method: &str, answered: &Answered) -> Option<Fault> {
     let theirs = link.era() == Era::Modern
+        && method == "tools/call"
         && matches!(link.wire, Wire::Http(_))
         && answered.frame.error_code() == Some(i64::from(HEADER_MISMATCH));
     // With another status it may be anybody's word, and proves nothing.
@@ -70,9 +72,6 @@ pub async fn remade(
     errand: &Errand<'_>,
     sent: &[Header],
 ) -> Option<Vec<Header>> {
-    if errand.route.kind() != ListKind::Tools {
-        return None;
-    }
     let other = |slice: &Option<Arc<Slice>>| {
         let list = slice.as_ref()?.list(ListKind::Tools);
         let tool = list.items.iter().find(|tool| tool.key == *errand.route.native())?;

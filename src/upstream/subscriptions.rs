@@ -125,6 +125,13 @@ impl Subscriptions {
         let _ = self.updates.send(Updated { upstream: upstream.clone(), uri: uri.into() });
     }
 
+    /// An upstream's changes may have been missed: all that is wished for of it may have changed.
+    pub fn tell_all(&self, upstream: &Arc<str>) {
+        for uri in self.wanted(upstream) {
+            self.tell(upstream, &uri);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Wanted> {
         // Only additions and removals happen under it.
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner)

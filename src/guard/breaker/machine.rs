@@ -55,6 +55,9 @@ pub(super) fn counts(reason: Reason) -> bool {
             | Reason::CapabilityMissing
             | Reason::HeaderMismatch
             | Reason::Draining
+            // The keeper knows it already, and tells calls without asking the breaker.
+            | Reason::Dormant
+            | Reason::UpstreamDown
             | Reason::Retired
     )
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::page::Page;
 use super::{
     BREAKER, BREAKER_TO, CATALOG_AGE, CATALOG_BYTES, CATALOG_DROPPED, CATALOG_ENTRIES, CONNECTIONS,
-    IN_FLIGHT, LOG_DROPPED, NOISE, OPEN_FDS, QUEUE_DEPTH, RECEIVED, RESIDENT, RESTARTS, SENT,
-    SESSIONS, SPANS_DROPPED, STDERR_DROPPED, STREAMS, UNMATCHED, UP, UpstreamSeries,
+    DROPPED, IN_FLIGHT, LOG_DROPPED, NOISE, OPEN_FDS, QUEUE_DEPTH, RECEIVED, RESIDENT, RESTARTS,
+    SENT, SESSIONS, SPANS_DROPPED, STDERR_DROPPED, STREAMS, UNMATCHED, UP, UpstreamSeries,
 };
 
 /// Everything that is only known elsewhere.
@@ -90,6 +90,11 @@ impl BreakerState {
     }
 }
 
+/// Why a message of an upstream, or a small one for it, was dropped: notices for which there was
+/// no room; cancellations and refusals that a child does not read; messages that are too large;
+/// questions for which there was no room; events that are no message.
+pub const DROPPED_WHY: [&str; 5] = ["notice", "unread", "oversize", "question", "garbled"];
+
 /// What an upstream counts by itself; each only grows as long as the upstream lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
@@ -105,6 +110,8 @@ pub struct Totals {
     pub received_bytes: u64,
     /// Bytes sent.
     pub sent_bytes: u64,
+    /// Messages that were dropped, in the order of [`DROPPED_WHY`].
+    pub dropped: [u64; DROPPED_WHY.len()],
     /// Times the breaker went to closed, probing, open; as [`BreakerState`] numbers them.
     pub breaker_to: [u64; 3],
 }
@@ -118,6 +125,7 @@ impl Totals {
             unmatched_answers: f(self.unmatched_answers, other.unmatched_answers),
             received_bytes: f(self.received_bytes, other.received_bytes),
             sent_bytes: f(self.sent_bytes, other.sent_bytes),
+            dropped: std::array::from_fn(|i| f(self.dropped[i], other.dropped[i])),
             breaker_to: std::array::from_fn(|i| f(self.breaker_to[i], other.breaker_to[i])),
         }
     }
@@ -187,6 +195,9 @@ impl UpstreamFacts {
         for to in BreakerState::ALL {
             let count = totals.breaker_to[to as usize];
             page.value(&BREAKER_TO, &[&*self.name, to.as_str()], count as f64);
+        }
+        for (why, total) in DROPPED_WHY.iter().zip(totals.dropped) {
+            page.value(&DROPPED, &[&*self.name, why], total as f64);
         }
         for (family, total) in [
             (&RESTARTS, totals.restarts),

@@ -46,6 +46,7 @@ fn facts() -> UpstreamFacts {
             unmatched_answers: 4,
             received_bytes: 5,
             sent_bytes: 6,
+            dropped: [1, 2, 3, 4, 5],
             breaker_to: [7, 8, 9],
         },
     }
@@ -63,6 +64,7 @@ fn everything(observe: &Arc<Observe>) -> String {
         record.finish(outcome);
     }
     metrics.refused(Reason::Unauthenticated);
+    metrics.unread_dropped(2);
     metrics.reloaded(true);
     metrics.reloaded(false);
     for why in ConnectionRefusal::ALL {
@@ -210,7 +212,11 @@ fn all_series_as_a_scrape_sees_them() {
     weir_streams gauge
     weir_tool_call_duration_seconds The same, by tool as the agents see it; `_other` for tools beyond 2000 of one upstream.
     weir_tool_call_duration_seconds histogram
-    weir_upstream_restarts_total Times the upstream's process was started again, or its connection made again.
+    weir_unread_responses_total Answers and streams that were given up because the client did not read them.
+    weir_unread_responses_total counter
+    weir_upstream_dropped_messages_total Messages from or to an upstream that were dropped, and why.
+    weir_upstream_dropped_messages_total counter
+    weir_upstream_restarts_total Times the upstream's process was started again, or its endpoint connected to again. A session that it ended and that was renewed does not count.
     weir_upstream_restarts_total counter
     weir_upstream_stderr_dropped_bytes_total Bytes of an upstream's stderr that were not relayed to the log.
     weir_upstream_stderr_dropped_bytes_total counter

@@ -40,8 +40,9 @@ use tokio::sync::mpsc;
 
 use crate::config::HttpConfig;
 use crate::failure::{Delivery, Fault, Reason};
+use crate::protocol::error::{ErrorObject, INTERNAL_ERROR};
 use crate::protocol::header::SESSION_ID;
-use crate::protocol::message::{Frame, Kind};
+use crate::protocol::message::{Frame, Kind, response};
 
 use super::{OnNotice, Unasked};
 use answer::Media;
@@ -53,6 +54,9 @@ pub use outcome::{Answer, HttpFault, RequestError, StreamEnd, StreamRefused};
 
 /// How long the end of a session may take: nobody needs what comes of it.
 const DELETE_TIME: Duration = Duration::from_secs(2);
+
+/// How long a word besides the requests may take to be sent.
+const ASIDE_TIME: Duration = Duration::from_secs(2);
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
@@ -188,7 +192,7 @@ impl HttpWire {
         unasked: &mpsc::Sender<Unasked>,
     ) -> Result<Answer, RequestError> {
         let inner = &*self.0;
-        let id = out.id;
+        let (id, own) = (out.id, out.headers);
         let (head, body) = inner.post(out).await?.into_parts();
         let status = head.status.as_u16();
         let session = head.headers.get(SESSION_ID).cloned().map(|mut value| {
@@ -210,7 +214,7 @@ impl HttpWire {
             }
             Media::Events => {
                 let mut events = Events::new(body, inner.max_message, inner.counters.clone());
-                let found = inner.await_answer(&mut events, id, on_notice, unasked).await;
+                let found = inner.await_answer(&mut events, id, own, on_notice, unasked).await;
                 match found.map_err(failed)? {
                     Some(frame) => Ok(answer(frame, events.into_rest())),
                     None => Err(RequestError::StreamEnded(StreamEnd {
@@ -328,6 +332,7 @@ impl Inner {
         &self,
         events: &mut Events,
         id: u64,
+        headers: &[(HeaderName, HeaderValue)],
         on_notice: OnNotice<'_>,
         unasked: &mpsc::Sender<Unasked>,
     ) -> Result<Option<Frame>, Fault> {
@@ -339,9 +344,13 @@ impl Inner {
                     on_notice(frame);
                 }
                 Kind::Request => {
-                    if let Err(error) = unasked.try_send(Unasked::Request(frame)) {
+                    let asked = frame.id();
+                    if let (Err(error), Some(asked)) =
+                        (unasked.try_send(Unasked::Request(frame)), asked)
+                    {
                         add(&self.counters.dropped_messages, 1);
                         tracing::debug!(upstream = %self.upstream, %error, "request dropped");
+                        self.turn_away(headers, &asked).await;
                     }
                 }
                 Kind::Result | Kind::Error if answer::answers(&frame, id) => {
@@ -351,6 +360,17 @@ impl Inner {
             }
         }
         Ok(None)
+    }
+}
+
+impl Inner {
+    // Say no to a request for which there is no room, so that the upstream does not wait for ever.
+    // Only the call that it floods waits for that.
+    async fn turn_away(&self, headers: &[(HeaderName, HeaderValue)], id: &[u8]) {
+        let error = ErrorObject::new(INTERNAL_ERROR, "too many questions at once");
+        let message = response(id, Kind::Error, error.to_raw().get().as_bytes());
+        let told = self.post(Outgoing { id: 0, message, headers });
+        let _ = tokio::time::timeout(ASIDE_TIME, told).await;
     }
 }
 

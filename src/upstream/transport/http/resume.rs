@@ -49,7 +49,7 @@ impl HttpWire {
                 Err(StreamRefused::NotOffered) => break,
             };
             let events = &mut stream.events;
-            let found = self.0.await_answer(events, id, on_notice, unasked).await;
+            let found = self.0.await_answer(events, id, headers, on_notice, unasked).await;
             let status = end.status;
             match found.map_err(|fault| HttpFault { fault, status: Some(status) })? {
                 Some(frame) => return Ok(frame),

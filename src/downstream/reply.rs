@@ -1,0 +1,125 @@
+//! HTTP responses, and what becomes one: the refusals that have a status of their own.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+};
+use hyper::{Response, StatusCode};
+
+use crate::failure::{Reason, Refusal};
+use crate::protocol::message::Frame;
+
+use super::body::{Events, OutBody};
+use super::refused::{Refused, label};
+
+/// A response of the endpoint.
+pub type Out = Response<OutBody>;
+
+/// When a client that finds everything taken may come back.
+const BUSY_TIME: Duration = Duration::from_secs(5);
+/// When a client of a stopping gateway may come back: by then another one listens, or this one
+/// is gone.
+const DRAIN_TIME: Duration = Duration::from_secs(1);
+
+/// A request that gets no more than an error: the status, and what the body says.
+pub struct Denied {
+    /// HTTP status.
+    pub status: u16,
+    /// Why.
+    pub refused: Refused,
+    /// The request's method as a label.
+    pub method: &'static str,
+    id: Bytes,
+    retry_after: Option<Duration>,
+}
+
+/// Deny with a status, a reason and a sentence.
+pub fn deny(status: u16, reason: Reason, text: impl Into<String>) -> Denied {
+    Denied::new(status, Refused::new(reason, text))
+}
+
+/// All places are taken; the id is the request's, if there is one.
+pub fn busy() -> Denied {
+    let refusal =
+        Refusal::new(Reason::Overloaded, "as many streams or sessions are open as may be")
+            .retry_after(BUSY_TIME);
+    Denied { retry_after: Some(BUSY_TIME), ..Denied::new(503, refusal.into()) }
+}
+
+/// Nothing new begins.
+pub fn draining() -> Denied {
+    let refusal = Refusal::new(Reason::Draining, "the gateway is stopping").retry_after(DRAIN_TIME);
+    Denied { retry_after: Some(DRAIN_TIME), ..Denied::new(503, refusal.into()) }
+}
+
+/// The HTTP method is not for this.
+pub fn not_allowed() -> Denied {
+    deny(405, Reason::MethodNotAllowed, "this HTTP method is not served here")
+}
+
+impl Denied {
+    /// Deny with a status and a refusal.
+    pub fn new(status: u16, refused: Refused) -> Denied {
+        let method = crate::observe::metrics::OTHER;
+        Denied { status, refused, method, id: Bytes::new(), retry_after: None }
+    }
+
+    /// The answer to this request.
+    #[must_use]
+    pub fn to(mut self, frame: &Frame) -> Denied {
+        self.id = frame.id().unwrap_or_default();
+        self.method = label(frame);
+        self
+    }
+
+    /// As a response.
+    pub fn out(&self) -> Out {
+        let mut out = json(self.status, self.refused.message(&self.id));
+        let headers = out.headers_mut();
+        if let Some(after) = self.retry_after {
+            headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs()));
+        }
+        match self.status {
+            401 => {
+                let value = HeaderValue::from_static("Bearer realm=\"weirkeeper\"");
+                headers.insert(WWW_AUTHENTICATE, value);
+            }
+            405 => {
+                let value = HeaderValue::from_static("POST, GET, DELETE, OPTIONS");
+                headers.insert(ALLOW, value);
+            }
+            _ => {}
+        }
+        out
+    }
+}
+
+/// A JSON message.
+pub fn json(status: u16, message: Bytes) -> Out {
+    let mut out = Response::new(OutBody::from(message));
+    *out.status_mut() = StatusCode::from_u16(status).expect("a status of ours");
+    out.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    // What a consumer gets depends on its key.
+    out.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    out
+}
+
+/// An event stream.
+pub fn events(events: Events) -> Out {
+    let mut out = Response::new(OutBody::Events(events));
+    let headers = out.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // Proxies in front must not collect events.
+    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    out
+}
+
+/// No content.
+pub fn empty(status: u16) -> Out {
+    let mut out = Response::new(OutBody::empty());
+    *out.status_mut() = StatusCode::from_u16(status).expect("a status of ours");
+    out
+}
