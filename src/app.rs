@@ -190,8 +190,10 @@ impl Running {
         let clients = tokio::time::timeout_at(end.max(now + LAST_BYTES), self.edge.served.wait());
         let ((), clients) = tokio::join!(upstreams, clients);
         if clients.is_err() {
-            tracing::warn!(connections = self.edge.served.len(),
-                "clients did not read their answers within gateway.drain_timeout");
+            tracing::warn!(
+                connections = self.edge.served.len(),
+                "clients did not read their answers within gateway.drain_timeout"
+            );
         }
         self.edge.gateway.observe.flush(FLUSH_WAIT).await;
         tracing::debug!(state_dir = %self.site.state_dir.display(), "stopped");
@@ -446,6 +448,7 @@ async fn call_on(
         meta: RequestMeta::default(),
         form: Form::Canonical,
         askable: Askable::default(),
+        strays: crate::call::Strays::default(),
         session: None,
         revision: Revision::LATEST,
     };
