@@ -492,6 +492,7 @@ async fn call_on(
         meta: RequestMeta::default(),
         form: Form::Canonical,
         askable: Askable::default(),
+        strays: crate::call::Strays::default(),
         session: None,
         revision: Revision::LATEST,
     };

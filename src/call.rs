@@ -23,6 +23,10 @@ pub struct Consumer {
     pub view: Option<Arc<str>>,
 }
 
+/// Headers `mcp-param-…` of a caller that its tool does not define: names in lower case, values as
+/// they came. An upstream may know what we don't.
+pub type Strays = Box<[(Box<str>, Box<str>)]>;
+
 /// One downstream request in canonical form.
 pub struct Call {
     /// Who calls.
@@ -37,6 +41,8 @@ pub struct Call {
     pub form: Form,
     /// What the caller can be asked while the call runs.
     pub askable: Askable,
+    /// Its headers that mirror nothing we know of.
+    pub strays: Strays,
     /// The caller's session, if it has one: a conversation with an upstream may belong to it.
     pub session: Option<Arc<str>>,
     /// The caller's revision; for the record, and for nobody to branch on between the edges.

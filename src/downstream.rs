@@ -13,6 +13,7 @@ pub mod legacy;
 pub mod conversation;
 pub mod listen;
 pub mod listener;
+mod mirror;
 pub mod modern;
 pub mod park;
 pub mod pipe;

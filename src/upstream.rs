@@ -21,6 +21,7 @@ pub mod keeper;
 pub mod lease;
 pub mod link;
 pub mod loader;
+mod mirror;
 pub mod outbound;
 pub mod subscriptions;
 pub mod transport;
@@ -36,6 +37,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::call::{Call, Notices, Terminal};
+use crate::catalog::slice::Slice;
 use crate::catalog::view::Route;
 use crate::config::secret::Scrubber;
 use crate::config::{ToolRule, UpstreamConfig};
@@ -94,6 +96,8 @@ pub struct Upstream {
     born: tokio::time::Instant,
     // Milliseconds after `born`, rounded up; 0: not yet.
     lists_at: Arc<AtomicU64>,
+    // As the keeper fetched them last; a call that was refused for its headers waits here.
+    lists: watch::Sender<Option<Arc<Slice>>>,
     /// Rises with each upstream that this process makes.
     pub incarnation: u64,
     /// Starts after the first.
@@ -120,7 +124,7 @@ impl Upstream {
         site: &Site,
         scrubber: Scrubber,
         events: keeper::Events,
-        kept: Option<Arc<crate::catalog::slice::Slice>>,
+        kept: Option<Arc<Slice>>,
     ) -> Arc<Upstream> {
         let (condition_tx, condition) = watch::channel(Condition::starting());
         let stop = CancellationToken::new();
@@ -148,6 +152,7 @@ impl Upstream {
             in_flight: Arc::default(),
             born: tokio::time::Instant::now(),
             lists_at: Arc::default(),
+            lists: watch::Sender::new(None),
             incarnation: INCARNATIONS.fetch_add(1, Ordering::Relaxed),
             stop: stop.clone(),
             retiring: AtomicBool::new(false),
@@ -178,7 +183,8 @@ impl Upstream {
         self.config.load_full()
     }
 
-    fn lists_confirmed(&self) {
+    fn lists_confirmed(&self, slice: &Arc<Slice>) {
+        self.lists.send_replace(Some(slice.clone()));
         let ms = self.born.elapsed().as_millis() as u64 + 1;
         self.lists_at.store(ms, Ordering::Relaxed);
     }
@@ -305,10 +311,18 @@ impl Upstream {
         let timeout = rule.and_then(|r| r.call_timeout).unwrap_or(config.call_timeout);
         let deadline = Deadline::new(timeout, config.max_call_timeout.max(timeout));
         let ask = Ask { repeatable: read_only, write: !read_only, tool: limiter.as_deref() };
+        let mirrored = match mirror::headers(route.params(), call) {
+            Ok(headers) => headers,
+            Err(unfit) => {
+                let refusal = Refusal::new(Reason::InvalidParams, unfit.to_string());
+                return (Err(refusal.into()), Sent::default());
+            }
+        };
         let errand = Errand {
             config: &config,
             route: &route,
             parsed,
+            mirrored: &mirrored,
             trace,
             asking: Asking { call, notices, guard: &self.guard, deadline: &deadline },
         };

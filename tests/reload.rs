@@ -456,6 +456,43 @@ async fn a_changed_upstream_serves_until_its_successor_is_ready() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_secret_stays_one_as_long_as_somebody_has_it() {
+    // It prints its credential at every call, and the file goes through two others meanwhile.
+    let dir = tempfile::tempdir().unwrap();
+    let secret = |n: u32| format!("s3cret-value-number-{n}");
+    for n in 1..4 {
+        std::fs::write(dir.path().join(format!("k{n}")), secret(n)).unwrap();
+    }
+    let program = pid_server(dir.path().to_str().unwrap());
+    let text = std::fs::read_to_string(dir.path().join("pid.py")).unwrap();
+    let talking = "import os, sys, base64\nK = os.environ['K']\nif '-number-1' not in K: sys.exit(5)\n        def shout(): print(K, base64.b64encode(('user:' + K).encode()).decode(), file=sys.stderr, flush=True)\n        shout()\n";
+    let text = text.replace("str(os.getpid())", "(shout(), str(os.getpid()))[1]");
+    std::fs::write(dir.path().join("pid.py"), format!("{talking}{text}")).unwrap();
+    let section = |n: u32| {
+        let file = dir.path().join(format!("k{n}"));
+        format!("{program}env = {{ K = \"file:{}\" }}\n", file.display())
+    };
+    let weir = Weir::start("builtin = false", &section(1));
+    weir.ready(&["child"]).await;
+    for n in [2, 3] {
+        let so_far = weir.log().matches("the old one keeps serving").count();
+        weir.rewrite("builtin = false", &section(n));
+        weir.until("the new one does not start", |_| {
+            weir.log().matches("the old one keeps serving").count() > so_far
+        })
+        .await;
+    }
+    let lines = weir.log().matches("«secret»").count();
+    child_pid(&weir).await;
+    weir.until("it spoke", |_| weir.log().matches("«secret»").count() > lines).await;
+    let log = weir.log();
+    assert!(!log.contains("s3cret-value") && !log.contains("s3cret"), "{log}");
+    use base64::Engine as _;
+    let coded = base64::engine::general_purpose::STANDARD.encode(secret(1));
+    assert!(!log.contains(&coded[4..20]), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_change_that_the_command_line_hides_is_told_as_such() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("upstreams.toml");

@@ -3,8 +3,8 @@
 //! The order is that of the configuration and, within an upstream, its own; so equal inputs give
 //! equal lists, which is what clients' prompt caches live on.
 //!
-//! *Decided:* what a list is turned into depends on the list, the upstream's name and prefix and
-//! its filter, on nothing else. So it is made once, shared by all catalogs in which these are the
+//! *Decided:* what a list is turned into depends on the list, the upstream's name and prefix, its
+//! filter and whether it gets headers, on nothing else. So it is made once, shared by all catalogs in which these are the
 //! same, and a change of one upstream costs that upstream's items and one pass over the names.
 
 use std::collections::HashMap;
@@ -15,10 +15,12 @@ use sha2::{Digest, Sha256};
 
 use super::freshness::Freshness;
 use super::naming::{exposed_name, exposed_uri};
-use super::slice::{BadItem, Item, List, Slice};
-use crate::config::{Patterns, UpstreamConfig};
+use super::slice::{BAD_MAX, BadItem, Item, List, Slice};
+use crate::config::{Patterns, TransportConfig, UpstreamConfig};
 use crate::protocol::address::{UriHolder, uri_edits};
 use crate::protocol::method::ListKind;
+use crate::protocol::param::{self, Param};
+use crate::protocol::revision::Era;
 use crate::protocol::splice::Splice;
 
 /// One upstream of a catalog in the making.
@@ -54,7 +56,10 @@ pub(super) struct ExposedList {
     prefixed: bool,
     filter: Patterns,
     upstream: Arc<str>,
+    mirrors: bool,
     pub entries: Vec<Entry>,
+    // The first [`BAD_MAX`] tools whose annotations break the rules.
+    misannotated: Vec<(Arc<str>, param::Invalid)>,
 }
 
 /// One thing in the catalog.
@@ -65,6 +70,8 @@ pub(super) struct Entry {
     pub raw: Bytes,
     /// Of `raw`, to tell changes; 128 bits of SHA-256.
     pub digest: [u8; 16],
+    /// A tool's parameters that are mirrored in headers.
+    pub params: Arc<[Param]>,
     // Which item of the list it was made from.
     item: usize,
 }
@@ -105,6 +112,9 @@ pub enum DropReason {
     /// The item itself is wrong.
     #[error("it {0}")]
     Bad(BadItem),
+    /// A tool that asks for headers against the rules.
+    #[error("it {0}")]
+    Header(param::Invalid),
 }
 
 impl Catalog {
@@ -122,13 +132,16 @@ impl Catalog {
             let before =
                 prev.and_then(|p| p.part(&part.config.name)).and_then(|m| m.lists.as_ref());
             let lists = part.slice.as_ref().map(|slice| {
+                let mirrors = mirrors(slice, &part.config);
                 ListKind::ALL.map(|kind| {
                     let list = slice.list(kind);
                     before
                         .map(|lists| &lists[kind as usize])
-                        .filter(|old| old.is_made_from(list, &part.config))
+                        .filter(|old| old.is_made_from(list, &part.config, mirrors))
                         .cloned()
-                        .unwrap_or_else(|| Arc::new(ExposedList::new(kind, list, &part.config)))
+                        .unwrap_or_else(|| {
+                            Arc::new(ExposedList::new(kind, list, &part.config, mirrors))
+                        })
                 })
             });
             catalog.by_upstream.entry(part.config.name.clone()).or_insert(catalog.parts.len());
@@ -153,6 +166,15 @@ impl Catalog {
                     native: bad.key.clone(),
                     exposed: None,
                     why: DropReason::Bad(bad.why),
+                });
+            }
+            for (native, why) in &list.misannotated {
+                self.drops.push(Drop {
+                    upstream: upstream.clone(),
+                    kind,
+                    native: Some(native.clone()),
+                    exposed: None,
+                    why: DropReason::Header(*why),
                 });
             }
             for (n, entry) in list.entries.iter().enumerate() {
@@ -231,20 +253,56 @@ impl Merged {
     }
 }
 
+// Whether parameters are mirrored on the way to this upstream: HTTP of the newest revision. For all
+// others the annotation is taken out of what is published, or we, who serve it over HTTP, would
+// have to insist on headers that help nobody.
+fn mirrors(slice: &Slice, config: &UpstreamConfig) -> bool {
+    matches!(config.transport, TransportConfig::Http(_))
+        && slice.about.revision.era() == Era::Modern
+}
+
 impl ExposedList {
-    fn new(kind: ListKind, list: &Arc<List>, config: &UpstreamConfig) -> ExposedList {
-        let admitted = list.items.iter().enumerate().filter(|(_, i)| config.filter.admits(&i.key));
-        ExposedList {
+    fn new(
+        kind: ListKind,
+        list: &Arc<List>,
+        config: &UpstreamConfig,
+        mirrors: bool,
+    ) -> ExposedList {
+        let mut out = ExposedList {
             from: list.clone(),
             prefixed: config.prefixed,
             filter: config.filter.clone(),
             upstream: config.name.clone(),
-            entries: admitted.map(|(n, item)| Entry::new(kind, n, item, config)).collect(),
+            mirrors,
+            entries: Vec::with_capacity(list.items.len()),
+            misannotated: Vec::new(),
+        };
+        let nothing: Arc<[Param]> = Arc::default();
+        for (n, item) in list.items.iter().enumerate() {
+            if !config.filter.admits(&item.key) {
+                continue;
+            }
+            let read = match &item.schema {
+                Some(at) if mirrors => param::read(&item.raw[at.clone()]),
+                _ => Ok(Vec::new()),
+            };
+            match read {
+                Ok(params) => {
+                    let params = if params.is_empty() { nothing.clone() } else { params.into() };
+                    out.entries.push(Entry::new(kind, n, item, config, mirrors, params));
+                }
+                Err(why) if out.misannotated.len() < BAD_MAX => {
+                    out.misannotated.push((item.key.clone(), why));
+                }
+                Err(_) => {}
+            }
         }
+        out
     }
 
-    fn is_made_from(&self, list: &Arc<List>, config: &UpstreamConfig) -> bool {
+    fn is_made_from(&self, list: &Arc<List>, config: &UpstreamConfig, mirrors: bool) -> bool {
         Arc::ptr_eq(&self.from, list)
+            && self.mirrors == mirrors
             && self.prefixed == config.prefixed
             && self.upstream == config.name
             && self.filter == config.filter
@@ -257,7 +315,14 @@ impl ExposedList {
 }
 
 impl Entry {
-    fn new(kind: ListKind, number: usize, item: &Item, config: &UpstreamConfig) -> Entry {
+    fn new(
+        kind: ListKind,
+        number: usize,
+        item: &Item,
+        config: &UpstreamConfig,
+        mirrors: bool,
+        params: Arc<[Param]>,
+    ) -> Entry {
         let (upstream, prefixed) = (&*config.name, config.prefixed);
         let exposed: Arc<str> = match kind {
             ListKind::Tools | ListKind::Prompts => exposed_name(upstream, prefixed, &item.key),
@@ -275,10 +340,15 @@ impl Entry {
                 splice.replace(range, with);
             }
         }
+        if let Some(schema) = item.schema.clone().filter(|_| !mirrors) {
+            for cut in param::strip(&item.raw[schema.clone()]) {
+                splice.replace(cut.start + schema.start..cut.end + schema.start, b"".as_slice());
+            }
+        }
         let raw = splice.apply(&item.raw);
         let digest: [u8; 32] = Sha256::digest(&raw).into();
         let digest = std::array::from_fn(|n| digest[n]);
-        Entry { exposed, raw, digest, item: number }
+        Entry { exposed, raw, digest, params, item: number }
     }
 }
 

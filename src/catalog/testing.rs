@@ -10,9 +10,10 @@ use bytes::Bytes;
 use super::freshness::Freshness;
 use super::merge::Part;
 use super::slice::{About, Slice, SliceBuilder};
+use crate::config::secret::Template;
 use crate::config::{
-    BreakerConfig, ConcurrencyConfig, EraChoice, GuardConfig, Patterns, Program, RetryConfig,
-    StdioConfig, ThrottleConfig, TransportConfig, UpstreamConfig,
+    BreakerConfig, ConcurrencyConfig, EraChoice, GuardConfig, HttpConfig, Patterns, Program,
+    RetryConfig, StdioConfig, ThrottleConfig, TransportConfig, UpstreamConfig,
 };
 use crate::protocol::method::ListKind;
 use crate::protocol::revision::Revision;
@@ -56,6 +57,17 @@ pub fn part_with(name: &str, slice: &Arc<Slice>, change: impl FnOnce(&mut Upstre
     let mut config = upstream(name, 0);
     change(&mut config);
     Part { config: Arc::new(config), slice: Some(slice.clone()), freshness: Freshness::Live }
+}
+
+/// A way to an upstream over HTTP.
+pub fn http() -> TransportConfig {
+    TransportConfig::Http(HttpConfig {
+        url: Template::literal("http://127.0.0.1:1/mcp"),
+        headers: Vec::new(),
+        bearer: None,
+        pool_idle: Duration::from_secs(1),
+        dial_timeout: Duration::from_secs(1),
+    })
 }
 
 /// The configuration of an upstream.

@@ -115,9 +115,10 @@ impl View {
         }
         let merged = &self.catalog.parts()[place.part as usize];
         let exposed = merged.list(list)?;
-        let entry = place.entry as usize;
-        let public = exposed.entries[entry].exposed.clone();
-        Some(Route::listed(kind, public, exposed.item(entry), &merged.part.config))
+        let number = place.entry as usize;
+        let entry = &exposed.entries[number];
+        let (public, params) = (entry.exposed.clone(), entry.params.clone());
+        Some(Route::listed(kind, public, exposed.item(number), params, &merged.part.config))
     }
 
     fn unlisted(&self, kind: ListKind, public: &str) -> Option<Route> {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::call::{Call, Consumer, Form};
+use crate::call::{Call, Consumer, Form, Strays};
 use crate::observe::record::Record;
 use crate::protocol::capability::Askable;
 use crate::protocol::message::Frame;
@@ -54,8 +54,17 @@ pub fn open(
         context.as_ref().map(|(p, s)| (&**p, s.as_deref())),
     );
     record.bytes_in(frame.bytes().len());
-    let call =
-        Call { consumer: consumer.clone(), method, frame, meta, form, askable, session, revision };
+    let call = Call {
+        consumer: consumer.clone(),
+        method,
+        frame,
+        meta,
+        form,
+        askable,
+        strays: Strays::default(),
+        session,
+        revision,
+    };
     Opened { call, record }
 }
 

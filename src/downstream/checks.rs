@@ -121,7 +121,7 @@ pub fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'
     }
 }
 
-fn mismatch(text: impl Into<String>) -> Refused {
+pub(super) fn mismatch(text: impl Into<String>) -> Refused {
     Refused::new(Reason::HeaderMismatch, text)
 }
 

@@ -35,7 +35,7 @@ use super::listen::{Feed, Listener};
 use super::refused::{NOBODY, Refused};
 use super::reply::{Denied, Out, busy, deny, draining, empty, events, json, not_allowed};
 use super::session::{Found, Session};
-use super::{Edge, checks, modern, park, sse, websocket};
+use super::{Edge, checks, mirror, modern, park, sse, websocket};
 
 /// The path of the endpoint.
 pub const PATH: &str = "/mcp";
@@ -279,10 +279,12 @@ async fn modern_post(
     }
     let id = frame.id().unwrap_or_default();
     let checked = modern::checked(meta, |meta| checks::version(&parts.headers, meta))
-        .and_then(|found| checks::mirrored(&parts.headers, &frame).map(|()| found));
-    let (meta, revision) = checked.map_err(|refused| Denied::new(400, refused).to(&frame))?;
+        .and_then(|found| checks::mirrored(&parts.headers, &frame).map(|()| found))
+        .and_then(|found| Ok((found, mirror::params(edge, consumer, &parts.headers, &frame)?)));
+    let ((meta, revision), strays) =
+        checked.map_err(|refused| Denied::new(400, refused).to(&frame))?;
     let asked = frame.clone();
-    match modern::handle(edge, consumer, "http", frame, meta, revision, trace).await {
+    match modern::handle(edge, consumer, "http", frame, meta, revision, trace, strays).await {
         Ok(Handled::Accepted) => Ok(empty(202)),
         Ok(Handled::Message(message)) => Ok(json(200, message)),
         Ok(Handled::Running(running)) => Ok(lazily(edge, running, accepts, revision).await),

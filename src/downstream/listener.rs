@@ -1,6 +1,6 @@
 //! The listening socket: HTTP/1.1 and HTTP/2 cleartext on one port, every wait bounded.
 
-use std::io::Cursor;
+use std::io::{self, Cursor};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,25 +87,36 @@ async fn connection(edge: Arc<Edge>, mut stream: TcpStream, peer: SocketAddr) {
             .keep_alive_timeout(patience);
         let served = builder.serve_connection(io, service);
         tokio::pin!(served);
-        tokio::select! {
-            _ = served.as_mut() => {}
+        let ended = tokio::select! {
+            ended = served.as_mut() => ended,
             () = stop.cancelled() => {
                 served.as_mut().graceful_shutdown();
-                let _ = served.await;
+                served.await
             }
-        }
+        };
+        note_end(&edge, ended);
     } else {
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(patience);
         let served = builder.serve_connection(io, service).with_upgrades();
         tokio::pin!(served);
-        tokio::select! {
-            _ = served.as_mut() => {}
+        let ended = tokio::select! {
+            ended = served.as_mut() => ended,
             () = stop.cancelled() => {
                 served.as_mut().graceful_shutdown();
-                let _ = served.await;
+                served.await
             }
-        }
+        };
+        note_end(&edge, ended);
+    }
+}
+
+// Clients go away in many ways and none is worth a line; that one does not read is counted.
+fn note_end(edge: &Edge, ended: Result<(), hyper::Error>) {
+    let Err(error) = ended else { return };
+    let cause = std::error::Error::source(&error).and_then(|e| e.downcast_ref::<io::Error>());
+    if cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut) {
+        edge.gateway.observe.metrics.unread_dropped(1);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::call::{Consumer, Notices};
+use crate::call::{Consumer, Notices, Strays};
 use crate::failure::Reason;
 use crate::protocol::capability::Askable;
 use crate::protocol::message::{Frame, Kind};
@@ -73,6 +73,7 @@ pub async fn handle(
     meta: RequestMeta,
     revision: Revision,
     trace: TraceHeaders,
+    strays: Strays,
 ) -> Result<Handled, Refused> {
     if frame.kind() != Kind::Request {
         return Ok(Handled::Accepted);
@@ -105,8 +106,9 @@ pub async fn handle(
     } else {
         frame
     };
-    let Opened { call, record } =
+    let Opened { mut call, record } =
         open(edge, transport, consumer, method, frame, meta, revision, (askable, None), trace);
+    call.strays = strays;
     if method.handling != Handling::Forward {
         let terminal = edge.gateway.handle(&call, record, &Notices::none()).await;
         return Ok(Handled::Message(render(terminal, &id, method, revision).message));

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::call::Consumer;
+use crate::call::{Consumer, Strays};
 use crate::failure::Reason;
 use crate::protocol::message::{Frame, Kind, response};
 use crate::protocol::meta::{Members, RequestMeta};
@@ -165,7 +165,10 @@ impl Pipe {
         let handled = match modern::checked(meta, |_| Ok(())) {
             Ok((meta, revision)) => {
                 let (edge, consumer) = (&self.edge, &self.consumer);
-                modern::handle(edge, consumer, self.transport, frame, meta, revision, None).await
+                // There are no headers, so there is nothing to compare.
+                let none = Strays::default();
+                modern::handle(edge, consumer, self.transport, frame, meta, revision, None, none)
+                    .await
             }
             Err(refused) => Err(refused),
         };

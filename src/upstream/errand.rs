@@ -19,6 +19,7 @@ use super::asking::{ASKS_MAX, Asking};
 use super::inbound::{self, Arrived};
 use super::lease::{self, Hearing};
 use super::link::{Link, Unanswered, Wire};
+use super::mirror::{self, Header};
 use super::outbound::{self, Trace};
 use super::transport::Unasked;
 
@@ -27,6 +28,8 @@ pub struct Errand<'a> {
     pub config: &'a Arc<UpstreamConfig>,
     pub route: &'a Route,
     pub parsed: &'a Parsed,
+    /// The headers that mirror the arguments, as the route's tool was last listed.
+    pub mirrored: &'a [Header],
     pub trace: Trace<'a>,
     pub asking: Asking<'a>,
 }
@@ -36,7 +39,8 @@ pub async fn attempt(
     upstream: &Upstream,
     errand: &Errand<'_>,
 ) -> Result<Done<(Terminal, bool)>, Fault> {
-    let mut arrived = once(upstream, errand, &[]).await?;
+    let mut headers = errand.mirrored.to_vec();
+    let mut arrived = once(upstream, errand, &mut headers, &[]).await?;
     let mut rounds = 0;
     // A caller of the newest revision makes the rounds itself.
     while arrived.asks && errand.asking.call.form == Form::Plain {
@@ -45,7 +49,7 @@ pub async fn attempt(
         // Not a repetition: the upstream asked for this request (2026-07-28 basic/patterns/mrtr).
         // The first request of the call did arrive: what never left now is no proof any more that
         // nothing was done, and the questions must not be asked again.
-        arrived = once(upstream, errand, &answers)
+        arrived = once(upstream, errand, &mut headers, &answers)
             .await
             .map_err(|fault| Fault { delivery: Delivery::Unknown, ..fault })?;
     }
@@ -55,10 +59,12 @@ pub async fn attempt(
 async fn once(
     upstream: &Upstream,
     errand: &Errand<'_>,
+    headers: &mut Vec<Header>,
     answers: &[(&str, Bytes)],
 ) -> Result<Arrived, Fault> {
     let Asking { call, deadline, .. } = errand.asking;
     let mut renewed = false;
+    let mut remade = false;
     loop {
         let main = upstream.link(deadline).await?;
         let held = if lease::needed(&main, errand.config, call) {
@@ -68,7 +74,7 @@ async fn once(
         };
         let link = held.as_ref().map_or(&main, |held| &held.link);
         let hearing = held.as_ref().and_then(|held| held.hearing.as_deref());
-        let carried = carry(upstream, link, hearing, errand, answers).await;
+        let carried = carry(upstream, link, hearing, errand, headers, answers).await;
         if let Some(held) = &held {
             held.ended();
         }
@@ -84,6 +90,20 @@ async fn once(
             Err(fault) if fault.delivery == Delivery::NotSent && link.is_lost() && !renewed => {
                 renewed = true;
             }
+            // The upstream says that it did not act on the request, so it may be made anew, once,
+            // if the tool's newest schema asks for other headers (2026-07-28
+            // basic/transports/streamable-http). A write too: this is no repetition of anything.
+            Err(fault)
+                if fault.reason == Reason::HeaderMismatch
+                    && fault.delivery == Delivery::Refused
+                    && !remade =>
+            {
+                remade = true;
+                match mirror::remade(upstream, errand, headers).await {
+                    Some(other) => *headers = other,
+                    None => return Err(fault),
+                }
+            }
             // Again in a new session: then it was not the session, and nothing is proved.
             Err(fault) if link.is_lost() && renewed => {
                 return Err(Fault { delivery: Delivery::Refused, ..fault });
@@ -98,6 +118,7 @@ async fn carry(
     link: &Arc<Link>,
     hearing: Option<&Hearing>,
     errand: &Errand<'_>,
+    headers: &[Header],
     answers: &[(&str, Bytes)],
 ) -> Result<Arrived, Fault> {
     let Errand { route, parsed, trace, asking, .. } = *errand;
@@ -125,7 +146,7 @@ async fn carry(
         }
     };
     let answered = if link.askable.is_nothing() {
-        link.exchange(id, method, name, message, &on_notice, None).await
+        link.exchange_with(id, method, name, headers, message, &on_notice, None).await
     } else {
         let (asks, asked) = mpsc::channel::<Unasked>(ASKS_MAX);
         if let Some(hearing) = hearing {
@@ -133,7 +154,7 @@ async fn carry(
         }
         tokio::select! {
             biased;
-            answered = link.exchange(id, method, name, message, &on_notice, Some(&asks)) => answered,
+            answered = link.exchange_with(id, method, name, headers, message, &on_notice, Some(&asks)) => answered,
             () = asking.serve(link, asked) => unreachable!("it ends with the call"),
         }
     };
@@ -175,6 +196,9 @@ async fn carry(
             }
             _ => {}
         }
+    }
+    if let Some(fault) = mirror::refused(link, method, &answered) {
+        return Err(fault);
     }
     inbound::accept(call, guard, route, link.era(), answered.frame)
 }

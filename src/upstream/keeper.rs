@@ -353,7 +353,7 @@ impl Keeper {
     async fn publish(&mut self, config: &Arc<UpstreamConfig>, slice: Slice) {
         let slice = Arc::new(slice);
         if let Some(upstream) = self.config.upgrade() {
-            upstream.lists_confirmed();
+            upstream.lists_confirmed(&slice);
         }
         self.tell(Event::Fresh(slice.clone())).await;
         // Disk is slow at times and nobody waits for it, but the next one does; a lost write costs

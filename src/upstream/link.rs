@@ -179,12 +179,28 @@ impl Link {
         on_notice: OnNotice<'_>,
         asks: Option<&mpsc::Sender<Unasked>>,
     ) -> Result<Answered, Unanswered> {
+        self.exchange_with(id, method, name, &[], message, on_notice, asks).await
+    }
+
+    /// The same with headers that mirror `params` for a modern HTTP upstream
+    /// (2026-07-28 basic/transports/streamable-http); others get none.
+    pub async fn exchange_with(
+        &self,
+        id: u64,
+        method: &str,
+        name: Option<&str>,
+        params: &[(HeaderName, HeaderValue)],
+        message: Bytes,
+        on_notice: OnNotice<'_>,
+        asks: Option<&mpsc::Sender<Unasked>>,
+    ) -> Result<Answered, Unanswered> {
         let unasked = asks.unwrap_or(&self.unasked);
-        let headers = headers_for(&self.agreed, method, name);
+        let mut headers = headers_for(&self.agreed, method, name);
         let Wire::Http(wire) = &self.wire else {
             return exchange(&self.wire, &headers, id, message, true, on_notice, unasked).await;
         };
         if self.era() == Era::Modern {
+            headers.extend_from_slice(params);
             return over_http(wire, &headers, id, message, on_notice, unasked)
                 .await
                 .map_err(Unanswered::from);

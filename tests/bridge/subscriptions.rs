@@ -201,3 +201,111 @@ async fn a_call_gets_its_own_log_messages_at_the_level_it_wants() {
     let seen = old.call("up__fine", json!({}), |_| None).await;
     assert_eq!((seen.len(), text(&seen[2])), (3, json!("fine")), "{seen:?}");
 }
+
+/// A consumer's section.
+fn consumer(name: &str, key: &weirkeeper::config::secret::Secret, view: &str) -> String {
+    let digest = weirkeeper::config::secret::ConsumerKey::of(key.expose()).to_text();
+    format!("[consumers.{name}]\nkey = {digest:?}\n{view}\n")
+}
+
+async fn listener(weir: &Weir, key: &str, uris: &[&str]) -> mpsc::Receiver<Value> {
+    let wish = json!({"notifications": {"resourceSubscriptions": uris}});
+    let (headers, body) = modern_request(Some(key), "subscriptions/listen", wish);
+    let headers: Vec<_> = headers.iter().map(|(k, v)| (*k, v.as_str())).collect();
+    let mut listener = messages(send(&weir.url, &headers, body).await);
+    let ack = next(&mut listener).await;
+    assert_eq!(ack["params"]["notifications"]["resourceSubscriptions"], json!(uris), "{ack}");
+    listener
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_tells_only_what_is_still_seen_and_ends_with_its_key() {
+    let (line1, line2) = (Line::default(), Line::default());
+    let (one, two) = (upstream(false, line1.clone()).await, upstream(true, line2.clone()).await);
+    let keys: Vec<_> = (0..3).map(|_| weirkeeper::config::secret::new_key()).collect();
+    let upstreams = one.section("one", "") + &two.section("two", "");
+    let narrow = "[views.narrow]\nupstreams = [\"two\"]\n";
+    let before = upstreams.clone()
+        + narrow
+        + &consumer("px", &keys[0], "")
+        + &consumer("sales", &keys[1], "")
+        + &consumer("ops", &keys[2], "");
+    let weir = Weir::start("", &before);
+    weir.ready(&["one", "two"]).await;
+    let uris = ["one+file:///a", "two+file:///a"];
+    let mut px = listener(&weir, keys[0].expose(), &uris).await;
+    let mut sales = listener(&weir, keys[1].expose(), &uris).await;
+    let mut ops = listener(&weir, keys[2].expose(), &uris).await;
+    weir.until("subscribed", |_| one.asked("resources/subscribe") == 1).await;
+    // px sees less from now on, sales has another key, ops is as before.
+    let other = weirkeeper::config::secret::new_key();
+    let after = upstreams
+        + narrow
+        + &consumer("px", &keys[0], "view = \"narrow\"")
+        + &consumer("sales", &other, "")
+        + &consumer("ops", &keys[2], "");
+    weir.rewrite("", &after);
+    weir.logged("configuration reloaded").await;
+    weir.logged("its key no longer lets in").await;
+    let ended = tokio::time::timeout(crate::harness::PATIENCE, sales.recv()).await.unwrap();
+    assert_eq!(ended, None, "the stream of the old key ends");
+    told(&line1, "file:///a").await;
+    let mut uri = async |rx: &mut mpsc::Receiver<Value>| next(rx).await["params"]["uri"].clone();
+    assert_eq!(uri(&mut ops).await, "one+file:///a");
+    told(&line2, "file:///a").await;
+    assert_eq!(uri(&mut ops).await, "two+file:///a");
+    assert_eq!(uri(&mut px).await, "two+file:///a", "and nothing of what it sees no more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_of_what_is_watched_is_told_by_its_own_address() {
+    let line = Line::default();
+    let up = upstream(true, line.clone()).await;
+    let key = weirkeeper::config::secret::new_key();
+    let weir = Weir::start("", &(up.section("up", "") + &consumer("px", &key, "")));
+    weir.ready(&["up"]).await;
+    let mut told_of = listener(&weir, key.expose(), &["up+file:///a"]).await;
+    weir.until("asked for", |_| {
+        up.arrivals().iter().any(|a| {
+            a.message["params"]["notifications"]["resourceSubscriptions"] == json!(["file:///a"])
+        })
+    })
+    .await;
+    for uri in ["file:///ab", "file:///a/b", "file:///a"] {
+        told(&line, uri).await;
+    }
+    assert_eq!(next(&mut told_of).await["params"]["uri"], "up+file:///a/b");
+    assert_eq!(next(&mut told_of).await["params"]["uri"], "up+file:///a");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_gap_all_that_is_watched_may_have_changed() {
+    let (line1, line2) = (Line::default(), Line::default());
+    let (old_up, new_up) =
+        (upstream(false, line1.clone()).await, upstream(true, line2.clone()).await);
+    let key = weirkeeper::config::secret::new_key();
+    let toml = old_up.section("one", "") + &new_up.section("two", "") + &consumer("px", &key, "");
+    let weir = Weir::start("", &toml);
+    weir.ready(&["one", "two"]).await;
+    let mut heard = listener(&weir, key.expose(), &["one+file:///a", "two+file:///a"]).await;
+    weir.until("subscribed", |_| {
+        old_up.asked("resources/subscribe") == 1
+            && new_up.arrivals().iter().any(|a| {
+                a.message["params"]["notifications"]["resourceSubscriptions"] == json!(["file:///a"])
+            })
+    })
+    .await;
+    let lists = |up: &Scripted| up.asked("resources/list");
+    let before = (lists(&old_up), lists(&new_up));
+    // Both streams of changes end; they are opened again, and nobody knows what was said between.
+    line1.lock().unwrap().take();
+    line2.lock().unwrap().take();
+    let mut uris = [next(&mut heard).await, next(&mut heard).await]
+        .map(|m| m["params"]["uri"].as_str().unwrap().to_owned());
+    uris.sort();
+    assert_eq!(uris, ["one+file:///a", "two+file:///a"]);
+    weir.until("lists fetched again", |_| {
+        lists(&old_up) == before.0 + 1 && lists(&new_up) == before.1 + 1
+    })
+    .await;
+}

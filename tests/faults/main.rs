@@ -5,6 +5,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod gone;
 mod http;
 mod lists;
 mod stdio;

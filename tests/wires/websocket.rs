@@ -173,3 +173,20 @@ async fn the_typescript_sdk_comes_in() {
         json!({"names": ["up__fine", "up__steps", "up__hang"], "text": "fine"})
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_ends_with_its_key() {
+    let up = upstream().await;
+    let key = new_key();
+    let consumer = |key: &weirkeeper::config::secret::Secret| {
+        format!("[consumers.px]\nkey = {:?}\n", ConsumerKey::of(key.expose()).to_text())
+    };
+    let weir = weir(&up, "", &consumer(&key)).await;
+    let bearer = format!("Bearer {}", key.expose());
+    let mut socket = connect(&weir, &[MCP, ("authorization", &bearer)]).await.unwrap();
+    assert!(ask(&mut socket, 1, "initialize", &hello()).await["result"].is_object());
+    weir.rewrite("", &(up.section("up", "") + &consumer(&new_key())));
+    let end = tokio::time::timeout(PATIENCE, socket.next()).await.unwrap();
+    let Some(Ok(Message::Close(Some(frame)))) = end else { panic!("{end:?}") };
+    assert!(frame.reason.contains("key"), "{frame}");
+}

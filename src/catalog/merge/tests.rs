@@ -3,8 +3,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::catalog::testing::{part, part_with, slice, tools};
+use crate::catalog::slice::{About, SliceBuilder};
+use crate::catalog::testing::{http, part, part_with, slice, tools};
 use crate::catalog::view::View;
+use crate::protocol::revision::Revision;
 
 fn names(catalog: &Catalog, kind: ListKind) -> Vec<&str> {
     catalog.entries(kind).map(|(_, e)| &*e.exposed).collect()
@@ -49,6 +51,55 @@ fn only_the_name_and_the_uris_of_an_item_change() {
     let bare = Catalog::build(0, vec![part_with("crm", &s, |c| c.prefixed = false)], None);
     let item = &s.list(ListKind::Tools).items[0].raw;
     assert_eq!(bare.entries(ListKind::Tools).next().unwrap().1.raw.as_ptr(), item.as_ptr());
+}
+
+#[test]
+fn annotations_are_for_upstreams_that_get_headers() {
+    let tools = r#"[{"name":"a","inputSchema":{"properties":{"p":{ "x-mcp-header":"P" ,"type":"string"}}}},
+        {"name":"b","inputSchema":{"x-mcp-header":"P","y":1.10}},{"name":"c","inputSchema":{}},
+        {"name":"d","inputSchema":{"properties":{"p":{"type":"number","x-mcp-header":"P"}}}}]"#;
+    let of = |revision: Revision| {
+        let about = About { revision, ..crate::catalog::testing::about() };
+        let mut builder = SliceBuilder::new(about, 10);
+        builder.add_items(ListKind::Tools, &Bytes::copy_from_slice(tools.as_bytes())).unwrap();
+        Arc::new(builder.finish())
+    };
+    let (old, new) = (of(Revision::R2025_11_25), of(Revision::R2026_07_28));
+    let http = |slice: &Arc<Slice>| part_with("up", slice, |c| c.transport = http());
+    let shown = |catalog: &Catalog| {
+        let line = |(_, e): (Place, &Entry)| {
+            format!("{} [{}]", String::from_utf8_lossy(&e.raw), e.params.len())
+        };
+        catalog.entries(ListKind::Tools).map(line).collect::<Vec<_>>().join("\n")
+    };
+    let mirrored = Catalog::build(0, vec![http(&new)], None);
+    insta::assert_snapshot!(shown(&mirrored), @r#"
+    {"name":"up__a","inputSchema":{"properties":{"p":{ "x-mcp-header":"P" ,"type":"string"}}}} [1]
+    {"name":"up__c","inputSchema":{}} [0]
+    "#);
+    insta::assert_snapshot!(report(&mirrored), @r#"
+    up tools b: it has an "x-mcp-header" that is not reached through "properties" alone
+    up tools d: it has an "x-mcp-header" on what is no string, integer or boolean
+    "#);
+    for part in [http(&old), part("up", &new), part("up", &old)] {
+        let stripped = Catalog::build(1, vec![part], Some(&mirrored));
+        assert!(stripped.drops().is_empty());
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(shown(&stripped), @r#"
+            {"name":"up__a","inputSchema":{"properties":{"p":{ "type":"string"}}}} [0]
+            {"name":"up__b","inputSchema":{"y":1.10}} [0]
+            {"name":"up__c","inputSchema":{}} [0]
+            {"name":"up__d","inputSchema":{"properties":{"p":{"type":"number"}}}} [0]
+            "#);
+        }
+    }
+    // The same list is shown otherwise when its upstream has become a newer one.
+    let list = new.list(ListKind::Tools).clone();
+    let mut builder = SliceBuilder::new(crate::catalog::testing::about(), 10);
+    builder.keep(ListKind::Tools, list);
+    let before = Catalog::build(0, vec![http(&Arc::new(builder.finish()))], None);
+    assert!(before.drops().is_empty());
+    assert_eq!(Catalog::build(1, vec![http(&new)], Some(&before)).drops().len(), 2);
 }
 
 #[test]

@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::catalog::naming::exposed_uri;
 use crate::catalog::slice::{Hints, Item};
 use crate::config::UpstreamConfig;
 use crate::protocol::method::ListKind;
+use crate::protocol::param::Param;
 
 /// The way to one tool, prompt or resource that a consumer may use. Only
 /// [`View::resolve`](super::View::resolve) makes one, so a call without permission cannot be
@@ -20,7 +19,7 @@ pub struct Route {
     native: Arc<str>,
     exposed: Arc<str>,
     hints: Hints,
-    schema: Option<Bytes>,
+    params: Arc<[Param]>,
     listed: bool,
 }
 
@@ -29,6 +28,7 @@ impl Route {
         kind: ListKind,
         exposed: Arc<str>,
         item: &Item,
+        params: Arc<[Param]>,
         config: &UpstreamConfig,
     ) -> Route {
         Route {
@@ -38,7 +38,7 @@ impl Route {
             native: item.key.clone(),
             exposed,
             hints: item.hints,
-            schema: item.schema(),
+            params,
             listed: true,
         }
     }
@@ -56,7 +56,7 @@ impl Route {
             native: native.into(),
             exposed: exposed.into(),
             hints: Hints::default(),
-            schema: None,
+            params: Arc::default(),
             listed: false,
         }
     }
@@ -91,9 +91,9 @@ impl Route {
         self.hints
     }
 
-    /// A tool's raw `inputSchema`, as its upstream wrote it.
-    pub fn schema(&self) -> Option<&Bytes> {
-        self.schema.as_ref()
+    /// The tool's parameters that are mirrored in headers; none where its upstream gets none.
+    pub fn params(&self) -> &[Param] {
+        &self.params
     }
 
     /// Whether it stands in a list; a URI need not.

@@ -171,7 +171,7 @@ fn a_route_says_where_and_what() {
         (route.kind(), route.read_only(), route.is_listed()),
         (ListKind::Tools, Some(true), true)
     );
-    assert_eq!(&route.schema().unwrap()[..], br#"{"t":1}"#);
+    assert!(route.params().is_empty());
     assert_eq!(route.public_uri("file:///b").as_deref(), Some("crm+file:///b"));
     assert_eq!(view.resolve(ListKind::Tools, "crm__put").unwrap().read_only(), None);
     for (kind, name) in [

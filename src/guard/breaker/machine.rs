@@ -53,6 +53,7 @@ pub(super) fn counts(reason: Reason) -> bool {
             | Reason::Overloaded
             | Reason::QueueFull
             | Reason::CapabilityMissing
+            | Reason::HeaderMismatch
             | Reason::Draining
             // The keeper knows it already, and tells calls without asking the breaker.
             | Reason::Dormant
