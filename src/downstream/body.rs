@@ -249,8 +249,8 @@ mod tests {
         let dropped = Arc::new(());
         let (alive, quiet) = (Arc::downgrade(&dropped), Arc::new(()));
         let mut stalled = unread.watch(OutBody::Events(Events::new(|tx| async move {
-            let _held = dropped;
             while tx.send(Bytes::from_static(b"x")).await.is_ok() {}
+            drop(dropped);
         })));
         let mut idle = unread.watch(OutBody::Events(Events::new(|tx| async move {
             let _open = (tx, quiet);
