@@ -249,12 +249,12 @@ mod tests {
         let dropped = Arc::new(());
         let (alive, quiet) = (Arc::downgrade(&dropped), Arc::new(()));
         let mut stalled = unread.watch(OutBody::Events(Events::new(|tx| async move {
-            let _held = dropped;
             while tx.send(Bytes::from_static(b"x")).await.is_ok() {}
+            drop(dropped);
         })));
         let mut idle = unread.watch(OutBody::Events(Events::new(|tx| async move {
-            let _open = (tx, quiet);
             std::future::pending::<()>().await;
+            drop((tx, quiet));
         })));
         assert!(stalled.frame().await.unwrap().is_ok());
         let nothing = tokio::time::timeout(Duration::from_secs(1), idle.frame()).await;

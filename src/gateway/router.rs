@@ -63,7 +63,7 @@ pub fn plan(view: &View, call: &Call, settings: &Settings) -> Result<Plan, Unpla
             if let Some(route) = view.resolve(address.kind, &address.value) {
                 return Ok(Plan::Forward(route, parsed));
             }
-            let name = address.value.to_string();
+            let name = address.value.clone();
             if let Some(upstream) = view.unseen_owner(&address.value) {
                 let text = "nothing is known of this upstream yet: it has not answered since it was configured";
                 let refusal = Refusal::new(Reason::UpstreamDown, text).at(upstream);

@@ -250,7 +250,7 @@ async fn a_stream_tells_only_what_is_still_seen_and_ends_with_its_key() {
     let ended = tokio::time::timeout(crate::harness::PATIENCE, sales.recv()).await.unwrap();
     assert_eq!(ended, None, "the stream of the old key ends");
     told(&line1, "file:///a").await;
-    let mut uri = async |rx: &mut mpsc::Receiver<Value>| next(rx).await["params"]["uri"].clone();
+    let uri = async |rx: &mut mpsc::Receiver<Value>| next(rx).await["params"]["uri"].clone();
     assert_eq!(uri(&mut ops).await, "one+file:///a");
     told(&line2, "file:///a").await;
     assert_eq!(uri(&mut ops).await, "two+file:///a");
@@ -291,7 +291,8 @@ async fn after_a_gap_all_that_is_watched_may_have_changed() {
     weir.until("subscribed", |_| {
         old_up.asked("resources/subscribe") == 1
             && new_up.arrivals().iter().any(|a| {
-                a.message["params"]["notifications"]["resourceSubscriptions"] == json!(["file:///a"])
+                a.message["params"]["notifications"]["resourceSubscriptions"]
+                    == json!(["file:///a"])
             })
     })
     .await;

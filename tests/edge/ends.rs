@@ -27,8 +27,10 @@ async fn big() -> Scripted {
 }
 
 fn request_text(weir: &Weir, name: &str) -> String {
-    let (headers, body) = modern_request(None, "tools/call", json!({"name": name, "arguments": {}}));
-    let headers: String = headers.iter().map(|(k, v)| format!("{k}: {v}\r\n")).collect();
+    let (headers, body) =
+        modern_request(None, "tools/call", json!({"name": name, "arguments": {}}));
+    let headers: Vec<_> = headers.iter().map(|(k, v)| format!("{k}: {v}\r\n")).collect();
+    let headers = headers.concat();
     let (host, length) = (address(weir), body.len());
     format!(
         "POST /mcp HTTP/1.1\r\nhost: {host}\r\n{headers}content-type: application/json\r\n\
@@ -39,7 +41,8 @@ fn request_text(weir: &Weir, name: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_begins_nothing_and_lets_all_that_is_under_way_finish() {
     let up = big().await;
-    let mut weir = Weir::start("drain_timeout = \"20s\"", &up.section("up", "max_message = \"64MiB\""));
+    let mut weir =
+        Weir::start("drain_timeout = \"20s\"", &up.section("up", "max_message = \"64MiB\""));
     weir.ready(&["up"]).await;
     let old = Old::open(&weir.url, "2025-06-18").await;
     let listening = old.listen().await;
@@ -62,7 +65,8 @@ async fn a_stop_begins_nothing_and_lets_all_that_is_under_way_finish() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     // Nothing new begins, and the client is told when to come again.
-    let refused = modern(&url, None, "tools/call", json!({"name": "up__slow", "arguments": {}})).await;
+    let refused =
+        modern(&url, None, "tools/call", json!({"name": "up__slow", "arguments": {}})).await;
     assert_eq!((refused.status, reason(&refused).as_str()), (503, "draining"), "{}", refused.body);
     assert_eq!(refused.headers["retry-after"], "1");
     assert_eq!(up.arrived("slow"), 1);
@@ -96,7 +100,10 @@ async fn a_stop_begins_nothing_and_lets_all_that_is_under_way_finish() {
 
 /// A client that asks for something large and reads nothing of it, over HTTP/2: one stream of
 /// several on its connection.
-async fn unread_stream(weir: &Weir) -> (hyper::client::conn::http2::SendRequest<Full<Bytes>>, hyper::Response<hyper::body::Incoming>) {
+async fn unread_stream(
+    weir: &Weir,
+) -> (hyper::client::conn::http2::SendRequest<Full<Bytes>>, hyper::Response<hyper::body::Incoming>)
+{
     let io = TokioIo::new(TcpStream::connect(address(weir)).await.unwrap());
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
@@ -107,7 +114,8 @@ async fn unread_stream(weir: &Weir) -> (hyper::client::conn::http2::SendRequest<
 }
 
 fn h2_request(weir: &Weir, name: &str) -> Request<Full<Bytes>> {
-    let (headers, body) = modern_request(None, "tools/call", json!({"name": name, "arguments": {}}));
+    let (headers, body) =
+        modern_request(None, "tools/call", json!({"name": name, "arguments": {}}));
     let mut request = Request::post(&weir.url)
         .header("content-type", "application/json")
         .header("accept", "application/json, text/event-stream");

@@ -34,7 +34,11 @@ async fn one_word_in_the_answer_the_log_and_the_metric() {
         seen.push((wanted, code(got)));
     };
     saw("host_not_allowed", 403, &request(&url, "POST", &[("host", "evil.example")], "").await);
-    saw("origin_not_allowed", 403, &request(&url, "POST", &[("origin", "https://evil.example")], "").await);
+    saw(
+        "origin_not_allowed",
+        403,
+        &request(&url, "POST", &[("origin", "https://evil.example")], "").await,
+    );
     saw("unknown_path", 404, &request(&format!("http://{at}/x"), "POST", &[], "").await);
     saw("method_not_allowed", 405, &request(&url, "PUT", &[], "").await);
     saw("not_acceptable", 406, &request(&url, "POST", &[("accept", "text/html")], "").await);
@@ -56,9 +60,13 @@ async fn one_word_in_the_answer_the_log_and_the_metric() {
     saw("unsupported_version", 400, &post(&url, &other, body.clone()).await);
     other[0].1 = "2025-06-18";
     saw("header_mismatch", 400, &post(&url, &other, body).await);
-    let upgrade = "GET /mcp HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n";
+    let upgrade =
+        "GET /mcp HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n";
     let mut stream = connect(&weir).await;
-    stream.write_all(upgrade.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n").as_bytes()).await.unwrap();
+    stream
+        .write_all(upgrade.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
     let got = rest(&mut stream).await;
     assert_eq!((status(&got), word(&got).as_str()), (400, "invalid_upgrade"), "{got}");
     let post_head = "POST /mcp HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\n";
@@ -66,7 +74,13 @@ async fn one_word_in_the_answer_the_log_and_the_metric() {
     assert_eq!((status(&got), word(&got).as_str()), (408, "slow_body"), "{got}");
     let _open = old.listen().await;
     let other = Old::open(&url, "2025-06-18").await;
-    let second = request(&url, "GET", &[("mcp-session-id", &other.session), ("accept", "text/event-stream")], "").await;
+    let second = request(
+        &url,
+        "GET",
+        &[("mcp-session-id", &other.session), ("accept", "text/event-stream")],
+        "",
+    )
+    .await;
     saw("overloaded", 503, &second);
     assert_eq!(second.headers["retry-after"], "5");
 
@@ -103,7 +117,8 @@ async fn a_refused_call_is_logged_with_the_name_it_asked_for() {
     let weir = Weir::start("", "");
     let long = "x".repeat(300);
     for name in ["weir__no_such", long.as_str()] {
-        let (headers, body) = modern_request(None, "tools/call", json!({"name": name, "arguments": {}}));
+        let (headers, body) =
+            modern_request(None, "tools/call", json!({"name": name, "arguments": {}}));
         let headers: Vec<_> = headers.iter().map(|(k, v)| (*k, v.as_str())).collect();
         assert_eq!(reason(&post(&weir.url, &headers, body).await), "unknown_name");
     }

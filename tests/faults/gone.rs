@@ -64,7 +64,12 @@ async fn an_upstream_s_own_errors_travel_with_200() {
     for code in [-32601, -32600, -32700, -32603, 7] {
         let params = json!({"name": "up__odd", "arguments": {"code": code}});
         let got = modern(&weir.url, None, "tools/call", params).await;
-        assert_eq!((got.status, &got.answer()["error"]["code"]), (200, &json!(code)), "{}", got.body);
+        assert_eq!(
+            (got.status, &got.answer()["error"]["code"]),
+            (200, &json!(code)),
+            "{}",
+            got.body
+        );
     }
     // Our own word on the method is another thing.
     let own = modern(&weir.url, None, "tools/fly", json!({})).await;
