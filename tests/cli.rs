@@ -507,8 +507,8 @@ async fn a_signal_right_after_the_start_is_heard() {
 async fn stdio_ends_with_its_host_whatever_is_still_open() {
     let dir = tempfile::tempdir().unwrap();
     // Its tool asks the person, and ends when it hears what became of that.
-    let open: std::sync::Arc<std::sync::Mutex<Option<(Value, tokio::sync::mpsc::Sender<String>)>>> =
-        std::sync::Arc::default();
+    type Open = Option<(Value, tokio::sync::mpsc::Sender<String>)>;
+    let open: std::sync::Arc<std::sync::Mutex<Open>> = std::sync::Arc::default();
     let book = open.clone();
     let up = Scripted::start(&[tool("ask", false)], move |a| {
         if a.message.get("method").is_none() && a.message["id"] == "q" {
