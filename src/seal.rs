@@ -64,12 +64,12 @@ impl Sealer {
     /// When the file can neither be read nor made.
     pub fn kept(dir: &Path) -> std::io::Result<Sealer> {
         let path = dir.join(KEY_FILE);
-        match std::fs::read(&path) {
+        let damaged = match std::fs::read(&path) {
             Ok(key) if key.len() == 32 => return Ok(Sealer::new(&key)),
-            Ok(_) => {}
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Ok(_) => true,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
             Err(e) => return Err(e),
-        }
+        };
         std::fs::create_dir_all(dir)?;
         // Whole or not at all, also when two start at once: the first that links wins.
         let key = secret();
@@ -82,7 +82,15 @@ impl Sealer {
             .open(&draft)?;
         file.write_all(&key)?;
         file.sync_all()?;
-        std::fs::rename(&draft, &path)?;
+        let linked = match std::fs::hard_link(&draft, &path) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && !damaged => Ok(()),
+            // Something else stands there, or the file system has no links.
+            Err(_) => std::fs::rename(&draft, &path),
+            Ok(()) => Ok(()),
+        };
+        // After a rename there is none.
+        let _ = std::fs::remove_file(&draft);
+        linked?;
         Ok(Sealer::new(&std::fs::read(&path)?))
     }
 

@@ -703,3 +703,64 @@ async fn a_signal_right_after_the_start_is_heard() {
     .await
     .unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stdio_ends_with_its_host_whatever_is_still_open() {
+    let dir = tempfile::tempdir().unwrap();
+    // Its tool asks the person, and ends when it hears what became of that.
+    type Open = Option<(Value, tokio::sync::mpsc::Sender<String>)>;
+    let open: std::sync::Arc<std::sync::Mutex<Open>> = std::sync::Arc::default();
+    let book = open.clone();
+    let up = Scripted::start(&[tool("ask", false)], move |a| {
+        if a.message.get("method").is_none() && a.message["id"] == "q" {
+            let (id, line) = book.lock().unwrap().take().unwrap();
+            let end = json!({"jsonrpc": "2.0", "id": id, "result": {"content": []}});
+            line.try_send(end.to_string()).unwrap();
+            return Some(Reply::Http(202, vec![], String::new()));
+        }
+        a.tool()?;
+        let (line, rx) = tokio::sync::mpsc::channel(8);
+        let question = json!({"jsonrpc": "2.0", "id": "q", "method": "elicitation/create",
+            "params": {"message": "?", "requestedSchema": {"type": "object", "properties": {}}}});
+        line.try_send(question.to_string()).unwrap();
+        *book.lock().unwrap() = Some((a.message["id"].clone(), line));
+        Some(Reply::Live(rx))
+    })
+    .await;
+    let path =
+        file(dir.path(), "drain_timeout = \"60s\"", &up.section("up", "call_timeout = \"10m\""));
+    let asked = || open.lock().unwrap().is_some();
+    tokio::task::block_in_place(|| {
+        let mut pipe = Pipe::start(&path);
+        let wish = json!({"notifications": {"toolsListChanged": true}, "_meta": modern_meta()});
+        let message =
+            json!({"jsonrpc": "2.0", "id": "l", "method": "subscriptions/listen", "params": wish});
+        pipe.say(&message.to_string());
+        let hello = json!({"protocolVersion": "2025-06-18", "capabilities": {"elicitation": {}}, "clientInfo": {"name": "t", "version": "1"}});
+        pipe.ask(&json!(1), "initialize", &hello);
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let list = pipe.ask(&json!(2), "tools/list", &json!({})).to_string();
+            if list.contains("up__ask") {
+                break;
+            }
+            assert!(Instant::now() < end, "{list}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let call = json!({"jsonrpc": "2.0", "id": 3, "method": "tools/call", "params": {"name": "up__ask", "arguments": {}}});
+        pipe.say(&call.to_string());
+        while !asked() {
+            assert!(Instant::now() < end);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        drop(pipe.child.stdin.take());
+        // Far sooner than the call, the question and the drain would last.
+        let end = Instant::now() + Duration::from_secs(30);
+        while pipe.child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < end, "it ends when stdin does");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert!(pipe.child.wait().unwrap().success());
+        assert_eq!(pipe.hear(&json!(3))["result"]["content"], json!([]), "the call was answered");
+    });
+}

@@ -465,7 +465,13 @@ async fn a_secret_stays_one_as_long_as_somebody_has_it() {
     }
     let program = pid_server(dir.path().to_str().unwrap());
     let text = std::fs::read_to_string(dir.path().join("pid.py")).unwrap();
-    let talking = "import os, sys, base64\nK = os.environ['K']\nif '-number-1' not in K: sys.exit(5)\n        def shout(): print(K, base64.b64encode(('user:' + K).encode()).decode(), file=sys.stderr, flush=True)\n        shout()\n";
+    let talking = r"
+import os, sys, base64
+K = os.environ['K']
+if '-number-1' not in K: sys.exit(5)
+def shout(): print(K, base64.b64encode(('user:' + K).encode()).decode(), file=sys.stderr, flush=True)
+shout()
+";
     let text = text.replace("str(os.getpid())", "(shout(), str(os.getpid()))[1]");
     std::fs::write(dir.path().join("pid.py"), format!("{talking}{text}")).unwrap();
     let section = |n: u32| {

@@ -74,13 +74,6 @@ impl View {
         self.degraded.is_some()
     }
 
-    /// Whether nothing is known of any seen upstream, although there are some: an empty list
-    /// would then be a lie that clients keep.
-    pub fn is_blank(&self) -> bool {
-        let mut parts = self.parts().peekable();
-        parts.peek().is_some() && parts.all(|m| m.part.slice.is_none())
-    }
-
     /// The way to what has this public name or URI. The only source of a [`Route`].
     ///
     /// A URI need not stand in a list: it may come from a template or a link. It belongs to the

@@ -253,8 +253,8 @@ mod tests {
             drop(dropped);
         })));
         let mut idle = unread.watch(OutBody::Events(Events::new(|tx| async move {
-            let _open = (tx, quiet);
             std::future::pending::<()>().await;
+            drop((tx, quiet));
         })));
         assert!(stalled.frame().await.unwrap().is_ok());
         let nothing = tokio::time::timeout(Duration::from_secs(1), idle.frame()).await;

@@ -60,11 +60,11 @@ impl<W: AsyncWrite + Unpin> AsyncWrite for Impatient<W> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().poll(cx, tokio::io::AsyncWrite::poll_flush)
+        self.get_mut().poll(cx, AsyncWrite::poll_flush)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().poll(cx, tokio::io::AsyncWrite::poll_shutdown)
+        self.get_mut().poll(cx, AsyncWrite::poll_shutdown)
     }
 }
 

@@ -140,7 +140,7 @@ impl Record {
     /// What the call names, for the log line only: a caller can name anything, so it is cut.
     pub fn name(&mut self, name: &str) {
         let end = name.char_indices().nth(NAME_MAX).map_or(name.len(), |(at, _)| at);
-        self.name = (!name.is_empty()).then(|| name[..end].into());
+        self.name = (end > 0).then(|| name[..end].into());
     }
 
     /// Where the call goes; `tool` is the exposed name of the tool it calls.

@@ -29,7 +29,7 @@ async fn big() -> Scripted {
 fn request_text(weir: &Weir, name: &str) -> String {
     let (headers, body) =
         modern_request(None, "tools/call", json!({"name": name, "arguments": {}}));
-    let headers: Vec<String> = headers.iter().map(|(k, v)| format!("{k}: {v}\r\n")).collect();
+    let headers: Vec<_> = headers.iter().map(|(k, v)| format!("{k}: {v}\r\n")).collect();
     let headers = headers.concat();
     let (host, length) = (address(weir), body.len());
     format!(

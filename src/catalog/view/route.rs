@@ -20,7 +20,6 @@ pub struct Route {
     exposed: Arc<str>,
     hints: Hints,
     params: Arc<[Param]>,
-    listed: bool,
 }
 
 impl Route {
@@ -39,7 +38,6 @@ impl Route {
             exposed,
             hints: item.hints,
             params,
-            listed: true,
         }
     }
 
@@ -57,7 +55,6 @@ impl Route {
             exposed: exposed.into(),
             hints: Hints::default(),
             params: Arc::default(),
-            listed: false,
         }
     }
 
@@ -86,19 +83,9 @@ impl Route {
         self.hints.read_only
     }
 
-    /// All that the tool says about its effects.
-    pub fn hints(&self) -> Hints {
-        self.hints
-    }
-
     /// The tool's parameters that are mirrored in headers; none where its upstream gets none.
     pub fn params(&self) -> &[Param] {
         &self.params
-    }
-
-    /// Whether it stands in a list; a URI need not.
-    pub fn is_listed(&self) -> bool {
-        self.listed
     }
 
     /// The public form of a URI in this upstream's answers; `None` if it is the same.

@@ -73,7 +73,7 @@ fn a_list_that_lacks_a_part_says_so_and_is_not_to_be_kept() {
         down(part("erp", &world()), false),
     ]);
     let view = View::new(&c, None);
-    assert!(view.is_degraded() && !view.is_blank());
+    assert!(view.is_degraded());
     let page = view.page(ListKind::Tools, None, 100, Form::Canonical).unwrap();
     insta::assert_snapshot!(text(&page), @r#"{"resultType":"complete","ttlMs":0,"cacheScope":"private","tools":[{"name":"live__x","inputSchema":{}},{"name":"crm__y","inputSchema":{}}],"_meta":{"io.weirkeeper/degraded":[{"upstream":"crm","state":"stale","since":"2026-12-31T23:59:59Z","reason":"it does not answer"},{"upstream":"erp","state":"missing","since":"2026-12-31T23:59:59Z","reason":"it does not answer"}]}}"#);
     let plain = view.page(ListKind::Prompts, None, 100, Form::Plain).unwrap();
@@ -85,8 +85,6 @@ fn a_list_that_lacks_a_part_says_so_and_is_not_to_be_kept() {
     assert!(text(&page).contains("crm") && !text(&page).contains("erp"));
     let narrow = View::new(&c, Some(&rule(Some(&["live"]), &[], &[])));
     assert!(!narrow.is_degraded());
-    assert!(View::new(&c, Some(&rule(Some(&["erp"]), &[], &[]))).is_blank());
-    assert!(!View::new(&c, Some(&rule(Some(&[]), &[], &[]))).is_blank());
 }
 
 #[test]
@@ -167,10 +165,7 @@ fn a_route_says_where_and_what() {
         (&**route.upstream(), &**route.native(), &**route.exposed()),
         ("crm", "get", "crm__get")
     );
-    assert_eq!(
-        (route.kind(), route.read_only(), route.is_listed()),
-        (ListKind::Tools, Some(true), true)
-    );
+    assert_eq!((route.kind(), route.read_only()), (ListKind::Tools, Some(true)));
     assert!(route.params().is_empty());
     assert_eq!(route.public_uri("file:///b").as_deref(), Some("crm+file:///b"));
     assert_eq!(view.resolve(ListKind::Tools, "crm__put").unwrap().read_only(), None);

@@ -30,9 +30,8 @@ impl View {
     /// old client reads it once and would never look again. For that reason an upstream that was
     /// never seen counts as one that has tools, prompts and resources.
     ///
-    /// Left out, because nothing here serves them: `logging`, resource subscriptions, `tasks`,
-    /// `experimental` and `extensions` (an extension's methods carry ids that we would have to
-    /// rewrite).
+    /// Left out, because nothing here serves them: `tasks`, `experimental` and `extensions` (an
+    /// extension's methods carry ids that we would have to rewrite).
     pub fn capabilities(&self) -> Bytes {
         let any = |name: &str, unknown: bool| {
             self.parts().any(|m| m.part.slice.as_ref().map_or(unknown, |s| s.about.can(name)))
