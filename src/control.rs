@@ -362,8 +362,16 @@ impl Control {
         for c in config.upstreams.iter().filter(|c| c.enabled) {
             match before.upstreams.get(&c.name) {
                 Some(kept) if plan.keep.contains(&c.name) => {
-                    // Where a successor is on its way, the settings are its own.
-                    self.successors.get(&c.name).unwrap_or(kept).reconfigure(c.clone());
+                    // Where a successor is on its way, the settings are for both; where they are
+                    // reached is each one's own.
+                    if let Some(successor) = self.successors.get(&c.name) {
+                        successor.reconfigure(c.clone());
+                        let mut own = (**c).clone();
+                        own.transport = kept.config().transport.clone();
+                        kept.reconfigure(Arc::new(own));
+                    } else {
+                        kept.reconfigure(c.clone());
+                    }
                     upstreams.insert(c.name.clone(), kept.clone());
                 }
                 Some(old) if old.is_ready() && c.dormant.is_none() => {

@@ -103,11 +103,16 @@ pub enum PackageError {
 /// reads a few small files.
 ///
 /// An installation goes on when the future is dropped, and the next call waits for the same one:
-/// a caller with a short deadline comes to its package in the end.
-pub async fn ensure(spec: &PackageSpec, cache_dir: &Path) -> Result<Installed, PackageError> {
+/// a caller with a short deadline comes to its package in the end. With the program `shim` that
+/// supervises (see [`crate::shim`]) nothing of an installer outlives this process.
+pub async fn ensure(
+    spec: &PackageSpec,
+    cache_dir: &Path,
+    shim: Option<&Path>,
+) -> Result<Installed, PackageError> {
     let home = home(spec, cache_dir)?;
     if !home.is_dir() {
-        install::once(spec, &home).await?;
+        install::once(spec, &home, shim).await?;
     }
     let (spec, label) = (spec.clone(), label(spec));
     let found = tokio::task::spawn_blocking(move || match spec.registry {

@@ -37,6 +37,7 @@ pub(super) fn installer(spec: &PackageSpec) -> Result<PathBuf, PackageError> {
 pub(super) async fn install(
     spec: &PackageSpec,
     into: &Path,
+    shim: Option<&Path>,
     deadline: Instant,
 ) -> Result<(), PackageError> {
     let npm = installer(spec)?;
@@ -57,7 +58,7 @@ pub(super) async fn install(
         .map(OsString::from),
     );
     args.push(format!("{}@{}", spec.name, spec.version).into());
-    step(npm, args, into, deadline).await.map_err(step_failed(spec))?;
+    step(shim, npm, args, into, deadline).await.map_err(step_failed(spec))?;
     let found = manifest(spec, into)?.version;
     if found != spec.version {
         return Err(PackageError::OtherVersion { package: label(spec), found });

@@ -25,11 +25,12 @@ pub(super) fn installer(spec: &PackageSpec) -> Result<PathBuf, PackageError> {
 pub(super) async fn install(
     spec: &PackageSpec,
     into: &Path,
+    shim: Option<&Path>,
     deadline: Instant,
 ) -> Result<(), PackageError> {
     let python = installer(spec)?;
     let venv: Vec<OsString> = vec!["-m".into(), "venv".into(), into.into()];
-    step(python, venv, into, deadline).await.map_err(step_failed(spec))?;
+    step(shim, python, venv, into, deadline).await.map_err(step_failed(spec))?;
     let mut pip: Vec<OsString> = [
         "-m",
         "pip",
@@ -46,7 +47,7 @@ pub(super) async fn install(
     .map(OsString::from)
     .into();
     pip.push(format!("{}=={}", spec.name, spec.version).into());
-    step(into.join("bin/python"), pip, into, deadline).await.map_err(step_failed(spec))?;
+    step(shim, into.join("bin/python"), pip, into, deadline).await.map_err(step_failed(spec))?;
     let (_, found) = dist_info(spec, into)?;
     if !same_version(&found, &spec.version) {
         return Err(PackageError::OtherVersion { package: label(spec), found });

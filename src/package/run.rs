@@ -5,10 +5,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use std::os::unix::process::CommandExt as _;
+
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::Command;
 use tokio::time::{Instant, timeout_at};
+
+use crate::shim;
 
 /// Most bytes of an installer's output that are kept: the end, where the reason stands.
 const KEPT: usize = 16 * 1024;
@@ -67,8 +71,10 @@ pub(super) enum StepError {
     TooSlow,
 }
 
-/// Run a program to its end in `cwd`.
+/// Run a program to its end in `cwd`, below the supervisor `shim`, so that nothing of it outlives
+/// us, however we end.
 pub(super) async fn step(
+    shim: Option<&Path>,
     program: PathBuf,
     args: Vec<OsString>,
     cwd: &Path,
@@ -76,18 +82,24 @@ pub(super) async fn step(
 ) -> Result<(), StepError> {
     let shown = program.display().to_string();
     let failed = |e: io::Error| StepError::Said(format!("{shown}: {e}"));
-    let mut child = Command::new(program)
-        .args(args)
+    let mut command = match shim {
+        Some(shim) => shim::command(shim, program.as_os_str(), &args),
+        None => {
+            let mut command = std::process::Command::new(program);
+            command.args(args).process_group(0);
+            command
+        }
+    };
+    command
         .env_clear()
         .envs(std::env::vars_os().filter(|(name, _)| wanted(name.to_str())))
         .current_dir(cwd)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .spawn()
-        .map_err(failed)?;
-    let group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
+        .stderr(Stdio::piped());
+    let mut child = Command::from(command).spawn().map_err(failed)?;
+    let signal = if shim.is_some() { Signal::TERM } else { Signal::KILL };
+    let group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())), signal);
     let (out, err) = (child.stdout.take(), child.stderr.take());
     let ended = timeout_at(deadline, async {
         let (out, err, status) = tokio::join!(end_of(out), end_of(err), child.wait());
@@ -110,8 +122,9 @@ fn wanted(name: Option<&str>) -> bool {
     name.is_some_and(|n| ENV.contains(&n) || ENV_PREFIXES.iter().any(|p| n.starts_with(p)))
 }
 
-/// A process group that ends when this is dropped.
-struct Group(Option<Pid>);
+/// A process group that is told to end when this is dropped: its leader is the supervisor, which
+/// sees to all below it.
+struct Group(Option<Pid>, Signal);
 
 impl Group {
     /// Its leader was waited for: the number may be somebody else's now.
@@ -123,7 +136,7 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(pid) = self.0 {
-            let _ = kill_process_group(pid, Signal::KILL);
+            let _ = kill_process_group(pid, self.1);
         }
     }
 }
@@ -247,7 +260,7 @@ mod tests {
 
     async fn sh(script: &str, limit: Duration) -> Result<(), StepError> {
         let args = vec!["-c".into(), script.into()];
-        step("/bin/sh".into(), args, Path::new("/"), Instant::now() + limit).await
+        step(None, "/bin/sh".into(), args, Path::new("/"), Instant::now() + limit).await
     }
 
     #[tokio::test]

@@ -77,7 +77,12 @@ impl Handshake<'_> {
         }
         let mut probe = std::pin::pin!(self.probe());
         let found = match self.wire {
-            Wire::Http(_) => Some(probe.as_mut().await),
+            // Nor is an endpoint: one that does not know the method may well leave it hanging.
+            Wire::Http(_) => {
+                let patience = self.timeout / 3;
+                let found = tokio::time::timeout(patience, probe.as_mut()).await;
+                Some(found.unwrap_or(Ok(None)))
+            }
             // A child that swallows what it does not know is not waited for for ever.
             Wire::Stdio(wire) => tokio::select! {
                 found = &mut probe => Some(found),
@@ -172,14 +177,15 @@ impl Handshake<'_> {
                     .because(format_args!("discover was refused with {code}"))
                     .into());
                 }
-                if status >= 500 || status == 429 {
+                if (status > 501 && status < 600) || status == 429 {
                     return Err(status_fault(status).into());
                 }
                 Ok(None)
             }
             // Answers that carry no MCP at all: an old server says so in many ways.
             Err(Unanswered { status: Some(status), .. })
-                if (400..500).contains(&status) && !matches!(status, 401 | 403 | 408 | 429) =>
+                if matches!(status, 200..300 | 500 | 501)
+                    || (400..500).contains(&status) && !matches!(status, 401 | 403 | 408 | 429) =>
             {
                 Ok(None)
             }

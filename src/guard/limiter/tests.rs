@@ -444,3 +444,24 @@ proptest! {
         runtime.block_on(compare(interval, burst, max_wait, &visitors));
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn without_a_limit_nobody_ever_waits_however_many_come_at_once() {
+    let limiter = std::sync::Arc::new(Limiter::new(None));
+    let far = Instant::now() + Duration::from_secs(3600);
+    let callers: Vec<_> = (0..16)
+        .map(|_| {
+            let limiter = limiter.clone();
+            tokio::spawn(async move {
+                for _ in 0..2000 {
+                    let token = limiter.take(far).await.expect("there is no limit");
+                    assert!(token.waited.is_zero());
+                    token.spend();
+                }
+            })
+        })
+        .collect();
+    for caller in callers {
+        caller.await.unwrap();
+    }
+}

@@ -223,7 +223,7 @@ impl StdioWire {
         match report.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(report)) => (**report).clone(),
             // The runtime that watched it is being torn down, and the child with it.
-            _ => ExitReport::new(None, Tail::default(), std::time::Duration::ZERO, true),
+            _ => ExitReport::new(None, Tail::default(), std::time::Duration::ZERO, true, true),
         }
     }
 
@@ -272,7 +272,7 @@ async fn program(launch: &Launch) -> Result<(String, Vec<OsString>), Fault> {
     match &launch.config.program {
         Program::Command(command) => Ok((command.clone(), own.collect())),
         Program::Package(spec) => {
-            let installed = package::ensure(spec, &launch.cache_dir)
+            let installed = package::ensure(spec, &launch.cache_dir, Some(&launch.shim))
                 .await
                 .map_err(|e| not_started(&launch.scrubber.scrub(&e.to_string())))?;
             let program = installed.program.to_string_lossy().into_owned();
