@@ -71,11 +71,7 @@ pub struct CallReport {
 }
 
 /// The same as one line of JSON, for logs that machines read.
-pub fn banner_line(
-    snapshot: &Snapshot,
-    listen: SocketAddr,
-    admin: Option<SocketAddr>,
-) -> String {
+pub fn banner_line(snapshot: &Snapshot, listen: SocketAddr, admin: Option<SocketAddr>) -> String {
     let states: serde_json::Map<String, serde_json::Value> = snapshot
         .config
         .upstreams

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::config::secret::{ConsumerKey, Template};
 use crate::config::{
-    BreakerConfig, ConcurrencyConfig, Config, ConsumerConfig, EraChoice, GuardConfig, HttpConfig, Isolation,
-    Patterns, RateConfig, RetryConfig, ThrottleConfig, TransportConfig, UpstreamConfig,
+    BreakerConfig, ConcurrencyConfig, Config, ConsumerConfig, EraChoice, GuardConfig, HttpConfig,
+    Isolation, Patterns, RateConfig, RetryConfig, ThrottleConfig, TransportConfig, UpstreamConfig,
 };
 use crate::gateway::builtin;
 
@@ -40,11 +40,7 @@ type ConsumerFacts = (Arc<str>, Vec<String>, Option<Arc<str>>, Option<RateConfig
 
 fn consumers(config: &Config) -> Vec<ConsumerFacts> {
     let keys = |c: &ConsumerConfig| c.keys.iter().map(ConsumerKey::to_text).collect();
-    config
-        .consumers
-        .iter()
-        .map(|c| (c.name.clone(), keys(c), c.view.clone(), c.rate))
-        .collect()
+    config.consumers.iter().map(|c| (c.name.clone(), keys(c), c.view.clone(), c.rate)).collect()
 }
 
 /// Whether nothing differs.

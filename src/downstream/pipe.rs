@@ -201,9 +201,18 @@ impl Pipe {
         let handled = match begun {
             Ok(((meta, revision), place)) => {
                 let (edge, consumer) = (&self.edge, &self.consumer);
-                modern::handle(edge, consumer, self.transport, frame, meta, revision, None, Strays::default())
-                    .await
-                    .map(|handled| (handled, place))
+                modern::handle(
+                    edge,
+                    consumer,
+                    self.transport,
+                    frame,
+                    meta,
+                    revision,
+                    None,
+                    Strays::default(),
+                )
+                .await
+                .map(|handled| (handled, place))
             }
             Err(refused) => Err(refused),
         };

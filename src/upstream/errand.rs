@@ -105,9 +105,7 @@ async fn once(
                 }
             }
             // Again in a new session: then it was not the session, and nothing is proved.
-            Err(fault)
-                if link.is_lost() && renewed && fault.delivery == Delivery::NotSent =>
-            {
+            Err(fault) if link.is_lost() && renewed && fault.delivery == Delivery::NotSent => {
                 return Err(Fault { delivery: Delivery::Refused, ..fault });
             }
             arrived => return arrived,
