@@ -92,8 +92,9 @@ pub fn hello(frame: &Frame) -> Result<Hello, String> {
         askable: Askable::read(capabilities, revision),
         client_info: i
             .client_info
-            .map(|info| info.get().into())
-            .filter(|info: &Box<str>| info.len() <= CLIENT_INFO_MAX),
+            .map(RawValue::get)
+            .filter(|info| info.len() <= CLIENT_INFO_MAX)
+            .map(Into::into),
     })
 }
 

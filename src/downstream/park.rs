@@ -209,7 +209,9 @@ fn feed(hash: &mut Sha256, raw: &str) {
         Some(b'[') => match serde_json::from_str::<Vec<&RawValue>>(raw) {
             Ok(items) => {
                 hash.update(b"[");
-                items.iter().for_each(|item| feed(hash, item.get()));
+                for item in items {
+                    feed(hash, item.get());
+                }
                 hash.update(b"]");
             }
             Err(_) => hash.update(raw),
