@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::config::secret::Template;
 use crate::config::{
     BreakerConfig, ConcurrencyConfig, Config, EraChoice, GuardConfig, HttpConfig, Isolation,
-    Patterns, RetryConfig, ThrottleConfig, TransportConfig, UpstreamConfig,
+    Patterns, RetryConfig, ThrottleConfig, TransportConfig, UpstreamConfig, UrlTransport,
 };
 use crate::gateway::builtin;
 
@@ -133,6 +133,7 @@ pub fn builtin_config(order: usize) -> UpstreamConfig {
         enabled: true,
         transport: TransportConfig::Http(HttpConfig {
             url: Template::literal(""),
+            transport: UrlTransport::Auto,
             headers: vec![],
             bearer: None,
             pool_idle: long,

@@ -61,7 +61,7 @@ const CRASH_LOOP_AFTER: u32 = 3;
 const RENEW_PAUSE: Duration = Duration::from_secs(1);
 /// Pauses after lists that could not be fetched.
 const LIST_BACKOFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
-/// Pauses of an HTTP upstream that cannot be reached.
+/// Pauses of an upstream with a URL that cannot be reached, or whose connection was lost.
 const HTTP_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// See the module.
@@ -319,6 +319,7 @@ impl Keeper {
         if connected.is_err() {
             // A remembered verdict can be out of date: forget it and probe next time.
             self.verdict = None;
+            self.connector.forget();
         }
         connected
     }
@@ -392,10 +393,8 @@ pub(super) async fn ended(link: &Link) -> Fault {
         Fault::new(Reason::ConnectionLost, Delivery::NotSent, "the session ended")
     };
     match &link.wire {
-        Wire::Stdio(wire) => tokio::select! {
-            report = wire.exited() => {
-                Fault::new(Reason::ConnectionLost, Delivery::Unknown, report.text)
-            }
+        Wire::Pipe(pipe) => tokio::select! {
+            fault = pipe.ended() => fault,
             fault = lost => fault,
         },
         Wire::Http(_) => lost.await,
