@@ -407,7 +407,8 @@ pub(super) struct ForUpgrade {
 pub(super) fn for_upgrade(config: &HttpConfig) -> Result<ForUpgrade, Fault> {
     // `ws` becomes `http`, and `wss` `https`.
     let rest = config.url.expose().get(2..).unwrap_or("");
-    let uri = parse_endpoint(&format!("http{rest}"))?;
+    let uri = parse_endpoint(&format!("http{rest}"))
+        .ok_or_else(|| not_configured("the configured url is not a valid ws or wss URL".into()))?;
     let address = address_of(&uri);
     Ok(ForUpgrade { uri, headers: configured_headers(config)?, address })
 }
@@ -421,15 +422,15 @@ fn address_of(uri: &Uri) -> Arc<str> {
 // The file's own check saw the text before the references were put in.
 fn endpoint(config: &HttpConfig) -> Result<Uri, Fault> {
     parse_endpoint(config.url.expose())
+        .ok_or_else(|| not_configured("the configured url is not a valid http or https URL".into()))
 }
 
-fn parse_endpoint(url: &str) -> Result<Uri, Fault> {
+fn parse_endpoint(url: &str) -> Option<Uri> {
     let uri: Option<Uri> = url.parse().ok();
     uri.filter(|uri| {
         matches!(uri.scheme_str(), Some("http" | "https"))
             && uri.authority().is_some_and(|a| !a.as_str().contains('@') && !a.host().is_empty())
     })
-    .ok_or_else(|| not_configured("the configured url is not a valid URL".into()))
 }
 
 fn configured_headers(config: &HttpConfig) -> Result<HeaderMap, Fault> {
