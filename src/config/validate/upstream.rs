@@ -477,8 +477,9 @@ fn check_url(s: &Section<'_>, url: &str, absent: bool) {
     }
     // A URL whose variable is absent is looked at when it is there.
     let parsed = url.parse::<hyper::Uri>().ok().filter(|u| {
-        matches!(u.scheme_str(), Some("http" | "https" | "ws" | "wss"))
-            && u.host().is_some_and(|h| !h.is_empty())
+        let scheme = u.scheme_str().unwrap_or("");
+        let known = ["http", "https", "ws", "wss"].iter().any(|s| s.eq_ignore_ascii_case(scheme));
+        known && u.host().is_some_and(|h| !h.is_empty())
     });
     if parsed.is_none() && !(absent && url.contains("${")) {
         s.wrong(

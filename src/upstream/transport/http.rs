@@ -405,9 +405,9 @@ pub(super) struct ForUpgrade {
 
 /// From settings whose URL is one of WebSocket, which is dialled as HTTP is.
 pub(super) fn for_upgrade(config: &HttpConfig) -> Result<ForUpgrade, Fault> {
-    // `ws` becomes `http`, and `wss` `https`.
-    let rest = config.url.expose().get(2..).unwrap_or("");
-    let uri = parse_endpoint(&format!("http{rest}"))
+    let (scheme, rest) = config.url.expose().split_once("://").unwrap_or_default();
+    let scheme = if scheme.eq_ignore_ascii_case("wss") { "https" } else { "http" };
+    let uri = parse_endpoint(&format!("{scheme}://{rest}"))
         .ok_or_else(|| not_configured("the configured url is not a valid ws or wss URL".into()))?;
     let address = address_of(&uri);
     Ok(ForUpgrade { uri, headers: configured_headers(config)?, address })

@@ -138,3 +138,7 @@ fn forgotten(failed: HttpFault) -> Fault {
     Fault::new(Reason::ConnectionLost, failed.fault.delivery, text)
         .because(format_args!("HTTP {status}"))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, timeout};
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::error::{CapacityError, Error};
+use tokio_tungstenite::tungstenite::error::{CapacityError, Error, ProtocolError};
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
@@ -287,7 +287,12 @@ async fn write<S: AsyncRead + AsyncWrite + Unpin>(
         };
         if let Err(error) = outcome {
             // Closed by then: not a byte was written.
-            if matches!(error, Error::ConnectionClosed | Error::AlreadyClosed) {
+            if matches!(
+                error,
+                Error::ConnectionClosed
+                    | Error::AlreadyClosed
+                    | Error::Protocol(ProtocolError::SendAfterClosing)
+            ) {
                 awaited.inspect(|(_, slot)| slot.unsend());
             }
             broken.cancel();
@@ -299,3 +304,7 @@ async fn write<S: AsyncRead + AsyncWrite + Unpin>(
     let frame = CloseFrame { code, reason: Utf8Bytes::default() };
     let _ = timeout(CLOSE_TIME, sink.send(Message::Close(Some(frame)))).await;
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
