@@ -145,7 +145,9 @@ impl Limiter {
         let came = Instant::now();
         let give_up = {
             let mut bucket = lock(&self.bucket);
-            let now = self.nanos(came);
+            // Read under the lock: whoever came earlier and was locked out meanwhile would find the
+            // bucket ahead of its own time, and be refused for that.
+            let now = self.nanos(Instant::now());
             let wait = bucket.wait(now, bucket.waiting);
             if wait.is_zero() && bucket.waiting == 0 {
                 return Ok(self.token(bucket.take(now), Duration::ZERO));

@@ -444,3 +444,19 @@ proptest! {
         runtime.block_on(compare(interval, burst, max_wait, &visitors));
     }
 }
+
+#[test]
+fn who_comes_at_once_with_others_is_not_refused_for_it() {
+    let limiter = Limiter::new(None);
+    std::thread::scope(|threads| {
+        for _ in 0..4 {
+            threads.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                for _ in 0..50_000 {
+                    let far = Instant::now() + Duration::from_secs(60);
+                    runtime.block_on(limiter.take(far)).unwrap().spend();
+                }
+            });
+        }
+    });
+}
