@@ -108,6 +108,18 @@ async fn questions_reach_callers_of_either_era() {
         let seen = old.call("up__ask").await;
         assert_eq!(seen[0]["method"], "elicitation/create", "{kind}: {seen:?}");
         assert_eq!(text(seen.last().unwrap()), "accept", "{kind}");
+        if !kind.contains("modern") {
+            let level = json!({"jsonrpc": "2.0", "id": 2, "method": "logging/setLevel",
+                "params": {"level": "debug"}});
+            assert_eq!(old.post(&level).await, 200);
+            let seen = old.call("up__steps").await;
+            let has = |method: &str| seen.iter().filter(|m| m["method"] == method).count();
+            assert_eq!(
+                (has("notifications/progress"), has("notifications/message")),
+                (2, 1),
+                "{kind}: the one call on its conversation hears its log: {seen:?}"
+            );
+        }
         // An old upstream is asked in a conversation of the consumer's own, besides the one of all.
         let own = usize::from(kind != "websocket, modern");
         assert_eq!(up.state.connections(), 1 + own, "{kind}");

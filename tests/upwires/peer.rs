@@ -1,6 +1,6 @@
 //! A scripted server whose messages all come and go on one connection, over either transport.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -30,6 +30,10 @@ pub struct State {
     doors: Mutex<Vec<Door>>,
     pub heads: Mutex<Vec<Vec<(String, String)>>>,
     pub posts_fail: AtomicUsize,
+    /// From now on it speaks streamable HTTP.
+    pub renewed: AtomicBool,
+    /// It hangs up on what it does not know.
+    pub touchy: AtomicBool,
 }
 
 /// The server; it ends with the test.
@@ -157,6 +161,9 @@ impl State {
             }
             Some("tools/call") => self.call(door, id, params),
             Some(method) if method.starts_with("notifications/") => {}
+            Some(_) if self.touchy.load(Ordering::SeqCst) => {
+                let _ = door.try_send(Out::Cut);
+            }
             Some(_) => say(json!({"jsonrpc": "2.0", "id": id,
                 "error": {"code": -32601, "message": "no"}})
             .to_string()),
@@ -187,7 +194,13 @@ impl State {
                 say(json!({"jsonrpc": "2.0", "method": "notifications/message",
                     "params": {"level": "error", "data": "said"}})
                 .to_string());
-                done(text("done"));
+                let result = self.complete(text("done"), false);
+                let done = json!({"jsonrpc": "2.0", "id": id, "result": result}).to_string();
+                let door = door.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    let _ = door.send(Out::Text(done)).await;
+                });
             }
             "odd" => {
                 let kind = if self.modern { r#""resultType":"complete","# } else { "" };
@@ -248,8 +261,11 @@ impl Peer {
     pub async fn sse(refusal: u16) -> Peer {
         let state = State::new(false);
         let shared = state.clone();
-        let handler = move |a: &Arrival| Some(over_sse(&shared, a, refusal));
-        let http = Scripted::start(&[], handler).await;
+        let handler = move |a: &Arrival| {
+            let renewed = shared.renewed.load(Ordering::SeqCst);
+            (!renewed).then(|| over_sse(&shared, a, refusal))
+        };
+        let http = Scripted::start(&[tool("newer", false)], handler).await;
         Peer { url: http.url.clone(), state, http: Some(http) }
     }
 

@@ -134,3 +134,17 @@ async fn an_endpoint_elsewhere_is_refused_and_gets_nothing() {
     }
     assert!(thief.arrivals().is_empty(), "{:?}", thief.arrivals());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_learns_the_newer_transport_is_found_out() {
+    let up = Peer::sse(404).await;
+    let weir = weir(&up, "").await;
+    up.state.renewed.store(true, Ordering::SeqCst);
+    up.state.say_all(|| Out::Cut);
+    let end = std::time::Instant::now() + crate::PATIENCE;
+    while reason(&call(&weir.url, "up__newer", json!({})).await) != "" {
+        assert!(std::time::Instant::now() < end, "{}", weir.log());
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(up.state.connections(), 1);
+}

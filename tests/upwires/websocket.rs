@@ -141,3 +141,16 @@ async fn over_tls_with_a_known_certificate_only() {
     weir.until("down", |s| upstream(s, "up")["state"] == "down").await;
     assert_eq!(state.connections(), before);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_hangs_up_on_the_probe_is_met_again_the_old_way() {
+    let up = Peer::websocket(false).await;
+    up.state.touchy.store(true, std::sync::atomic::Ordering::SeqCst);
+    let weir = weir(&up, "").await;
+    assert_eq!((up.state.asked("server/discover"), up.state.connections()), (1, 2));
+    assert_eq!(text(&call(&weir.url, "up__fine", json!({})).await), "fine");
+    up.state.say_all(|| crate::peer::Out::Cut);
+    until("connected again", || up.state.connections() == 3).await;
+    weir.ready(&["up"]).await;
+    assert_eq!(up.state.asked("server/discover"), 1, "remembered");
+}
