@@ -93,6 +93,24 @@ pub fn status(edge: &Edge) -> Value {
     let set = |out: &mut Value, key: &str, value: Value| {
         out.as_object_mut().expect("an object").insert(key.into(), value);
     };
+    // What only operators may read, beside what agents read too.
+    for told in out["upstreams"].as_array_mut().into_iter().flatten() {
+        let Some(name) = told["upstream"].as_str().map(str::to_owned) else { continue };
+        if let Some(cause) = snapshot.upstreams.get(&*name).and_then(|u| cause(&u.condition())) {
+            set(told, "cause", cause);
+        }
+        if let Some(successor) = snapshot.successors.get(&*name) {
+            let now = successor.condition();
+            let mut next = json!({"state": now.state.as_str(), "since": now.since_text()});
+            if !now.why.is_empty() {
+                set(&mut next, "why", (*now.why).into());
+            }
+            if let Some(cause) = cause(&now) {
+                set(&mut next, "cause", cause);
+            }
+            set(told, "successor", next);
+        }
+    }
     set(&mut out, "version", env!("CARGO_PKG_VERSION").into());
     set(&mut out, "snapshot", snapshot.number.into());
     set(&mut out, "calls_in_flight", edge.gateway.in_flight().into());
@@ -108,6 +126,10 @@ pub fn status(edge: &Edge) -> Value {
         .collect();
     set(&mut out, "dropped_entries", drops.into());
     out
+}
+
+fn cause(now: &condition::Condition) -> Option<Value> {
+    (!now.cause.is_empty()).then(|| (*now.cause).into())
 }
 
 fn gather(edge: &Edge) -> Gathered {

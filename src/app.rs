@@ -1,11 +1,12 @@
 //! The composition root: a configuration in, a running gateway out.
 
+pub mod findings;
 pub mod limits;
 pub mod report;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -31,6 +32,7 @@ use crate::protocol::revision::Revision;
 use crate::seal::Sealer;
 use crate::upstream::Site;
 
+use findings::Findings;
 use report::{CallReport, CatalogReport, ConsumerReport, ListReport, UpstreamReport};
 
 /// Orders that wait for the writer.
@@ -76,15 +78,23 @@ pub struct Running {
     site: Site,
 }
 
-fn read(options: &ServeOptions) -> Result<Config, AppError> {
+// What the file itself says about what the command line can say too.
+type FileSays = (SocketAddr, LogFormat);
+
+fn read(options: &ServeOptions) -> Result<(Config, FileSays), AppError> {
     let mut config = crate::config::load(&options.config, &|name| std::env::var(name).ok())
-        .map_err(|problems| AppError::Config(problems.to_string()))?;
-    adjust(options, &mut config).map_err(AppError::Config)?;
-    Ok(config)
+        .map_err(|problems| {
+            let n = problems.all.len();
+            let s = if n == 1 { "" } else { "s" };
+            AppError::Config(format!("{problems}\n{n} problem{s}"))
+        })?;
+    let says = adjust(options, &mut config).map_err(AppError::Config)?;
+    Ok((config, says))
 }
 
 // What the command line says goes before what the file says, at each reload too.
-fn adjust(options: &ServeOptions, config: &mut Config) -> Result<(), String> {
+fn adjust(options: &ServeOptions, config: &mut Config) -> Result<FileSays, String> {
+    let says = (config.gateway.listen, config.log.format);
     if let Some(listen) = options.listen {
         config.gateway.listen = listen;
         if config.consumers.is_empty() && !listen.ip().is_loopback() {
@@ -97,13 +107,26 @@ fn adjust(options: &ServeOptions, config: &mut Config) -> Result<(), String> {
     if let Some(format) = options.log_format {
         config.log.format = format;
     }
-    Ok(())
+    Ok(says)
+}
+
+// A change of the file that the command line hides would otherwise be told as none.
+fn tell_hidden(options: &ServeOptions, before: FileSays, now: FileSays) {
+    if let Some(listen) = options.listen.filter(|_| now.0 != before.0) {
+        tracing::warn!(file = %now.0, %listen,
+            "gateway.listen of the file changed and has no effect: it is overridden by --listen");
+    }
+    if options.log_format.is_some() && now.1 != before.1 {
+        tracing::warn!(
+            "log.format of the file changed and has no effect: it is overridden by --log-format"
+        );
+    }
 }
 
 /// Start everything but the listeners.
-pub fn start(
+fn start(
     config: Config,
-    options: Option<ServeOptions>,
+    reload: Option<(ServeOptions, FileSays)>,
     log: Option<LogHandle>,
     shim: PathBuf,
 ) -> Result<Running, AppError> {
@@ -123,11 +146,17 @@ pub fn start(
     let gateway =
         Arc::new(Gateway::new(control.first(config.clone()), observe, site.subscriptions.clone()));
     let (orders, orders_rx) = mpsc::channel(ORDERS_MAX);
-    let load: control::Load = match options {
-        Some(options) => {
+    let load: control::Load = match reload {
+        Some((options, says)) => {
             tokio::spawn(watch::file(options.config.clone(), orders.clone()));
             tokio::spawn(watch::hangup(orders.clone()));
-            control::load_from(options.config.clone(), move |c| adjust(&options, c))
+            let said = Mutex::new(says);
+            control::load_from(options.config.clone(), move |c| {
+                let now = adjust(&options, c)?;
+                let mut said = said.lock().expect("no panic while held");
+                tell_hidden(&options, std::mem::replace(&mut said, now), now);
+                Ok(())
+            })
         }
         None => Box::new(|| Err("this command does not reload".to_owned())),
     };
@@ -237,9 +266,12 @@ fn init_log(level: &str, format: LogFormat) -> Result<LogHandle, AppError> {
 /// `weir serve`: run until SIGTERM or SIGINT. `ready` gets the lines that say what is served.
 pub async fn serve(options: ServeOptions, ready: impl FnOnce(&str)) -> Result<(), AppError> {
     let mut signals = Signals::listen();
-    let config = read(&options)?;
+    let (config, says) = read(&options)?;
     let log = init_log(&config.log.level, config.log.format)?;
     limits::raise();
+    if let Some(open) = findings::open_admin(&config) {
+        tracing::warn!("admin.listen {open}");
+    }
     // Both sockets before anything else starts: a second gateway must not start children first.
     let socket = bind("gateway.listen", config.gateway.listen).await?;
     let admin_socket = match config.admin.listen {
@@ -248,7 +280,7 @@ pub async fn serve(options: ServeOptions, ready: impl FnOnce(&str)) -> Result<()
     };
     let local = socket.local_addr().map_err(|e| AppError::Start(e.to_string()))?;
     let admin_local = admin_socket.as_ref().and_then(|s| s.local_addr().ok());
-    let running = start(config, Some(options), Some(log), own_program())?;
+    let running = start(config, Some((options, says)), Some(log), own_program())?;
     if let Some(admin_socket) = admin_socket {
         tokio::spawn(admin::run(running.edge.clone(), admin_socket));
     }
@@ -286,10 +318,10 @@ impl Signals {
 /// `weir stdio`: the same gateway over stdin and stdout.
 pub async fn serve_stdio(options: ServeOptions, consumer: Option<String>) -> Result<(), AppError> {
     let mut signals = Signals::listen();
-    let config = read(&options)?;
+    let (config, says) = read(&options)?;
     let log = init_log(&config.log.level, config.log.format)?;
     limits::raise();
-    let running = start(config, Some(options), Some(log), own_program())?;
+    let running = start(config, Some((options, says)), Some(log), own_program())?;
     let consumer = match whose(&running, consumer.as_deref()) {
         Ok(consumer) => consumer,
         Err(e) => {
@@ -326,19 +358,29 @@ fn whose(running: &Running, name: Option<&str>) -> Result<Arc<Consumer>, AppErro
 }
 
 fn quiet(options: &ServeOptions) -> Result<Running, AppError> {
-    let config = read(options)?;
+    let (config, _) = read(options)?;
     let log = init_log("warn", LogFormat::Text)?;
     limits::raise();
     start(config, None, Some(log), own_program())
 }
 
-/// `weir check --connect`: try each upstream.
-pub async fn probe(options: ServeOptions) -> Result<Vec<UpstreamReport>, AppError> {
+/// `weir check`: the configuration as `weir serve` would take it, and what was found beside it.
+pub fn check(options: &ServeOptions) -> Result<(Config, Findings), AppError> {
+    let (config, _) = read(options)?;
+    let findings = Findings::of(&config, &options.config);
+    Ok((config, findings))
+}
+
+/// `weir check --connect`: try each upstream too.
+pub async fn probe(options: ServeOptions) -> Result<(Vec<UpstreamReport>, Findings), AppError> {
     let running = quiet(&options)?;
     running.settled().await;
+    let snapshot = running.edge.gateway.current.load();
+    let mut findings = Findings::of(&snapshot.config, &options.config);
+    findings.add_idle_patterns(&snapshot);
     let out = upstream_reports(&running);
     running.stop().await;
-    Ok(out)
+    Ok((out, findings))
 }
 
 fn upstream_reports(running: &Running) -> Vec<UpstreamReport> {
@@ -353,6 +395,7 @@ fn upstream_reports(running: &Running) -> Vec<UpstreamReport> {
                 state: "disabled".into(),
                 revision: None,
                 why: None,
+                cause: None,
                 lists: vec![],
             },
             Some(upstream) => {
@@ -362,6 +405,7 @@ fn upstream_reports(running: &Running) -> Vec<UpstreamReport> {
                     state: condition.state.as_str().into(),
                     revision: condition.link.as_ref().map(|l| l.agreed.revision.to_string()),
                     why: (!condition.why.is_empty()).then(|| condition.why.to_string()),
+                    cause: (!condition.cause.is_empty()).then(|| condition.cause.to_string()),
                     lists: ListKind::ALL
                         .map(|kind| {
                             let (entries, bytes) = snapshot.catalog.facts(&c.name, kind);

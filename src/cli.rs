@@ -9,6 +9,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::app::findings::Findings;
+use crate::app::report::UpstreamReport;
 use crate::app::{self, AppError, ServeOptions};
 use crate::config::secret::{ConsumerKey, new_key};
 use crate::config::{self, LogFormat};
@@ -28,7 +30,9 @@ Examples:
   weir key new px-bot                    a key for a new consumer
   weir schema > upstreams.schema.json    for your editor
 
-Exit codes: 0 done; 1 problems found, or the call failed; 2 wrong usage; 3 could not start.";
+Exit codes: 0 done; 1 problems in the configuration (of any command, serve and stdio too), an
+upstream that `check --connect` cannot reach, or a call that failed; 2 wrong usage; 3 could not
+start although the configuration is fine, such as an address in use.";
 
 /// One MCP endpoint in front of many MCP servers.
 #[derive(Parser)]
@@ -70,7 +74,7 @@ enum Command {
     },
     /// Validate the configuration without starting anything
     #[command(
-        after_help = "Prints every problem at once, as FILE:LINE:COLUMN: KEY: what is wrong, and what to do.\nExit code 0 if there is none, else 1. With --connect also 1 if an upstream cannot be reached;\na dormant one (no credential yet) is no failure."
+        after_help = "Prints every problem at once, as FILE:LINE:COLUMN: KEY: what is wrong, and what to do.\nWhat the file names and this machine lacks is a problem too; warnings are none.\nExit code 0 if there is no problem, else 1. With --connect also 1 if an upstream cannot be reached;\na dormant one (no credential yet) is no failure."
     )]
     Check {
         /// Also start or connect each upstream and load its lists
@@ -169,11 +173,12 @@ async fn run(command: Command, options: ServeOptions) -> ExitCode {
         Command::Stdio { consumer } => {
             app::serve_stdio(options, consumer).await.map(|()| ExitCode::SUCCESS)
         }
-        Command::Check { .. } => app::probe(options).await.map(|upstreams| {
+        Command::Check { .. } => app::probe(options).await.map(|(upstreams, findings)| {
             out(&render::upstreams(&upstreams, color()));
-            let bad = upstreams
-                .iter()
-                .any(|u| !matches!(u.state.as_str(), "ready" | "dormant" | "disabled"));
+            tell(&findings);
+            let fine =
+                |u: &UpstreamReport| matches!(u.state.as_str(), "ready" | "dormant" | "disabled");
+            let bad = findings.problems() > 0 || !upstreams.iter().all(fine);
             if bad { ExitCode::from(EXIT_PROBLEM) } else { ExitCode::SUCCESS }
         }),
         Command::Catalog { json, consumer } => {
@@ -202,16 +207,30 @@ async fn run(command: Command, options: ServeOptions) -> ExitCode {
 }
 
 fn check(options: &ServeOptions) -> ExitCode {
-    match config::load(&options.config, &|name| std::env::var(name).ok()) {
-        Ok(config) => {
-            out(&render::checked(&options.config.display().to_string(), &config));
-            ExitCode::SUCCESS
+    match app::check(options) {
+        Ok((config, findings)) => {
+            if findings.problems() == 0 {
+                out(&render::checked(&options.config.display().to_string(), &config));
+            }
+            tell(&findings);
+            ExitCode::from(if findings.problems() == 0 { 0 } else { EXIT_PROBLEM })
         }
-        Err(problems) => {
-            let n = problems.all.len();
-            let s = if n == 1 { "" } else { "s" };
-            failed(EXIT_PROBLEM, &format!("{problems}\n{n} problem{s}"))
-        }
+        Err(e) => failed(EXIT_PROBLEM, &e.to_string()),
+    }
+}
+
+fn tell(findings: &Findings) {
+    let count = |n: usize, what: &str| {
+        let s = if n == 1 { "" } else { "s" };
+        (n > 0).then(|| format!("{n} {what}{s}"))
+    };
+    let counts: Vec<String> =
+        [count(findings.problems(), "problem"), count(findings.warnings(), "warning")]
+            .into_iter()
+            .flatten()
+            .collect();
+    if !counts.is_empty() {
+        say(&format!("{}\n{}", findings.told(), counts.join(", ")));
     }
 }
 

@@ -199,6 +199,7 @@ impl Control {
             number: self.number,
             config,
             upstreams,
+            successors: self.successors.clone(),
             catalog,
             identity,
             views,
@@ -334,10 +335,8 @@ impl Control {
         let config = match load() {
             Ok(config) => Arc::new(config),
             Err(problems) => {
-                tracing::error!(
-                    ?why,
-                    "the new configuration is refused, nothing changed:\n{problems}"
-                );
+                // Last: they go over several lines.
+                tracing::error!(?why, %problems, "the new configuration is refused, nothing changed");
                 return Err(problems);
             }
         };
@@ -363,8 +362,16 @@ impl Control {
         for c in config.upstreams.iter().filter(|c| c.enabled) {
             match before.upstreams.get(&c.name) {
                 Some(kept) if plan.keep.contains(&c.name) => {
-                    // Where a successor is on its way, the settings are its own.
-                    self.successors.get(&c.name).unwrap_or(kept).reconfigure(c.clone());
+                    // Where a successor is on its way, the settings are for both; where they are
+                    // reached is each one's own.
+                    if let Some(successor) = self.successors.get(&c.name) {
+                        successor.reconfigure(c.clone());
+                        let mut own = (**c).clone();
+                        own.transport = kept.config().transport.clone();
+                        kept.reconfigure(Arc::new(own));
+                    } else {
+                        kept.reconfigure(c.clone());
+                    }
                     upstreams.insert(c.name.clone(), kept.clone());
                 }
                 Some(old) if old.is_ready() && c.dormant.is_none() => {
@@ -390,13 +397,12 @@ impl Control {
         if config.log.level != before.config.log.level {
             self.observe.log_level(&config.log.level);
         }
+        let orphaned: Vec<_> =
+            self.successors.keys().filter(|name| !upstreams.contains_key(*name)).cloned().collect();
+        retired.extend(orphaned.iter().filter_map(|name| self.successors.remove(name)));
         let patience = config.gateway.drain_timeout;
         let next = self.snapshot(config, upstreams, Some(&before));
         gateway.current.publish(next);
-        let running = &gateway.current.load().upstreams;
-        let orphaned: Vec<_> =
-            self.successors.keys().filter(|name| !running.contains_key(*name)).cloned().collect();
-        retired.extend(orphaned.iter().filter_map(|name| self.successors.remove(name)));
         for old in retired {
             self.retire(old, patience);
         }

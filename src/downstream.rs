@@ -19,6 +19,7 @@ pub mod park;
 pub mod pipe;
 pub mod refused;
 pub mod render;
+pub mod replay;
 mod reply;
 pub mod session;
 pub mod sse;
@@ -59,6 +60,8 @@ pub struct Edge {
     pub tasks: TaskTracker,
     /// Connections, which are given time to send what they have when the gateway stops.
     pub served: TaskTracker,
+    /// Bytes kept for clients of old sessions that come back for the rest of a stream.
+    pub kept_bytes: Arc<AtomicUsize>,
     /// Answers that their clients have not read yet.
     pub unread: body::Unread,
     /// Set when the gateway stops.
@@ -80,6 +83,7 @@ impl Edge {
             sealer,
             tasks: TaskTracker::new(),
             served: TaskTracker::new(),
+            kept_bytes: Arc::default(),
             unread: body::Unread::default(),
             stop: CancellationToken::new(),
             streams: Arc::default(),

@@ -14,6 +14,10 @@ use std::time::Duration;
 use crate::protocol::error::{self, ErrorObject};
 use crate::protocol::meta::key::OWN_PREFIX;
 
+/// Least pause that a caller is told. While an upstream is being restarted the next try is always
+/// now, and a caller that repeats at once would only find the same.
+const PAUSE_TOLD_MIN: Duration = Duration::from_millis(100);
+
 /// One word for why. Closed: a new cause needs a new row, and the compiler asks for its texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
@@ -367,11 +371,15 @@ impl Failure {
         if let Some(upstream) = &self.upstream {
             data.insert("upstream".into(), (**upstream).into());
         }
-        if let Some(after) = self.retry_after {
+        if let Some(after) = self.pause_told() {
             data.insert("retryAfterMs".into(), (after.as_millis() as u64).into());
         }
         data.insert("outcome".into(), self.outcome().into());
         data.into()
+    }
+
+    fn pause_told(&self) -> Option<Duration> {
+        self.retry_after.map(|after| after.max(PAUSE_TOLD_MIN))
     }
 
     /// `no_effect` or `unknown`: what the caller may assume about effects upstream.
@@ -389,8 +397,10 @@ impl Failure {
         }
         s.push_str(&self.text);
         let _ = write!(s, " (reason: {}", self.reason);
-        if let Some(after) = self.retry_after {
-            let _ = write!(s, ", try again in {:.1} s", after.as_secs_f64());
+        if let Some(after) = self.pause_told() {
+            // Rounded up: who comes a moment too early is refused again.
+            let tenths = after.as_millis().div_ceil(100);
+            let _ = write!(s, ", try again in {}.{} s", tenths / 10, tenths % 10);
         }
         s.push(')');
         if self.outcome_unknown {
@@ -446,5 +456,20 @@ mod tests {
             assert_eq!(f.outcome_unknown, unknown);
             assert_eq!(f.sentence().contains("unknown"), unknown);
         }
+    }
+
+    #[test]
+    fn nobody_is_told_to_come_again_at_once() {
+        for (ms, told, words) in
+            [(0, 100, "0.1 s"), (40, 100, "0.1 s"), (120, 120, "0.2 s"), (8200, 8200, "8.2 s")]
+        {
+            let refusal = Refusal::new(Reason::UpstreamDown, "it restarts")
+                .retry_after(Duration::from_millis(ms));
+            let failure = Failure::from(refusal);
+            assert_eq!(failure.data()["retryAfterMs"], told);
+            assert!(failure.sentence().contains(&format!("again in {words}")), "{ms}");
+        }
+        let never = Failure::from(Refusal::new(Reason::Dormant, "no key"));
+        assert!(never.data().get("retryAfterMs").is_none());
     }
 }

@@ -232,7 +232,10 @@ impl Guard {
                 Ok(Err(fault)) => fault,
                 Err(Elapsed) => timed_out(deadline),
             };
-            admission.failed(fault.reason);
+            // A status that says no to this request says nothing of the next.
+            if fault.reason != Reason::UpstreamStatus || fault.delivery != Delivery::Refused {
+                admission.failed(fault.reason);
+            }
             let mut at_least = Duration::ZERO;
             if fault.reason == Reason::Throttled {
                 at_least = self.throttled(fault.retry_after);

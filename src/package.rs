@@ -103,11 +103,16 @@ pub enum PackageError {
 /// reads a few small files.
 ///
 /// An installation goes on when the future is dropped, and the next call waits for the same one:
-/// a caller with a short deadline comes to its package in the end.
-pub async fn ensure(spec: &PackageSpec, cache_dir: &Path) -> Result<Installed, PackageError> {
+/// a caller with a short deadline comes to its package in the end. With the program `shim` that
+/// supervises (see [`crate::shim`]) nothing of an installer outlives this process.
+pub async fn ensure(
+    spec: &PackageSpec,
+    cache_dir: &Path,
+    shim: Option<&Path>,
+) -> Result<Installed, PackageError> {
     let home = home(spec, cache_dir)?;
     if !home.is_dir() {
-        install::once(spec, &home).await?;
+        install::once(spec, &home, shim).await?;
     }
     let (spec, label) = (spec.clone(), label(spec));
     let found = tokio::task::spawn_blocking(move || match spec.registry {
@@ -115,6 +120,18 @@ pub async fn ensure(spec: &PackageSpec, cache_dir: &Path) -> Result<Installed, P
         Registry::Pypi => pypi::program(&spec, &home),
     });
     found.await.unwrap_or_else(|e| Err(PackageError::Failed { package: label, why: e.to_string() }))
+}
+
+/// The installer that the package needs and this machine lacks; `None` with the package in the
+/// cache, which needs none.
+pub fn lacks(spec: &PackageSpec, cache_dir: &Path) -> Option<PackageError> {
+    if home(spec, cache_dir).is_ok_and(|home| home.is_dir()) {
+        return None;
+    }
+    match spec.registry {
+        Registry::Npm => npm::installer(spec).err(),
+        Registry::Pypi => pypi::installer(spec).err(),
+    }
 }
 
 /// `npm:@scope/name@1.2.3`, as in the configuration.

@@ -71,6 +71,9 @@ pub struct Site {
     pub subscriptions: Arc<Subscriptions>,
 }
 
+/// How long a call may take from reading the snapshot to being counted here.
+const SETTLE_TIME: Duration = Duration::from_millis(50);
+
 /// Notifications of changes that wait for the keeper; further ones say nothing new.
 const NOTES_MAX: usize = 64;
 
@@ -171,6 +174,7 @@ impl Upstream {
             condition: condition_tx,
             stop,
             restarts,
+            ready_at: None,
             saving: None,
             verdict: kept.as_ref().map(|s| s.about.revision),
         };
@@ -275,6 +279,8 @@ impl Upstream {
     pub async fn retire(&self, patience: Duration) {
         self.silence();
         let end = tokio::time::Instant::now() + patience;
+        // A call that found this one in the snapshot before may be just about to count.
+        tokio::time::sleep(SETTLE_TIME.min(patience)).await;
         // A poll, since this is rare and a notification on every call would cost each of them.
         while self.in_flight() > 0 && tokio::time::Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -327,14 +333,20 @@ impl Upstream {
             trace,
             asking: Asking { call, notices, guard: &self.guard, deadline: &deadline },
         };
-        let carried = self.guard.run(&ask, &deadline, |_| errand::attempt(self, &errand));
+        let begun = AtomicBool::new(false);
+        let carried = self.guard.run(&ask, &deadline, |_| {
+            begun.store(true, Ordering::Relaxed);
+            errand::attempt(self, &errand)
+        });
         let (result, spent) = tokio::select! {
             biased;
             carried = carried => carried,
             // Whoever waited for calls to end waits no more: the caller learns that, and when.
             () = self.stop.cancelled() => {
                 let text = "the gateway let go of the upstream before the answer came";
-                let fault = Fault::new(Reason::Retired, Delivery::Unknown, text);
+                let begun = begun.load(Ordering::Relaxed);
+                let delivery = if begun { Delivery::Unknown } else { Delivery::NotSent };
+                let fault = Fault::new(Reason::Retired, delivery, text);
                 (Err(Failure::from_fault(fault, &self.name, !read_only)), Spent::default())
             }
         };

@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use harness::scripted::{Reply, Scripted, tool};
-use harness::{PATIENCE, Weir, modern};
+use harness::{PATIENCE, Weir, call, modern, upstream};
 use serde_json::{Value, json};
 
 fn weir() -> Command {
@@ -112,6 +112,188 @@ async fn check_connect_tries_each_upstream() {
     assert_eq!(output.status.code(), Some(1));
     let told = stdout(&output);
     assert!(told.contains("cannot be reached") && told.contains("could not be started"), "{told}");
+    // As the log has it: which program, which address, and what the system said.
+    assert!(told.contains("`/no/such/program` does not exist"), "{told}");
+    assert!(told.contains("Connection refused"), "{told}");
+}
+
+/// Programs, folders and files that are not there, and one more of each that is.
+fn lacking(dir: &Path) -> String {
+    let plain = dir.join("plain");
+    std::fs::write(&plain, "no program").unwrap();
+    let plain = plain.display();
+    let script = dir.join("script");
+    std::fs::write(&script, "#!/no/such/interpreter\n").unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let script = script.display();
+    format!(
+        r#"
+[upstreams.at]
+command = "/no/such/program"
+[upstreams.on]
+command = "no-such-program"
+env = {{ PATH = "/no/bin" }}
+[upstreams.plain]
+command = "{plain}"
+[upstreams.here]
+command = "sh"
+cwd = "/no/such/folder"
+[upstreams.later]
+command = "/no/such/program"
+args = ["${{WEIR_TEST_TOKEN}}"]
+[upstreams.off]
+enabled = false
+command = "/no/such/program"
+[upstreams.key]
+url = "https://x.example/mcp"
+bearer = "file:/no/key"
+[upstreams.fine]
+command = "sh"
+cwd = "/"
+[upstreams.script]
+command = "{script}"
+era = "modern"
+"#
+    )
+}
+
+#[tokio::test]
+async fn check_finds_what_the_machine_lacks() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(dir.path(), "", &lacking(dir.path()));
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("listen = \"off\"", "listen = \"0.0.0.0:8081\"")).unwrap();
+    let output = on(&path, &["check"]).await;
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(1), ""));
+    let told = stderr(&output).replace(&dir.path().display().to_string(), "DIR");
+    insta::assert_snapshot!(told, @r#"
+    DIR/upstreams.toml:7:10: warning: admin.listen: 0.0.0.0:8081 is no loopback address, and the admin listener has no authentication: whoever reaches it reads /status and /metrics
+        listen on 127.0.0.1, or see to it that only your monitoring reaches this address
+    DIR/upstreams.toml:10:11: upstreams.at.command: /no/such/program does not exist
+        install it there, or mend the path
+    DIR/upstreams.toml:12:11: upstreams.on.command: "no-such-program" is in no directory of its PATH, which is /no/bin
+        install it, or write its whole path, from /
+    DIR/upstreams.toml:15:11: upstreams.plain.command: DIR/plain is no executable file
+        make it one: chmod +x DIR/plain
+    DIR/upstreams.toml:18:7: upstreams.here.cwd: /no/such/folder does not exist
+        make it, or leave cwd out: then it gets an empty one of its own
+    DIR/upstreams.toml:20:11: warning: upstreams.later.command: /no/such/program does not exist
+        install it there, or mend the path
+    DIR/upstreams.toml:27:10: warning: upstreams.key.bearer: file /no/key cannot be read (entity not found)
+        put it there, readable for the gateway; until then it is dormant
+    4 problems, 3 warnings
+    "#);
+
+    // Warnings alone are no failure.
+    let fine = "[upstreams.key]\nurl = \"https://x.example/mcp\"\nbearer = \"file:/no/such/key\"";
+    let output = on(&file(dir.path(), "", fine), &["check"]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).contains("no problems"), "{}", stdout(&output));
+    assert!(stderr(&output).ends_with("\n1 warning\n"), "{}", stderr(&output));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_machine_lacks_keeps_nobody_from_serving() {
+    let dir = tempfile::tempdir().unwrap();
+    let fast = "restart_backoff = \"1ms\"\nrestart_backoff_max = \"5ms\"\n";
+    let sections = lacking(dir.path())
+        .replace("[upstreams.here]\n", &format!("[upstreams.here]\n{fast}"))
+        .replace("[upstreams.at]\n", &format!("[upstreams.at]\n{fast}"))
+        .replace("[upstreams.script]\n", &format!("[upstreams.script]\n{fast}"));
+    let weir = Weir::start("", &sections);
+    let status = weir
+        .until("tried again and again", |s| {
+            ["at", "here", "script"].iter().all(|n| upstream(s, n)["restarts"].as_u64() > Some(5))
+                && ["on", "plain", "script"].iter().all(|n| upstream(s, n)["cause"].is_string())
+        })
+        .await;
+    for (name, cause) in [
+        ("at", "program `/no/such/program` does not exist"),
+        ("on", "program `no-such-program` was not found"),
+        ("plain", "is not an executable file"),
+        (
+            "script",
+            "No such file or directory (os error 2): is the program installed, executable, and its interpreter too?",
+        ),
+        ("here", "working directory /no/such/folder does not exist"),
+    ] {
+        let up = upstream(&status, name);
+        assert!(up["cause"].as_str().unwrap().contains(cause), "{up}");
+        assert_eq!((&up["state"], &up["crash_loop"]), (&json!("down"), &json!(false)), "{up}");
+        assert_eq!(up["why"], "the server program could not be started");
+    }
+    // Agents hear that it is down, and nothing of this machine.
+    let agents = call(&weir.url, "weir__status", json!({})).await.to_string();
+    assert!(agents.contains("could not be started") && !agents.contains("/no/such/"), "{agents}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_installers_last_words_are_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = "#!/bin/sh\ncat >&2 <<'END'\nnpm error code E404\nnpm error 404 Not Found - GET https://r.example/@a%2fb - Not found\nnpm error 404\nnpm error 404  '@a/b@1.2.3' is not in this registry.\nnpm error 404\nnpm error 404 Note that you can also install from a\nnpm error 404 tarball, folder, http url, or git folder.\nEND\nexit 1\n";
+    let npm = dir.path().join("npm");
+    std::fs::write(&npm, script).unwrap();
+    std::fs::set_permissions(&npm, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = file(dir.path(), "", "[upstreams.up]\npackage = \"npm:@a/b@1.2.3\"\n");
+    let mut command = weir();
+    command.args(["check", "--connect", "--config"]).arg(&path);
+    command.env("PATH", format!("{}:/bin:/usr/bin", dir.path().display()));
+    let output = run(command).await;
+    assert_eq!(output.status.code(), Some(1));
+    let told = stdout(&output);
+    assert!(told.trim_end().ends_with("'@a/b@1.2.3' is not in this registry."), "{told}");
+    // Without an installer it is said which one.
+    let mut command = weir();
+    command.args(["check", "--config"]).arg(&path).env("PATH", "/no/bin");
+    let output = run(command).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("needs `npm`"), "{}", stderr(&output));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_connect_finds_patterns_that_describe_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = Scripted::fine(&["read", "write"]).await;
+    let more = "allow = [\"re*\", \"wirte\"]\ndeny = [\"delete_*\"]\n[upstreams.up.tools.\"wri*\"]\nread_only = true\n[upstreams.up.tools.rite]\nread_only = true\n";
+    let views = "[views.a]\nupstreams = [\"up\"]\nallow = [\"up__read\", \"up__wirte\"]\n[views.b]\nallow = [\"*__red\", \"weir__*\"]\n";
+    let away = "[upstreams.away]\nurl = \"http://127.0.0.1:9/mcp\"\nallow = [\"who-knows\"]\n";
+    let path = file(dir.path(), "", &(up.section("up", more) + views));
+    let output = on(&path, &["check", "--connect"]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let told = stderr(&output).replace(&dir.path().display().to_string(), "DIR");
+    insta::assert_snapshot!(told, @r#"
+    DIR/upstreams.toml:10:17: warning: upstreams.up.allow: "wirte" matches nothing that it offers
+        mend it, or remove it; `weir catalog` shows the names that there are
+    DIR/upstreams.toml:11:9: warning: upstreams.up.deny: "delete_*" matches nothing that it offers
+        mend it, or remove it; `weir catalog` shows the names that there are
+    DIR/upstreams.toml:14:21: warning: upstreams.up.tools.rite: matches no tool that it offers
+        mend it, or remove it; `weir catalog` shows the names that there are
+    DIR/upstreams.toml:19:22: warning: views.a.allow: "up__wirte" matches no public name of what its upstreams offer
+        mend it, or remove it; `weir catalog` shows the names that there are
+    DIR/upstreams.toml:21:10: warning: views.b.allow: "*__red" matches no public name of what its upstreams offer
+        mend it, or remove it; `weir catalog` shows the names that there are
+    5 warnings
+    "#);
+    // What one upstream that is away may have is not called nothing.
+    let path = file(dir.path(), "", &(up.section("up", more) + views + away));
+    let told = stderr(&on(&path, &["check", "--connect"]).await);
+    assert!(told.contains("up__wirte") && told.contains("\"wirte\""), "{told}");
+    assert!(!told.contains("__red") && !told.contains("who-knows"), "{told}");
+    // Nobody asked, so nobody knows.
+    assert_eq!(stderr(&on(&path, &["check"]).await), "");
+}
+
+#[tokio::test]
+async fn check_takes_what_serve_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(dir.path(), "", "");
+    for command in [&["check"][..], &["check", "--connect"], &["serve"]] {
+        let output = on(&path, &[command, &["--listen", "0.0.0.0:0"]].concat()).await;
+        assert_eq!(output.status.code(), Some(1), "{command:?}");
+        assert!(stderr(&output).contains("--listen 0.0.0.0:0: without consumers"), "{command:?}");
+    }
+    let fine = ["check", "--listen", "127.0.0.1:0", "--log-format", "json"];
+    assert_eq!(on(&path, &fine).await.status.code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -266,6 +448,15 @@ async fn schema_and_help_say_what_there_is() {
         let shows = text.contains("Example") || text.contains("Exit code");
         assert!(shows, "{args:?}: {text}");
     }
+    let help = run({
+        let mut c = weir();
+        c.arg("--help");
+        c
+    })
+    .await;
+    // As `check_names_every_problem…` sees `serve` end.
+    let codes = stdout(&help).replace('\n', " ");
+    assert!(codes.contains("1 problems in the configuration (of any command, serve"), "{codes}");
     let output = run({
         let mut c = weir();
         c.arg("--no-such-flag");
@@ -294,6 +485,16 @@ async fn what_cannot_be_served_is_said_with_the_remedy() {
     let weir = Weir::start("", "");
     // Ready to paste.
     weir.logged("mcpServers").await;
+    assert!(!weir.log().contains("no authentication"), "{}", weir.log());
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("\"off\"", "\"0.0.0.0:0\"")).unwrap();
+    let mut child = self::weir().arg("--config").arg(&path).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
+    let before: Vec<_> =
+        lines.map_while(Result::ok).take_while(|l| !l.contains("mcpServers")).collect();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(before.iter().any(|l| l.contains("has no authentication")), "{before:#?}");
 }
 
 /// `weir stdio` on this file: what is written and what comes back, until its stdin is closed.

@@ -31,8 +31,16 @@ async fn one_installation() {
     let cache = PathBuf::from(text("cache").unwrap());
     // Two at once in one process are one installation too.
     let (a, b) = tokio::join!(
-        weirkeeper::package::ensure(&spec, &cache),
-        weirkeeper::package::ensure(&spec, &cache)
+        weirkeeper::package::ensure(
+            &spec,
+            &cache,
+            Some(std::path::Path::new(env!("CARGO_BIN_EXE_weir")))
+        ),
+        weirkeeper::package::ensure(
+            &spec,
+            &cache,
+            Some(std::path::Path::new(env!("CARGO_BIN_EXE_weir")))
+        )
     );
     assert_eq!(a, b);
     let line = match a {

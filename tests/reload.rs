@@ -74,8 +74,12 @@ async fn each_way_of_saving_is_seen() {
     std::fs::remove_file(weir.config_path()).unwrap();
     tokio::time::sleep(QUIET).await;
     assert_eq!(tool_names(&weir.url, None).await, ["one__a", "five__b"]);
+    let told = |what: &str| weir.log().matches(what).count();
+    let gone = "the configuration file cannot be read; the configuration in force stays";
+    assert_eq!((told(gone), told("the configuration file is back")), (1, 0), "{}", weir.log());
     std::fs::write(weir.config_path(), text).unwrap();
     names(&weir, &["one__a", "three__b"]).await;
+    assert_eq!((told(gone), told("the configuration file is back")), (1, 1), "{}", weir.log());
     let metrics = weir.metrics().await;
     assert!(metrics.contains("weir_config_reloads_total{result=\"ok\"} 5"), "{metrics}");
     assert_eq!(one.asked("initialize"), 1, "the unchanged upstream was left alone");
@@ -147,6 +151,12 @@ async fn what_cannot_change_is_refused_by_name_and_nothing_changes() {
         let place = format!("upstreams.toml:{}:", line + n);
         assert!(log.contains(&place) && log.contains(key), "{place} {key}: {log}");
     }
+    // Who asked does not stand behind the last problem.
+    let line = log.lines().find(|l| l.contains("urll")).unwrap();
+    let line: Value = serde_json::from_str(line).unwrap();
+    assert_eq!(line["message"], "the new configuration is refused, nothing changed");
+    assert_eq!(line["why"], "File");
+    assert!(line["problems"].as_str().unwrap().contains("call_timeout: \"soon\""), "{line}");
     assert_eq!(call(&weir.url, "one__a", json!({})).await["result"]["content"][0]["text"], "fine");
 
     // Set back and mended: applied.
@@ -221,6 +231,7 @@ async fn limits_change_under_a_running_child_and_its_counters_go_on() {
     // What the process is made of changes: a new one.
     weir.rewrite("", &section.replace("\"-u\", ", "\"-u\", \"-B\", "));
     weir.logged("the new instance has taken over").await;
+    assert!(upstream(&weir.status().await, "child")["successor"].is_null());
     assert_ne!(child_pid(&weir).await, pid);
 }
 
@@ -396,11 +407,22 @@ async fn a_changed_upstream_serves_until_its_successor_is_ready() {
     let first = child_pid(&weir).await;
 
     // The new program does not start: the old one goes on, and the log says so.
-    let broken = section.replace("\"-u\", ", "\"-u\", \"-c\", \"import sys; sys.exit(4)\", ");
+    let broken = section.replace(
+        "\"-u\", ",
+        "\"-u\", \"-c\", \"import sys; print('no such plan', file=sys.stderr); sys.exit(4)\", ",
+    );
     weir.rewrite("builtin = false", &broken);
     weir.logged("the old one keeps serving").await;
     assert_eq!(child_pid(&weir).await, first);
     assert_eq!(tool_names(&weir.url, None).await, ["child__pid"]);
+    let status = weir
+        .until("the successor's trouble", |s| upstream(s, "child")["successor"]["state"] == "down")
+        .await;
+    let child = upstream(&status, "child");
+    assert_eq!(child["state"], "ready");
+    let told = |key: &str| child["successor"][key].as_str().unwrap().to_owned();
+    assert!(told("why").contains("ended with code 4"), "{child}");
+    assert!(told("cause").contains("stderr: no such plan"), "{child}");
 
     // The next one starts, slowly: no call fails and no list lacks anything meanwhile.
     let slow = section.replace("\"-u\", ", "\"-u\", \"-X\", \"dev\", ");
@@ -474,4 +496,59 @@ shout()
     use base64::Engine as _;
     let coded = base64::engine::general_purpose::STANDARD.encode(secret(1));
     assert!(!log.contains(&coded[4..20]), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_the_command_line_hides_is_told_as_such() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("upstreams.toml");
+    let text = format!(
+        "[gateway]\nlisten = \"127.0.0.1:1\"\nstate_dir = \"{0}/state\"\n[admin]\nlisten = \"off\"\n",
+        dir.path().display()
+    );
+    std::fs::write(&path, &text).unwrap();
+    let child = std::process::Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["--listen", "127.0.0.1:0", "--log-format", "json", "--config"])
+        .arg(&path)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut child = Killed(child);
+    let (tx, lines) = std::sync::mpsc::channel();
+    let stderr = std::io::BufReader::new(child.0.stderr.take().unwrap());
+    std::thread::spawn(move || {
+        for line in std::io::BufRead::lines(stderr).map_while(Result::ok) {
+            let _ = tx.send(line);
+        }
+    });
+    let heard = |needle: &str| {
+        let mut all = String::new();
+        while let Ok(line) = lines.recv_timeout(harness::PATIENCE) {
+            all.push_str(&line);
+            if line.contains(needle) {
+                return all;
+            }
+        }
+        panic!("not heard: {needle}\n{all}");
+    };
+    heard("mcpServers");
+    std::fs::write(&path, text.replace("127.0.0.1:1", "127.0.0.1:2")).unwrap();
+    assert!(heard("it is overridden by --listen").contains("127.0.0.1:2"));
+    // Told once: the next change is another one.
+    std::fs::write(
+        &path,
+        text.replace("127.0.0.1:1", "127.0.0.1:2") + "[log]\nlevel = \"debug\"\n",
+    )
+    .unwrap();
+    assert!(!heard("configuration reloaded").contains("overridden"));
+}
+
+/// A process that ends with its test.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

@@ -18,6 +18,8 @@ pub struct UpstreamReport {
     pub revision: Option<String>,
     /// Why it is not ready.
     pub why: Option<String>,
+    /// The same with what only operators are told, where there is more.
+    pub cause: Option<String>,
     /// Its lists.
     pub lists: Vec<ListReport>,
 }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::freshness::Freshness;
-use super::naming::{exposed_name, exposed_uri};
+use super::naming::{exposed_name, exposed_uri, native_uri, upstream_of_name};
 use super::slice::{BAD_MAX, BadItem, Item, List, Slice};
 use crate::config::{Patterns, TransportConfig, UpstreamConfig, UrlTransport};
 use crate::protocol::address::{UriHolder, uri_edits};
@@ -109,6 +109,9 @@ pub enum DropReason {
         /// Which thing has it.
         native: Arc<str>,
     },
+    /// It stands without a prefix and would look like another upstream's.
+    #[error("its public name belongs to the upstream {0}")]
+    Foreign(Arc<str>),
     /// The item itself is wrong.
     #[error("it {0}")]
     Bad(BadItem),
@@ -178,6 +181,16 @@ impl Catalog {
                 });
             }
             for (n, entry) in list.entries.iter().enumerate() {
+                if let Some(owner) = self.owner_of(kind, part, &entry.exposed) {
+                    self.drops.push(Drop {
+                        upstream: upstream.clone(),
+                        kind,
+                        native: Some(list.item(n).key.clone()),
+                        exposed: Some(entry.exposed.clone()),
+                        why: DropReason::Foreign(owner),
+                    });
+                    continue;
+                }
                 let taken = index.get(&entry.exposed).copied();
                 let Some(first) = taken else {
                     let place = Place { part: part as u32, entry: n as u32 };
@@ -199,6 +212,20 @@ impl Catalog {
             }
         }
         self.index[kind as usize] = index;
+    }
+
+    // Whose a name without a prefix would be by its form: of an upstream that is configured,
+    // whether it has that name or not. Calls that are meant for one must not reach another.
+    fn owner_of(&self, kind: ListKind, part: usize, exposed: &str) -> Option<Arc<str>> {
+        if self.parts[part].part.config.prefixed {
+            return None;
+        }
+        let owner = match kind {
+            ListKind::Tools | ListKind::Prompts => upstream_of_name(exposed)?,
+            ListKind::Resources | ListKind::Templates => native_uri(exposed)?.0,
+        };
+        let config = &self.part(owner)?.part.config;
+        config.prefixed.then(|| config.name.clone())
     }
 
     /// Which catalog it is; later ones have greater numbers.

@@ -230,6 +230,15 @@ impl SliceBuilder {
         self.lists[kind as usize].items.len() >= self.max_items
     }
 
+    /// The list goes on behind what fits; how far, nobody has looked.
+    pub fn more_is_left_out(&mut self, kind: ListKind) {
+        let list = &mut self.lists[kind as usize];
+        list.bad_total += 1;
+        if list.bad.len() < BAD_MAX {
+            list.bad.push(Bad { key: None, why: BadItem::OverMax });
+        }
+    }
+
     /// The slice.
     pub fn finish(self) -> Slice {
         Slice { about: self.about, lists: self.lists.map(Building::finish) }

@@ -39,7 +39,7 @@ pub fn upstreams(all: &[UpstreamReport], color: bool) -> String {
         if !lists.is_empty() {
             let _ = write!(out, "  {}", lists.join(", "));
         }
-        if let Some(why) = &u.why {
+        if let Some(why) = u.cause.as_ref().or(u.why.as_ref()) {
             let _ = write!(out, "  {why}");
         }
         let trimmed = out.trim_end().len();
@@ -104,6 +104,7 @@ mod tests {
             state: state.into(),
             revision: (state == "ready").then(|| "2025-11-25".into()),
             why: why.map(Into::into),
+            cause: None,
             lists: vec![ListReport { kind: "tools".into(), entries, bytes: entries * 21_000 }],
         };
         let report = CatalogReport {

@@ -91,14 +91,15 @@ impl Template {
             if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
                 return Err(Missing::Malformed(format!("`${{{name}}}` names no variable")));
             }
-            match (env(name).filter(|v| !v.is_empty()), default) {
-                (Some(value), _) => {
+            match (env(name), default) {
+                (Some(value), _) if !value.is_empty() => {
                     out.push_str(&value);
                     secrets.push(Secret::new(value));
                 }
-                (None, Some(default)) => out.push_str(default),
-                (None, None) => {
-                    return Err(Missing::Absent(format!("environment variable {name} is not set")));
+                (_, Some(default)) => out.push_str(default),
+                (value, None) => {
+                    let what = if value.is_some() { "empty" } else { "not set" };
+                    return Err(Missing::Absent(format!("environment variable {name} is {what}")));
                 }
             }
             rest = &body[end + 1..];
@@ -314,7 +315,11 @@ mod tests {
     use base64::engine::general_purpose::STANDARD;
 
     fn env(name: &str) -> Option<String> {
-        (name == "TOKEN").then(|| "s3cr\"et-value".to_owned())
+        match name {
+            "TOKEN" => Some("s3cr\"et-value".to_owned()),
+            "EMPTY" => Some(String::new()),
+            _ => None,
+        }
     }
     fn read(path: &str) -> std::io::Result<String> {
         if path == "/k" {
@@ -331,6 +336,11 @@ mod tests {
         assert_eq!(r("${NO:-eu}.x").unwrap().expose(), "eu.x");
         assert_eq!(r("file:/k").unwrap().expose(), "from-file");
         assert_eq!(r("${NO}"), Err(Missing::Absent("environment variable NO is not set".into())));
+        assert_eq!(r("${EMPTY:-eu}").unwrap().expose(), "eu");
+        assert_eq!(
+            r("${EMPTY}"),
+            Err(Missing::Absent("environment variable EMPTY is empty".into()))
+        );
         assert!(matches!(r("file:/none"), Err(Missing::Absent(_))));
         assert!(matches!(r("${TOKEN"), Err(Missing::Malformed(_))));
     }

@@ -180,6 +180,9 @@ impl<'a> Section<'a> {
     fn mistyped(&self, key: &str, got: &DeValue<'_>, wanted: &str) {
         let got = match got {
             DeValue::String(_) => "a string",
+            // Where a number is wanted it is this one that does not fit, and no secret.
+            DeValue::Integer(i) if wanted.contains("number") => i.as_str(),
+            DeValue::Float(f) if wanted.contains("number") => f.as_str(),
             DeValue::Integer(_) => "a whole number",
             DeValue::Float(_) => "a number",
             DeValue::Boolean(_) => "true or false",
@@ -251,7 +254,7 @@ impl<'a> Section<'a> {
         let Some(value) = self.ask(key, Kind::Count, Some(default.to_string()), doc) else {
             return default;
         };
-        match whole(value.get_ref()) {
+        match whole(value.get_ref()).and_then(|n| usize::try_from(n).ok()) {
             Some(0) => {
                 self.wrong(
                     key,
@@ -260,7 +263,7 @@ impl<'a> Section<'a> {
                 );
                 default
             }
-            Some(n) => usize::try_from(n).unwrap_or(usize::MAX),
+            Some(n) => n,
             None => {
                 self.mistyped(key, value.get_ref(), "a whole number of at least 1");
                 default
@@ -276,7 +279,8 @@ impl<'a> Section<'a> {
         if let Some(n) = whole(value.get_ref()).and_then(|n| u32::try_from(n).ok()) {
             return n;
         }
-        self.mistyped(key, value.get_ref(), "a whole number of at least 0");
+        let wanted = format!("a whole number from 0 to {}", u32::MAX);
+        self.mistyped(key, value.get_ref(), &wanted);
         default
     }
 
@@ -293,7 +297,9 @@ impl<'a> Section<'a> {
         };
         let number = match value.get_ref() {
             DeValue::Float(f) => f.as_str().replace('_', "").parse::<f64>().ok(),
-            DeValue::Integer(_) => whole(value.get_ref()).map(|n| n as f64),
+            DeValue::Integer(i) => {
+                i128::from_str_radix(&i.as_str().replace('_', ""), i.radix()).ok().map(|n| n as f64)
+            }
             _ => None,
         };
         if number.is_none_or(|n| !n.is_finite()) {
@@ -357,7 +363,7 @@ impl<'a> Section<'a> {
                 self.wrong(
                     key,
                     format!("{text:?} is no duration"),
-                    "write a number and a unit: \"250ms\", \"30s\", \"5m\" or \"1h\"",
+                    "write a positive number and a unit, ten years at most: \"250ms\", \"30s\", \"5m\" or \"1h\"",
                 );
                 default
             }
@@ -573,6 +579,9 @@ fn whole(value: &DeValue<'_>) -> Option<u64> {
     u64::from_str_radix(&i.as_str().replace('_', ""), i.radix()).ok()
 }
 
+/// Ten years: beyond this timers overflow, and nobody means it.
+const DURATION_MAX_S: f64 = 315_360_000.0;
+
 /// Read `"250ms"`, `"1.5s"`, `"5m"`, `"1h"`.
 pub fn parse_duration(text: &str) -> Option<Duration> {
     let text = text.trim();
@@ -586,10 +595,8 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
         "d" => 86_400.0,
         _ => return None,
     };
-    // Beyond this timers overflow; nobody means it.
-    const TEN_YEARS_S: f64 = 315_360_000.0;
     let seconds = number * unit;
-    (seconds.is_finite() && (0.0..=TEN_YEARS_S).contains(&seconds))
+    (seconds.is_finite() && (0.0..=DURATION_MAX_S).contains(&seconds))
         .then(|| Duration::from_secs_f64(seconds))
 }
 

@@ -21,6 +21,7 @@ pub const FILE_MAX: u64 = 4 << 20;
 pub async fn file(path: PathBuf, orders: mpsc::Sender<Order>) {
     let mut applied = read(&path).await;
     let mut seen = applied.clone();
+    let mut missed = false;
     let mut tick = tokio::time::interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -28,8 +29,22 @@ pub async fn file(path: PathBuf, orders: mpsc::Sender<Order>) {
         let now = read(&path).await;
         let settled = now == seen;
         seen = now;
+        if !settled {
+            continue;
+        }
         // A file that is gone for a moment (rename, symlink swap) is no change.
-        if settled && seen.is_some() && seen != applied {
+        if let Err(error) = &seen {
+            if !missed {
+                missed = true;
+                tracing::warn!(path = %path.display(), %error,
+                    "the configuration file cannot be read; the configuration in force stays");
+            }
+            continue;
+        }
+        if std::mem::take(&mut missed) {
+            tracing::info!(path = %path.display(), "the configuration file is back");
+        }
+        if seen != applied {
             applied.clone_from(&seen);
             if orders.send(Order::Reload(Why::File, None)).await.is_err() {
                 return;
@@ -38,12 +53,13 @@ pub async fn file(path: PathBuf, orders: mpsc::Sender<Order>) {
     }
 }
 
-async fn read(path: &std::path::Path) -> Option<Vec<u8>> {
-    let meta = tokio::fs::metadata(path).await.ok()?;
+async fn read(path: &std::path::Path) -> Result<Vec<u8>, String> {
+    let told = |e: std::io::Error| e.to_string();
+    let meta = tokio::fs::metadata(path).await.map_err(told)?;
     if meta.len() > FILE_MAX {
-        return None;
+        return Err(format!("larger than {FILE_MAX} bytes"));
     }
-    tokio::fs::read(path).await.ok()
+    tokio::fs::read(path).await.map_err(told)
 }
 
 /// SIGHUP.

@@ -51,6 +51,21 @@ impl Events {
         Events { work: Some(Box::pin(work(tx))), rx }
     }
 
+    /// The same, ended by `end` at the latest. What `end` holds is held as long as the stream.
+    #[must_use]
+    pub fn until(self, end: impl Future<Output = ()> + Send + 'static) -> Events {
+        let Events { work, rx } = self;
+        let work = work.map(|work| {
+            Box::pin(async move {
+                tokio::select! {
+                    () = work => {}
+                    () = end => {}
+                }
+            }) as Pin<Box<dyn Future<Output = ()> + Send>>
+        });
+        Events { work, rx }
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if self.work.as_mut().is_some_and(|work| work.as_mut().poll(cx).is_ready()) {
             self.work = None;

@@ -33,9 +33,10 @@ use super::lazy::lazily;
 use super::legacy::{self, Handled, Running};
 use super::listen::{Feed, Listener};
 use super::refused::{NOBODY, Refused};
+use super::replay::Reader;
 use super::reply::{Denied, Out, busy, deny, draining, empty, events, json, not_allowed};
 use super::session::{Found, Session};
-use super::{Edge, checks, mirror, modern, park, sse, websocket};
+use super::{Edge, Slot, checks, mirror, modern, park, sse, websocket};
 
 /// The path of the endpoint.
 pub const PATH: &str = "/mcp";
@@ -224,7 +225,9 @@ async fn post(
     Ok(match legacy::handle(edge, &session, "http", frame, trace).await {
         Handled::Accepted | Handled::Listen(_) => empty(202),
         Handled::Message(message) => json(200, message),
-        Handled::Running(running) => lazily(edge, running, accepts, session.revision).await,
+        Handled::Running(running) => {
+            lazily(edge, running, accepts, session.revision, Some(&session)).await
+        }
     })
 }
 
@@ -287,7 +290,7 @@ async fn modern_post(
     match modern::handle(edge, consumer, "http", frame, meta, revision, trace, strays).await {
         Ok(Handled::Accepted) => Ok(empty(202)),
         Ok(Handled::Message(message)) => Ok(json(200, message)),
-        Ok(Handled::Running(running)) => Ok(lazily(edge, running, accepts, revision).await),
+        Ok(Handled::Running(running)) => Ok(lazily(edge, running, accepts, revision, None).await),
         Ok(Handled::Listen(wish)) => {
             let slot = edge.stream_slot().ok_or_else(|| busy().to(&asked))?;
             let access = Access::new(&edge.gateway, consumer, &parts.headers);
@@ -358,19 +361,34 @@ fn get(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Parts) -> Result<Out,
         return Err(deny(406, Reason::NotAcceptable, text));
     }
     let slot = edge.stream_slot().ok_or_else(busy)?;
+    // 2025-11-25 basic/transports, "resumability and redelivery": an event id names a stream, and
+    // only what belongs to that stream is sent.
+    let last = checks::single(&parts.headers, &header::LAST_EVENT_ID).ok().flatten();
+    if let Some(reader) = last.and_then(|last| session.replay.resume(last)) {
+        return Ok(events(resumed(edge, session, reader, slot)));
+    }
     // A second stream takes over: the first is most likely a connection that died unseen.
     let token = tokio_util::sync::CancellationToken::new();
     let old =
         std::mem::replace(&mut *session.stream.lock().expect("no panic while held"), token.clone());
     old.cancel();
     let access = Access::new(&edge.gateway, consumer, &parts.headers);
-    let feed = Feed::of_session(edge, access, &session);
+    let feed = Feed::of_session(edge, access, &session, last.is_some());
     let listener = Listener { feed, ends: vec![token, session.ended.clone()], slot };
     let edge = edge.clone();
     Ok(events(Events::new(|tx| async move {
         let _open = OpenStream::new(session);
         listener.events(edge, tx).await;
     })))
+}
+
+fn resumed(edge: &Arc<Edge>, session: Arc<Session>, reader: Reader, slot: Slot) -> Events {
+    let primed = session.revision >= Revision::R2025_11_25;
+    let (ended, open) = (session.ended.clone(), OpenStream::new(session));
+    reader.events(edge, primed).until(async move {
+        let _held = (slot, open);
+        ended.cancelled().await;
+    })
 }
 
 struct OpenStream(Arc<Session>);

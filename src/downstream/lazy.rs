@@ -1,5 +1,8 @@
 //! An answer that is being made: JSON or events, whichever is needed.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytes::Bytes;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -10,15 +13,22 @@ use super::body::Events;
 use super::legacy::{Running, last_word};
 use super::render::Said;
 use super::reply::{Out, events, json};
-use super::{Edge, checks, modern};
+use super::session::Session;
+use super::{Edge, checks, modern, replay};
+
+/// When a stream is opened for an old client, so that it has something to come back to: long
+/// after most answers, before anybody loses patience.
+const OPEN_AFTER: Duration = Duration::from_secs(1);
 
 /// The answer as JSON if it comes without notices and soon; as events as soon as there is
-/// something to tell, or when it is time for a sign of life.
+/// something to tell, or when it is time for a sign of life. A call of an old session goes on when
+/// its stream breaks, and its client may come back for the rest.
 pub async fn lazily(
-    edge: &Edge,
+    edge: &Arc<Edge>,
     running: Running,
     accepts: checks::Accepts,
     revision: Revision,
+    session: Option<&Arc<Session>>,
 ) -> Out {
     let Running { mut work, mut notices } = running;
     // Without a stream there is no way for notices, nor to ask anything.
@@ -27,6 +37,7 @@ pub async fn lazily(
         return finished(work.await, revision);
     }
     let every = edge.gateway.current.load().config.gateway.keep_alive;
+    let open_after = if session.is_some() { every.min(OPEN_AFTER) } else { every };
     let mut told = true;
     let first = tokio::select! {
         biased;
@@ -42,8 +53,19 @@ pub async fn lazily(
             }
         }
         Some(notice) = notices.recv() => Some((notice, None)),
-        () = tokio::time::sleep(every) => None,
+        () = tokio::time::sleep(open_after) => None,
     };
+    if let (Some(session), None | Some((_, None))) = (session, &first) {
+        let running = Running { work, notices };
+        let first = first.as_ref().map(|(notice, _)| notice.clone());
+        match replay::keep(edge, &session.replay, running, first) {
+            Ok(reader) => {
+                let primed = session.revision >= Revision::R2025_11_25;
+                return events(reader.events(edge, primed));
+            }
+            Err(running) => Running { work, notices } = running,
+        }
+    }
     events(Events::new(move |tx| async move {
         let mut done = None;
         match first {

@@ -16,6 +16,7 @@ use crate::gateway::subscriptions::{Changes, Topic};
 use crate::protocol::message::{Frame, Kind, message, response};
 use crate::protocol::meta::{Members, ObjectWriter, key};
 use crate::protocol::method::ListKind;
+use crate::protocol::revision::Revision;
 use crate::protocol::sse;
 use crate::upstream::subscriptions::{Updated, Watch};
 
@@ -170,17 +171,35 @@ impl Feed {
         }
     }
 
-    /// What an old session is told.
-    pub fn of_session(edge: &Edge, access: Access, session: &Arc<Session>) -> Feed {
-        Feed {
+    /// What an old session is told. `resumed`: its client comes back for what it missed.
+    pub fn of_session(edge: &Edge, access: Access, session: &Arc<Session>, resumed: bool) -> Feed {
+        let mut changes = Changes::of(&edge.gateway, access.consumer());
+        let known = session.told.lock().expect("no panic while held").take();
+        if let (true, Some(known)) = (resumed, known) {
+            changes.go_on_from(known);
+        }
+        let mut feed = Feed {
             gateway: edge.gateway.clone(),
-            changes: Changes::of(&edge.gateway, access.consumer()),
+            changes,
             access,
             updates: edge.gateway.subscriptions.updates(),
             topics: Topic::ALL.to_vec(),
             watching: Watching::Session(session.clone()),
             id: None,
             waiting: VecDeque::new(),
+        };
+        if resumed {
+            // Nobody knows which of them did: all that is watched may have changed.
+            feed.waiting.extend(feed.public(None));
+        }
+        feed
+    }
+
+    /// An id for the next event, where a client can come back to it.
+    fn event_id(&self) -> Option<String> {
+        match &self.watching {
+            Watching::Own(_) => None,
+            Watching::Session(session) => Some(session.event_id()),
         }
     }
 
@@ -208,6 +227,12 @@ impl Feed {
                 () = self.access.revoked() => return None,
             }
         }
+    }
+
+    // Whether its client knows events that only bring an id.
+    fn is_primed(&self) -> bool {
+        matches!(&self.watching, Watching::Session(session)
+            if session.revision >= Revision::R2025_11_25)
     }
 
     // As the consumer's view is now: it may have become narrower since the wish.
@@ -252,6 +277,16 @@ fn is_within(uri: &str, watched: &str) -> bool {
     })
 }
 
+impl Drop for Feed {
+    fn drop(&mut self) {
+        if let Watching::Session(session) = &self.watching
+            && let Ok(mut told) = session.told.lock()
+        {
+            *told = Some(self.changes.known());
+        }
+    }
+}
+
 /// A feed as an event stream.
 pub struct Listener {
     /// What is told.
@@ -273,8 +308,14 @@ impl Listener {
     pub async fn events(self, edge: Arc<Edge>, tx: mpsc::Sender<Bytes>) {
         let Listener { mut feed, ends, slot: _slot } = self;
         // The first bytes tell the client that the stream is open.
-        if feed.id.is_none() && tx.send(sse::comment("open")).await.is_err() {
-            return;
+        if feed.id.is_none() {
+            let first = match feed.event_id().filter(|_| feed.is_primed()) {
+                Some(id) => sse::priming(&id, None),
+                None => sse::comment("open"),
+            };
+            if tx.send(first).await.is_err() {
+                return;
+            }
         }
         let every = edge.gateway.current.load().config.gateway.keep_alive;
         let mut tick = tokio::time::interval(every);
@@ -288,7 +329,10 @@ impl Listener {
         loop {
             let event = tokio::select! {
                 message = feed.next() => match message {
-                    Some(message) => sse::event(&message),
+                    Some(message) => {
+                        let id = feed.event_id();
+                        sse::event_with(&message, id.as_deref(), Some(sse::MESSAGE))
+                    }
                     None => return,
                 },
                 _ = tick.tick() => sse::comment(""),

@@ -254,7 +254,7 @@ impl Pipe {
 
     fn tell_changes(&self, session: &Arc<Session>) {
         let access = Access::of_pipe(&self.edge.gateway, &self.consumer);
-        let mut feed = Feed::of_session(&self.edge, access, session);
+        let mut feed = Feed::of_session(&self.edge, access, session, false);
         let tx = self.tx.downgrade();
         tokio::spawn(async move {
             loop {

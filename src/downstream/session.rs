@@ -22,7 +22,10 @@ use crate::call::{Consumer, Reply};
 use crate::protocol::capability::Askable;
 use crate::protocol::revision::Revision;
 
+use crate::gateway::subscriptions::Known;
+
 use super::listen::Watches;
+use super::replay::Replay;
 use crate::seal::{Purpose, Sealer};
 
 /// Most requests of one session in flight: more is no client at work.
@@ -64,6 +67,11 @@ pub struct Session {
     pub log_level: Mutex<Option<Box<str>>>,
     /// Running requests by raw id, so that they can be cancelled.
     pub running: DashMap<Bytes, CancellationToken>,
+    /// What was said on the streams of its calls.
+    pub replay: Replay,
+    /// What its client was last told about, between two GET streams.
+    pub told: Mutex<Option<Known>>,
+    next_event: AtomicU64,
     /// Replaces the open GET stream by a new one.
     pub stream: Mutex<CancellationToken>,
     /// Ended: by the client, by age, or to make room.
@@ -89,6 +97,9 @@ impl Session {
             next_question: AtomicU64::new(1),
             log_level: Mutex::new(None),
             running: DashMap::with_shard_amount(2),
+            replay: Replay::default(),
+            told: Mutex::default(),
+            next_event: AtomicU64::new(1),
             stream: Mutex::new(CancellationToken::new()),
             ended: CancellationToken::new(),
             streams: AtomicUsize::new(0),
@@ -101,6 +112,11 @@ impl Session {
     pub fn question_id(&self) -> Bytes {
         let n = self.next_question.fetch_add(1, Ordering::Relaxed);
         format!("\"weir-{n}\"").into()
+    }
+
+    /// An id for an event on the GET stream; never used twice in a session.
+    pub fn event_id(&self) -> String {
+        format!("g{}", self.next_event.fetch_add(1, Ordering::Relaxed))
     }
 
     fn touch(&self) {
@@ -284,6 +300,9 @@ impl Sessions {
             self.open.iter().filter(|s| s.idle() > idle).map(|s| s.key().clone()).collect();
         for id in old {
             self.end(&id);
+        }
+        for session in &self.open {
+            session.replay.expire();
         }
     }
 

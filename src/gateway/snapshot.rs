@@ -23,6 +23,8 @@ pub struct Snapshot {
     pub config: Arc<Config>,
     /// The running upstreams.
     pub upstreams: HashMap<Arc<str>, Arc<Upstream>>,
+    /// New instances of some of them that are not ready yet; shown to operators, never called.
+    pub successors: HashMap<Arc<str>, Arc<Upstream>>,
     /// What they offer together.
     pub catalog: Arc<Catalog>,
     /// The consumers.

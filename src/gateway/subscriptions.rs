@@ -57,12 +57,15 @@ impl Topic {
     }
 }
 
+/// What a listener knows of the lists.
+pub type Known = [[u8; 32]; 4];
+
 /// One listener's memory of what it was last told about.
 pub struct Changes {
     gateway: Arc<Gateway>,
     consumer: Arc<Consumer>,
     numbers: watch::Receiver<u64>,
-    known: [[u8; 32]; 4],
+    known: Known,
     // Something changed and was not compared yet. Kept here and not in `next`, whose future is
     // dropped whenever its caller has something else to do.
     pending: bool,
@@ -84,7 +87,18 @@ impl Changes {
         changes
     }
 
-    fn digests(&self) -> [[u8; 32]; 4] {
+    /// What the consumer was last told about, for the next listener of the same client.
+    pub fn known(&self) -> Known {
+        self.known
+    }
+
+    /// Go on from what an earlier listener knew: what changed since is told.
+    pub fn go_on_from(&mut self, known: Known) {
+        self.pending = known != self.known;
+        self.known = known;
+    }
+
+    fn digests(&self) -> Known {
         let view = self.gateway.current.load().view(&self.consumer);
         ListKind::ALL.map(|kind| view.digest(kind))
     }
@@ -151,6 +165,7 @@ mod tests {
             identity: Arc::new(Identity::new(&config, None)),
             config: Arc::new(config),
             upstreams: HashMap::new(),
+            successors: HashMap::new(),
             views: HashMap::from([(None, Arc::new(View::new(&catalog, None)))]),
             catalog,
             series: HashMap::new(),

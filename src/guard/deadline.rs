@@ -36,6 +36,8 @@ struct Rest {
     holders: u32,
     since: Option<Instant>,
     total: Duration,
+    /// Time in which the clock ran and the upstream was not at work.
+    aside: Duration,
 }
 
 impl Rest {
@@ -91,7 +93,7 @@ impl Deadline {
     /// The upstream showed that it is alive: the end moves to a full timeout from now, never
     /// past the hard maximum and never earlier.
     pub fn extend(&self) {
-        let end = nanos(self.age().saturating_sub(self.rested()))
+        let end = nanos(self.age().saturating_sub(self.stood_still()))
             .saturating_add(self.0.timeout)
             .min(self.0.hard_max);
         self.0.end.fetch_max(end, Ordering::Relaxed);
@@ -108,8 +110,18 @@ impl Deadline {
         Paused(self.clone(), first)
     }
 
-    /// How long the clock has stood still.
+    /// So much of the time was not the upstream's, although the clock ran.
+    pub fn set_aside(&self, time: Duration) {
+        lock(&self.0.rest).aside += time;
+    }
+
+    /// How much of the time was not the upstream's.
     pub fn rested(&self) -> Duration {
+        let rest = lock(&self.0.rest);
+        rest.so_far() + rest.aside
+    }
+
+    fn stood_still(&self) -> Duration {
         lock(&self.0.rest).so_far()
     }
 

@@ -142,12 +142,11 @@ impl Limiter {
     /// past `deadline`. Refuses at once when it can be known that it would take longer. Where
     /// there is no rate there is no `max_wait` either, and a pause refuses at once.
     pub async fn take(&self, deadline: Instant) -> Result<Token<'_>, Dry> {
-        let came = Instant::now();
-        let give_up = {
+        let (came, give_up) = {
             let mut bucket = lock(&self.bucket);
-            // Read under the lock: whoever came earlier and was locked out meanwhile would find the
-            // bucket ahead of its own time, and be refused for that.
-            let now = self.nanos(Instant::now());
+            // Under the lock: before it, others could take what is then seen as taken later.
+            let came = Instant::now();
+            let now = self.nanos(came);
             let wait = bucket.wait(now, bucket.waiting);
             if wait.is_zero() && bucket.waiting == 0 {
                 return Ok(self.token(bucket.take(now), Duration::ZERO));
@@ -157,7 +156,7 @@ impl Limiter {
                 return Err(bucket.dry(now, wait, Duration::ZERO));
             }
             bucket.waiting += 1;
-            came + patience
+            (came, came + patience)
         };
         let mut place = Place { limiter: self, held: true };
         let turn = timeout_at(give_up + TICK_SLACK, self.turn.acquire()).await;
@@ -281,14 +280,20 @@ impl Bucket {
 
     /// How long someone waits before whom `ahead` others take a token first.
     fn wait(&self, now: u128, ahead: u32) -> Duration {
+        let open = now.max(self.paused_until);
+        if self.rate.is_none() {
+            return duration(open - now);
+        }
         let interval = self.interval();
         let spare = self.rate.map_or(0, |rate| interval * u128::from(rate.burst.get() - 1));
-        let open = now.max(self.paused_until);
         let full_at = self.full_at.max(open) + interval * u128::from(ahead);
         duration(full_at.saturating_sub(spare).max(open) - now)
     }
 
     fn take(&mut self, now: u128) -> Receipt {
+        if self.rate.is_none() {
+            return Receipt { before: self.full_at, after: self.full_at };
+        }
         let before = self.full_at.max(now);
         self.full_at = before + self.interval();
         Receipt { before, after: self.full_at }

@@ -38,7 +38,7 @@ impl Drop for Entry {
 }
 
 /// Install into `home`, or wait for the installation that goes on already.
-pub(super) async fn once(spec: &PackageSpec, home: &Path) -> Outcome {
+pub(super) async fn once(spec: &PackageSpec, home: &Path, shim: Option<&Path>) -> Outcome {
     let (tx, rx) = watch::channel(None);
     let joined = {
         let mut running = running();
@@ -54,8 +54,9 @@ pub(super) async fn once(spec: &PackageSpec, home: &Path) -> Outcome {
         // Outside the lock: a runtime that is going down drops the task, and with it the entry,
         // at once.
         let (entry, spec) = (Entry(home.to_owned()), spec.clone());
+        let shim = shim.map(Path::to_owned);
         tokio::spawn(async move {
-            let outcome = install(&spec, &entry.0).await;
+            let outcome = install(&spec, &entry.0, shim.as_deref()).await;
             drop(entry);
             tx.send_replace(Some(outcome));
         });
@@ -70,7 +71,7 @@ pub(super) async fn once(spec: &PackageSpec, home: &Path) -> Outcome {
     }
 }
 
-async fn install(spec: &PackageSpec, home: &Path) -> Outcome {
+async fn install(spec: &PackageSpec, home: &Path, shim: Option<&Path>) -> Outcome {
     let deadline = Instant::now() + INSTALL_LIMIT;
     let package = label(spec);
     let on_disk = |e: io::Error| cache(spec, home, &e);
@@ -91,7 +92,10 @@ async fn install(spec: &PackageSpec, home: &Path) -> Outcome {
         return Ok(()); // another gateway was first
     }
     let begun = format!(".{name}.new-");
-    let fresh = folder.join(format!("{begun}{}", std::process::id()));
+    // Not by our number alone: in a container every gateway has the same.
+    let mut chance = [0u8; 8];
+    getrandom::fill(&mut chance).expect("the operating system gives random bytes");
+    let fresh = folder.join(format!("{begun}{:016x}", u64::from_ne_bytes(chance)));
     let made = {
         let (folder, begun, fresh) = (folder.to_owned(), begun.clone(), fresh.clone());
         tokio::task::spawn_blocking(move || {
@@ -103,8 +107,8 @@ async fn install(spec: &PackageSpec, home: &Path) -> Outcome {
 
     tracing::info!(%package, "installing");
     let outcome = match spec.registry {
-        Registry::Npm => npm::install(spec, &fresh, deadline).await,
-        Registry::Pypi => pypi::install(spec, &fresh, deadline).await,
+        Registry::Npm => npm::install(spec, &fresh, shim, deadline).await,
+        Registry::Pypi => pypi::install(spec, &fresh, shim, deadline).await,
     };
     let (folder, home) = (folder.to_owned(), home.to_owned());
     let placed = tokio::task::spawn_blocking(move || {

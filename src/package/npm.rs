@@ -24,18 +24,23 @@ struct Manifest {
     bin: serde_json::Value,
 }
 
+pub(super) fn installer(spec: &PackageSpec) -> Result<PathBuf, PackageError> {
+    let path = std::env::var_os("PATH");
+    find_program("npm", path.as_deref()).map_err(|_| PackageError::NoInstaller {
+        package: label(spec),
+        tool: "npm",
+        product: "Node.js with npm",
+    })
+}
+
 /// Install into the empty directory `into`.
 pub(super) async fn install(
     spec: &PackageSpec,
     into: &Path,
+    shim: Option<&Path>,
     deadline: Instant,
 ) -> Result<(), PackageError> {
-    let path = std::env::var_os("PATH");
-    let npm = find_program("npm", path.as_deref()).map_err(|_| PackageError::NoInstaller {
-        package: label(spec),
-        tool: "npm",
-        product: "Node.js with npm",
-    })?;
+    let npm = installer(spec)?;
     let mut args: Vec<OsString> = vec!["install".into(), "--prefix".into(), into.into()];
     args.extend(
         [
@@ -53,7 +58,7 @@ pub(super) async fn install(
         .map(OsString::from),
     );
     args.push(format!("{}@{}", spec.name, spec.version).into());
-    step(npm, args, into, deadline).await.map_err(step_failed(spec))?;
+    step(shim, npm, args, into, deadline).await.map_err(step_failed(spec))?;
     let found = manifest(spec, into)?.version;
     if found != spec.version {
         return Err(PackageError::OtherVersion { package: label(spec), found });

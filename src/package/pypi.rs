@@ -12,18 +12,25 @@ use super::{Installed, PackageError, cache, label};
 use crate::config::PackageSpec;
 use crate::shim::find_program;
 
+pub(super) fn installer(spec: &PackageSpec) -> Result<PathBuf, PackageError> {
+    let path = std::env::var_os("PATH");
+    find_program("python3", path.as_deref()).map_err(|_| PackageError::NoInstaller {
+        package: label(spec),
+        tool: "python3",
+        product: "Python 3",
+    })
+}
+
 /// Install into the empty directory `into`, as a virtual environment of its own.
 pub(super) async fn install(
     spec: &PackageSpec,
     into: &Path,
+    shim: Option<&Path>,
     deadline: Instant,
 ) -> Result<(), PackageError> {
-    let path = std::env::var_os("PATH");
-    let python = find_program("python3", path.as_deref()).map_err(|_| {
-        PackageError::NoInstaller { package: label(spec), tool: "python3", product: "Python 3" }
-    })?;
+    let python = installer(spec)?;
     let venv: Vec<OsString> = vec!["-m".into(), "venv".into(), into.into()];
-    step(python, venv, into, deadline).await.map_err(step_failed(spec))?;
+    step(shim, python, venv, into, deadline).await.map_err(step_failed(spec))?;
     let mut pip: Vec<OsString> = [
         "-m",
         "pip",
@@ -40,7 +47,7 @@ pub(super) async fn install(
     .map(OsString::from)
     .into();
     pip.push(format!("{}=={}", spec.name, spec.version).into());
-    step(into.join("bin/python"), pip, into, deadline).await.map_err(step_failed(spec))?;
+    step(shim, into.join("bin/python"), pip, into, deadline).await.map_err(step_failed(spec))?;
     let (_, found) = dist_info(spec, into)?;
     if !same_version(&found, &spec.version) {
         return Err(PackageError::OtherVersion { package: label(spec), found });

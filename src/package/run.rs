@@ -5,10 +5,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use std::os::unix::process::CommandExt as _;
+
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::Command;
 use tokio::time::{Instant, timeout_at};
+
+use crate::shim;
 
 /// Most bytes of an installer's output that are kept: the end, where the reason stands.
 const KEPT: usize = 16 * 1024;
@@ -18,6 +22,14 @@ const SHOWN_LINES: usize = 6;
 
 /// Most characters of a line that are shown.
 const SHOWN_CHARS: usize = 200;
+
+/// Beginnings of npm's advice, which goes over several lines and comes last.
+const ADVICE: &[&str] = &[
+    "Note that you can",
+    "In most cases you or",
+    "A complete log of",
+    "This is a problem related to",
+];
 
 /// Variables that installers need: where programs and homes are, how to reach a registry, and
 /// with what. None of what upstreams are configured with.
@@ -59,8 +71,10 @@ pub(super) enum StepError {
     TooSlow,
 }
 
-/// Run a program to its end in `cwd`.
+/// Run a program to its end in `cwd`, below the supervisor `shim`, so that nothing of it outlives
+/// us, however we end.
 pub(super) async fn step(
+    shim: Option<&Path>,
     program: PathBuf,
     args: Vec<OsString>,
     cwd: &Path,
@@ -68,18 +82,24 @@ pub(super) async fn step(
 ) -> Result<(), StepError> {
     let shown = program.display().to_string();
     let failed = |e: io::Error| StepError::Said(format!("{shown}: {e}"));
-    let mut child = Command::new(program)
-        .args(args)
+    let mut command = match shim {
+        Some(shim) => shim::command(shim, program.as_os_str(), &args),
+        None => {
+            let mut command = std::process::Command::new(program);
+            command.args(args).process_group(0);
+            command
+        }
+    };
+    command
         .env_clear()
         .envs(std::env::vars_os().filter(|(name, _)| wanted(name.to_str())))
         .current_dir(cwd)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .spawn()
-        .map_err(failed)?;
-    let group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
+        .stderr(Stdio::piped());
+    let mut child = Command::from(command).spawn().map_err(failed)?;
+    let signal = if shim.is_some() { Signal::TERM } else { Signal::KILL };
+    let group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())), signal);
     let (out, err) = (child.stdout.take(), child.stderr.take());
     let ended = timeout_at(deadline, async {
         let (out, err, status) = tokio::join!(end_of(out), end_of(err), child.wait());
@@ -102,8 +122,9 @@ fn wanted(name: Option<&str>) -> bool {
     name.is_some_and(|n| ENV.contains(&n) || ENV_PREFIXES.iter().any(|p| n.starts_with(p)))
 }
 
-/// A process group that ends when this is dropped.
-struct Group(Option<Pid>);
+/// A process group that is told to end when this is dropped: its leader is the supervisor, which
+/// sees to all below it.
+struct Group(Option<Pid>, Signal);
 
 impl Group {
     /// Its leader was waited for: the number may be somebody else's now.
@@ -115,7 +136,7 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(pid) = self.0 {
-            let _ = kill_process_group(pid, Signal::KILL);
+            let _ = kill_process_group(pid, self.1);
         }
     }
 }
@@ -141,17 +162,27 @@ fn excerpt(output: &str) -> String {
         let text = ["npm error", "npm ERR!", "ERROR:"].iter().find_map(|m| l.strip_prefix(m));
         text.is_some_and(|t| !t.starts_with("  ") && !t.trim().is_empty())
     };
-    let errors: Vec<_> = lines.iter().copied().filter(marked).take(SHOWN_LINES).collect();
+    let all: Vec<_> = lines.iter().copied().filter(marked).collect();
+    let errors: Vec<_> = all
+        .iter()
+        .copied()
+        // npm's empty line is a mark alone (`npm error 404`), the beginning of its other lines.
+        .filter(|l| !all.iter().any(|other| other.len() > l.len() && other.starts_with(l)))
+        .take_while(|l| !ADVICE.iter().any(|a| l.contains(a)))
+        .take(SHOWN_LINES)
+        .collect();
     let last = lines[lines.len().saturating_sub(SHOWN_LINES)..].to_vec();
     let shown = if errors.is_empty() { last } else { errors };
     shown
         .iter()
         .map(|l| {
-            without_credentials(l)
-                .chars()
-                .filter(|c| !c.is_control())
-                .take(SHOWN_CHARS)
-                .collect::<String>()
+            let line = without_credentials(l);
+            let mut chars = line.chars().filter(|c| !c.is_control());
+            let mut kept: String = chars.by_ref().take(SHOWN_CHARS).collect();
+            if chars.next().is_some() {
+                kept.push('…');
+            }
+            kept
         })
         .collect::<Vec<_>>()
         .join("; ")
@@ -197,6 +228,20 @@ mod tests {
             @"b; [31mc[0m; d; e; f; g"
         );
         assert_eq!(excerpt(""), "");
+        let absent = "npm error code E404\nnpm error 404 Not Found - GET https://r.example/@a%2fb - Not found\n\
+                      npm error 404\nnpm error 404  '@a/b@1.2.3' is not in this registry.\n\
+                      npm error 404\nnpm error 404 Note that you can also install from a\n\
+                      npm error 404 tarball, folder, http url, or git folder.\n\
+                      npm error A complete log of this run can be found in: /root/x.log\n";
+        insta::assert_snapshot!(
+            excerpt(absent),
+            @"npm error code E404; npm error 404 Not Found - GET https://r.example/@a%2fb - Not found; npm error 404  '@a/b@1.2.3' is not in this registry."
+        );
+        let version = "npm error code ETARGET\nnpm error notarget No matching version found for a@9.9.9.\n\
+                       npm error notarget In most cases you or one of your dependencies are requesting\n\
+                       npm error notarget a package version that doesn't exist.\n";
+        insta::assert_snapshot!(excerpt(version), @"npm error code ETARGET; npm error notarget No matching version found for a@9.9.9.");
+        assert!(excerpt(&"x".repeat(500)).ends_with("x…"));
     }
 
     #[test]
@@ -215,7 +260,7 @@ mod tests {
 
     async fn sh(script: &str, limit: Duration) -> Result<(), StepError> {
         let args = vec!["-c".into(), script.into()];
-        step("/bin/sh".into(), args, Path::new("/"), Instant::now() + limit).await
+        step(None, "/bin/sh".into(), args, Path::new("/"), Instant::now() + limit).await
     }
 
     #[tokio::test]

@@ -9,6 +9,8 @@ use std::borrow::Cow;
 pub const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
 /// The session of an old client or upstream (2025-03-26 to 2025-11-25).
 pub const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
+/// The event behind which a stream goes on (2025-03-26 to 2025-11-25).
+pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Mirrors `method` (2026-07-28).
 pub const METHOD: HeaderName = HeaderName::from_static("mcp-method");
 /// Mirrors `params.name` or `params.uri` (2026-07-28).

@@ -44,6 +44,9 @@ pub struct Condition {
     pub since: SystemTime,
     /// Why, in a sentence; empty when there is nothing to explain. Holds no secret.
     pub why: Arc<str>,
+    /// The same with what only operators may read: the system's words, paths, what the program
+    /// said last. Empty when there is no more to say than `why`. Holds no secret.
+    pub cause: Arc<str>,
     /// It keeps dying right after its start.
     pub crash_loop: bool,
     /// When the next try comes.
@@ -64,6 +67,7 @@ impl Condition {
             state,
             since: SystemTime::now(),
             why: why.into(),
+            cause: "".into(),
             crash_loop: false,
             next_try: None,
             link: None,

@@ -18,7 +18,7 @@ use super::Upstream;
 use super::asking::{ASKS_MAX, Asking};
 use super::inbound::{self, Arrived};
 use super::lease::{self, Hearing};
-use super::link::{Link, Unanswered};
+use super::link::{Answered, Link, Unanswered};
 use super::mirror::{self, Header};
 use super::outbound::{self, Trace};
 use super::transport::Unasked;
@@ -112,7 +112,7 @@ async fn once(
                 }
             }
             // Again in a new session: then it was not the session, and nothing is proved.
-            Err(fault) if link.is_lost() && renewed => {
+            Err(fault) if link.is_lost() && renewed && fault.delivery == Delivery::NotSent => {
                 return Err(Fault { delivery: Delivery::Refused, ..fault });
             }
             arrived => return arrived,
@@ -177,37 +177,39 @@ async fn carry(
             return Err(fault);
         }
     };
-    if answered.frame.kind() == Kind::Error && link.agreed.session.is_some() {
-        match answered.status {
-            // One that names our request and not the session is the upstream's own answer.
-            404 if answered.frame.id().is_none_or(|id| *id == *b"null")
-                || speaks_of_session(&answered.frame) =>
-            {
-                link.lost();
-                return Err(Fault::new(
-                    Reason::ConnectionLost,
-                    Delivery::NotSent,
-                    "the upstream ended the session",
-                ));
-            }
-            // Some servers answer 400 for a session that they forgot, and say so. Not proof enough
-            // to repeat a write, but enough to make a new session. Other errors with this status
-            // are the upstream's answer.
-            400 if speaks_of_session(&answered.frame) => {
-                link.lost();
-                return Err(Fault::new(
-                    Reason::ConnectionLost,
-                    Delivery::Refused,
-                    "the upstream no longer knows the session",
-                ));
-            }
-            _ => {}
-        }
+    if let Some(fault) = session_is_gone(link, &answered) {
+        link.lost();
+        return Err(fault);
     }
     if let Some(fault) = mirror::refused(link, method, &answered) {
         return Err(fault);
     }
     inbound::accept(call, guard, route, link.era(), answered.frame)
+}
+
+/// The code that the SDKs give the error of a session they do not know.
+const SESSION_NOT_FOUND: i64 = -32001;
+
+// Whether an error says that the session is gone and the request was not looked at (2025-11-25
+// basic/transports, "session management"). One that names our request is the upstream's own
+// answer, whatever it speaks of: tools have sessions too.
+fn session_is_gone(link: &Link, answered: &Answered) -> Option<Fault> {
+    let error = &answered.frame;
+    if error.kind() != Kind::Error || link.agreed.session.is_none() {
+        return None;
+    }
+    let lost = |delivery| {
+        let text = "the upstream no longer knows the session";
+        Some(Fault::new(Reason::ConnectionLost, delivery, text))
+    };
+    let nameless = error.id().is_none_or(|id| *id == *b"null");
+    match answered.status {
+        404 if nameless => lost(Delivery::NotSent),
+        // Not proof enough to repeat a write, but enough to make a new session.
+        404 if error.error_code() == Some(SESSION_NOT_FOUND) => lost(Delivery::Refused),
+        400 if nameless && speaks_of_session(error) => lost(Delivery::Refused),
+        _ => None,
+    }
 }
 
 fn speaks_of_session(error: &Frame) -> bool {

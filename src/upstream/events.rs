@@ -25,6 +25,8 @@ const AGAIN: Duration = Duration::from_secs(5);
 const STREAM_PAUSE: Duration = Duration::from_millis(100);
 /// Longest.
 const STREAM_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// So many streams in a row without a word are opened again as soon as the upstream wishes.
+const HASTY_MAX: u32 = 3;
 /// How long a new listen request may take to be acknowledged before the old one is given up.
 const ACK_TIME: Duration = Duration::from_secs(5);
 /// Wishes that change within this time make one new listen request.
@@ -129,10 +131,7 @@ async fn listening(link: Arc<Link>, ear: Ear, filter: Bytes, acknowledged: Arc<N
                 return std::future::pending().await;
             }
             Ok(_) => None,
-            Err(Unanswered { fault, .. }) => {
-                ear.throttled(&fault);
-                fault.retry_after
-            }
+            Err(Unanswered { fault, .. }) => fault.retry_after,
         };
         tokio::time::sleep(pause(failures, asked)).await;
     }
@@ -141,7 +140,12 @@ async fn listening(link: Arc<Link>, ear: Ear, filter: Bytes, acknowledged: Arc<N
 // Grows while nothing comes of it; what the upstream asks for goes before, within bounds.
 fn pause(failures: u32, asked: Option<Duration>) -> Duration {
     let own = AGAIN.saturating_mul(1 << failures.saturating_sub(1).min(6)).min(STREAM_PAUSE_MAX);
-    asked.map_or(own, |asked| asked.clamp(STREAM_PAUSE, STREAM_PAUSE_MAX))
+    match asked {
+        // A wish for haste is no wish when nothing ever comes.
+        Some(asked) if failures > HASTY_MAX => asked.max(own).min(STREAM_PAUSE_MAX),
+        Some(asked) => asked.clamp(STREAM_PAUSE, STREAM_PAUSE_MAX),
+        None => own,
+    }
 }
 
 // 2025-11-25 basic/transports, "listening for messages from the server".
@@ -188,7 +192,6 @@ async fn get_stream(link: &Arc<Link>, wire: &HttpWire, ear: &Ear) {
             Err(StreamRefused::Fault(HttpFault { fault, .. })) => {
                 failures += 1;
                 gap = true;
-                ear.throttled(&fault);
                 fault.retry_after
             }
         };
@@ -206,5 +209,7 @@ mod tests {
         assert_eq!(own, [5, 10, 20, 40, 60, 60]);
         let asked = [0, 7, 3600].map(|s| pause(3, Some(Duration::from_secs(s))));
         assert_eq!(asked, [STREAM_PAUSE, Duration::from_secs(7), STREAM_PAUSE_MAX]);
+        let later = [0, 3600].map(|s| pause(4, Some(Duration::from_secs(s))));
+        assert_eq!(later, [Duration::from_secs(40), STREAM_PAUSE_MAX]);
     }
 }

@@ -81,7 +81,12 @@ impl Handshake<'_> {
         }
         let mut probe = std::pin::pin!(self.probe());
         let found = match self.wire {
-            Wire::Http(_) => Some(probe.as_mut().await),
+            // An endpoint that does not know the method may well leave it hanging.
+            Wire::Http(_) => {
+                let patience = self.timeout / 3;
+                let found = tokio::time::timeout(patience, probe.as_mut()).await;
+                Some(found.unwrap_or(Ok(None)))
+            }
             // A peer that swallows what it does not know is not waited for for ever.
             Wire::Pipe(pipe) => tokio::select! {
                 found = &mut probe => Some(found),
@@ -97,8 +102,10 @@ impl Handshake<'_> {
         };
         match found {
             Some(Ok(Some(agreement))) => Ok(Agreed::Yes(agreement)),
-            Some(Ok(None) | Err(_)) | None if self.era == EraChoice::Modern => modern_only(),
+            Some(Ok(None)) | None if self.era == EraChoice::Modern => modern_only(),
             Some(Ok(None)) => self.old_way().await,
+            // Whoever did not answer at all has not said what it speaks.
+            Some(Err(unanswered)) if self.era == EraChoice::Modern => Err(unanswered.fault),
             Some(Err(Unanswered { fault, .. })) if fault.reason == Reason::ConnectionLost => {
                 if self.wire.is_pipe() { Ok(Agreed::RestartAsLegacy) } else { Err(fault) }
             }
@@ -184,14 +191,15 @@ impl Handshake<'_> {
                     .because(format_args!("discover was refused with {code}"))
                     .into());
                 }
-                if status >= 500 || status == 429 {
+                if (status > 501 && status < 600) || status == 429 {
                     return Err(status_fault(status).into());
                 }
                 Ok(None)
             }
             // Answers that carry no MCP at all: an old server says so in many ways.
             Err(Unanswered { status: Some(status), .. })
-                if (400..500).contains(&status) && !matches!(status, 401 | 403 | 408 | 429) =>
+                if matches!(status, 200..300 | 500 | 501)
+                    || (400..500).contains(&status) && !matches!(status, 401 | 403 | 408 | 429) =>
             {
                 Ok(None)
             }

@@ -57,6 +57,10 @@ const RELOAD_PAUSE: Duration = Duration::from_secs(1);
 const STEADY_AFTER: Duration = Duration::from_secs(60);
 /// So many early deaths in a row are called a crash loop.
 const CRASH_LOOP_AFTER: u32 = 3;
+/// How long a wish to be left alone is obeyed when a connection is made; operators look sooner.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
+/// How long our word to an upstream's unwanted request may take.
+const ASIDE_TIME: Duration = Duration::from_secs(2);
 /// Sessions are not renewed more often than this, whatever an upstream answers.
 const RENEW_PAUSE: Duration = Duration::from_secs(1);
 /// Pauses after lists that could not be fetched.
@@ -75,6 +79,8 @@ pub struct Keeper {
     pub(super) condition: watch::Sender<Condition>,
     pub(super) stop: CancellationToken,
     pub(super) restarts: Arc<AtomicU64>,
+    // Since when it has been ready without a break.
+    pub(super) ready_at: Option<Instant>,
     // The write of the last catalog, which may still be under way.
     pub(super) saving: Option<tokio::task::JoinHandle<()>>,
     /// The revision last agreed on: a remembered verdict spares an old upstream the probe.
@@ -127,24 +133,34 @@ impl Keeper {
                 again = false;
                 continue;
             }
-            early_deaths = if began.elapsed() < STEADY_AFTER { early_deaths + 1 } else { 1 };
+            let steady = self.ready_at.take().is_some_and(|at| at.elapsed() >= STEADY_AFTER);
+            early_deaths = if steady { 1 } else { early_deaths + 1 };
             let (least, most) = match &config.transport {
                 TransportConfig::Stdio(s) => (s.restart_backoff, s.restart_backoff_max),
                 TransportConfig::Http(_) => HTTP_BACKOFF,
             };
-            let pause = backoff(early_deaths, least, most);
+            let asked = fault.retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
+            let pause = backoff(early_deaths, least, most).max(asked);
+            // What never ran did not crash.
             let crash_loop = early_deaths >= CRASH_LOOP_AFTER
-                && matches!(config.transport, TransportConfig::Stdio(_));
-            let why = if crash_loop {
-                format!("crash loop, {early_deaths} early ends in a row: {}", fault.text)
-            } else {
-                fault.text.clone()
+                && matches!(config.transport, TransportConfig::Stdio(_))
+                && fault.reason != Reason::ConnectFailed;
+            let told = |text: &str| -> Arc<str> {
+                let text = self.connector.scrubber.scrub(text);
+                if crash_loop {
+                    format!("crash loop, {early_deaths} early ends in a row: {text}").into()
+                } else {
+                    text.as_ref().into()
+                }
             };
+            let why = told(&fault.text);
             tracing::warn!(upstream = %self.name, reason = %fault.reason, crash_loop,
                 cause = %self.connector.scrubber.scrub(&fault.cause), retry_in_ms = pause.as_millis() as u64,
                 "upstream is down");
-            let why: Arc<str> = self.connector.scrubber.scrub(&why).as_ref().into();
             let mut condition = Condition::new(State::Down, why.clone());
+            if fault.cause != fault.text {
+                condition.cause = told(&fault.cause);
+            }
             let since = self.down_since();
             if let (State::Down, Some(since)) = (condition.state, since) {
                 condition.since = since;
@@ -171,8 +187,11 @@ impl Keeper {
     async fn renew(&self, link: &Arc<Link>, began: Instant) {
         tracing::info!(upstream = %self.name, "the session ended and is renewed");
         self.set(Condition::new(State::Starting, "the session ended and is renewed")).await;
-        let old = link.clone();
-        tokio::spawn(async move { old.close().await });
+        // It is gone there already; ending it could only hurt who is still served in it.
+        if link.wire.is_pipe() {
+            let old = link.clone();
+            tokio::spawn(async move { old.close().await });
+        }
         tokio::select! {
             () = tokio::time::sleep_until(began + RENEW_PAUSE) => {}
             () = self.stop.cancelled() => {}
@@ -207,6 +226,7 @@ impl Keeper {
                     tools = slice.list(crate::protocol::method::ListKind::Tools).items.len(), "upstream is ready");
                 self.verdict = Some(link.agreed.revision);
                 self.publish(config, slice).await;
+                self.ready_at = Some(Instant::now());
                 self.set(ready).await;
                 // What changed while there was no conversation was told nobody.
                 ear.subscriptions.tell_all(&self.name);
@@ -432,8 +452,11 @@ impl Ear {
 
     /// The upstream asked for a pause where no call was: calls keep it too.
     pub fn throttled(&self, fault: &Fault) {
-        if let (Reason::Throttled, Some(owner)) = (fault.reason, self.owner.upgrade()) {
-            owner.throttled(fault.retry_after);
+        // Only what says how long: this was no call, and calls may well be welcome.
+        if let (Reason::Throttled, Some(pause), Some(owner)) =
+            (fault.reason, fault.retry_after, self.owner.upgrade())
+        {
+            owner.throttled(Some(pause));
         }
     }
 
@@ -474,7 +497,7 @@ pub(super) async fn refuse(link: &Link, frame: &Frame) {
         let error = ErrorObject::new(METHOD_NOT_FOUND, "the client did not declare this");
         response(&id, Kind::Error, error.to_raw().get().as_bytes())
     };
-    let _ = link.notify(answer).await;
+    let _ = tokio::time::timeout(ASIDE_TIME, link.notify(answer)).await;
 }
 
 pub(super) struct AbortOnDrop(pub(super) tokio::task::JoinHandle<()>);

@@ -27,6 +27,8 @@ use super::transport::Unasked;
 
 /// Most conversations of this kind with one upstream: each is a session there, or a process here.
 const LEASES_MAX: usize = 64;
+/// Calls at once in one conversation on a pipe: one is carried, the others wait for it.
+const LINE_MAX: usize = 32;
 /// So long without a call, and a conversation is ended.
 const LEASE_IDLE: Duration = Duration::from_secs(600);
 /// How often that is looked at.
@@ -155,13 +157,21 @@ impl Leases {
         let mut held = Using(Some(lease.clone()));
         let exclusive = main.wire.is_pipe();
         let turn = if exclusive {
+            if lease.users.load(Ordering::Acquire) > LINE_MAX {
+                let text = "it was not called: as many calls wait for its conversation as may";
+                return Err(Fault::new(Reason::QueueFull, Delivery::NotSent, text));
+            }
             let turns = lease.turn.clone();
             let turn = match turns.clone().try_acquire_owned() {
                 Ok(turn) => Ok(turn),
                 // Whoever waits for another's person must not keep a place from other consumers.
                 Err(_) => {
                     let _aside = guard.lend();
-                    deadline.run(turns.acquire_owned()).await.map_err(|_| {
+                    let began = Instant::now();
+                    let turn = deadline.run(turns.acquire_owned()).await;
+                    // The upstream was not slow: it was not asked.
+                    deadline.set_aside(began.elapsed());
+                    turn.map_err(|_| {
                         let text = "it was not called: its conversation was in use for too long";
                         Fault::new(Reason::QueueFull, Delivery::NotSent, text)
                     })?

@@ -273,9 +273,16 @@ impl Link {
         let _ = tokio::time::timeout(LEVEL_WAIT, asked).await;
     }
 
-    /// Send a notification.
+    /// Send a notification or a response.
+    ///
+    /// # Errors
+    /// When it cannot be sent, or an upstream that does not read has not taken it in time.
     pub async fn notify(&self, message: Bytes) -> Result<(), Fault> {
-        notify(&self.wire, &self.agreed, message).await
+        let told = notify(&self.wire, &self.agreed, message);
+        tokio::time::timeout(NOTIFY_TIME, told).await.unwrap_or_else(|_| {
+            let text = "the upstream does not take what it is told";
+            Err(Fault::new(Reason::DeadlineExceeded, Delivery::Unknown, text))
+        })
     }
 
     /// The headers of a request that belongs to this conversation.
@@ -370,6 +377,8 @@ async fn over_http(
     Ok(Answered { frame: a.frame, status: a.status, session: a.session })
 }
 
+/// How long a message without an answer may take to be taken.
+const NOTIFY_TIME: std::time::Duration = std::time::Duration::from_secs(10);
 /// How long an upstream may take to answer a wish for log messages.
 const LEVEL_TIME: std::time::Duration = std::time::Duration::from_secs(10);
 /// How long a call waits for it: a healthy upstream answers within a round trip.

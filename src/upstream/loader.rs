@@ -79,6 +79,9 @@ async fn pages(
             None => return Ok(()),
             Some(next) => {
                 if builder.is_full(kind) {
+                    builder.more_is_left_out(kind);
+                    tracing::warn!(upstream = %config.name, list = kind.method(), max_items = config.max_items,
+                        "the list has more items than max_items; the rest is left out");
                     return Ok(());
                 }
                 cursor = Some(next);

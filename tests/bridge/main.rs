@@ -7,6 +7,7 @@ mod harness;
 mod asks;
 mod isolation;
 mod newer;
+mod resume;
 mod sessions;
 mod subscriptions;
 

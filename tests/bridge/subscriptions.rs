@@ -70,7 +70,8 @@ fn messages(response: hyper::Response<hyper::body::Incoming>) -> mpsc::Receiver<
         while let Some(Ok(frame)) = body.frame().await {
             buffer.push_str(std::str::from_utf8(frame.data_ref().unwrap()).unwrap());
             while let Some((event, rest)) = buffer.split_once("\n\n") {
-                if let Some(data) = event.lines().find_map(|l| l.strip_prefix("data: ")) {
+                let data = event.lines().find_map(|l| l.strip_prefix("data: "));
+                if let Some(data) = data.filter(|data| !data.is_empty()) {
                     tx.send(serde_json::from_str(data).unwrap()).await.unwrap();
                 }
                 buffer = String::from(rest);

@@ -142,6 +142,8 @@ async fn other_methods_and_paths_are_refused() {
     for method in ["PUT", "PATCH", "HEAD", "GET", "DELETE", "BREW"] {
         let got = request(&weir.url, method, &[], "").await;
         assert_eq!(got.status, 405, "{method}");
+        let says_how = got.body.contains("send its Mcp-Session-Id, or POST");
+        assert_eq!(says_how, method == "GET", "{method}: {}", got.body);
         let allow = got.headers["allow"].to_str().unwrap();
         assert!(allow.contains("POST") && allow.contains("GET") && allow.contains("DELETE"));
     }

@@ -144,7 +144,10 @@ impl Old {
             .unwrap();
         let client = Client::builder(TokioExecutor::new()).build_http();
         let mut stream = Stream::of(client.request(request).await.unwrap());
-        assert_eq!(stream.next().await.as_deref(), Some(": open"));
+        // The newest of the old revisions is given an id to come back to.
+        let first = stream.next().await.unwrap();
+        let primed = self.revision == "2025-11-25" && first.starts_with("id: g");
+        assert!(primed || first == ": open", "{first}");
         stream
     }
 }

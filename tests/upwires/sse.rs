@@ -77,7 +77,7 @@ async fn a_refused_post_fails_its_own_request_only() {
     until("the other call", || up.state.arrived("hang") == 1).await;
     for (status, why, told) in [
         (429, "throttled", "no_effect"),
-        (503, "throttled", "no_effect"),
+        (503, "upstream_status", "unknown"),
         (403, "credential_refused", "no_effect"),
         (413, "upstream_status", "no_effect"),
         (500, "upstream_status", "unknown"),

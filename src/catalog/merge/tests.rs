@@ -125,8 +125,11 @@ fn of_two_with_one_public_name_the_first_stays_and_the_other_is_reported() {
     ];
     let catalog = Catalog::build(0, parts, None);
     assert_eq!(names(&catalog, ListKind::Tools), ["erp__c"]);
+    // What has no prefix never stands in for what is another's by its name, whoever comes first.
+    let place = catalog.find(ListKind::Tools, "erp__c").unwrap();
+    assert_eq!(&*catalog.parts()[place.part as usize].part.config.name, "erp");
     insta::assert_snapshot!(report(&catalog), @r#"
-    erp tools c: its public name is taken by "erp__c" of bare
+    bare tools erp__c: its public name belongs to the upstream erp
     zoo tools ?: it is not an object without repeated keys
     zoo tools x: it has no object as "inputSchema"
     "#);
@@ -199,8 +202,10 @@ proptest! {
         for (n, (name, natives)) in ups.iter().enumerate() {
             for native in natives {
                 let exposed = exposed_name(name, !(bare && n == 0), native);
-                let route = view.resolve(ListKind::Tools, &exposed).unwrap();
-                let reached = &**route.upstream() == name && &**route.native() == native;
+                let route = view.resolve(ListKind::Tools, &exposed);
+                let reached = route.is_some_and(|route| {
+                    &**route.upstream() == name && &**route.native() == native
+                });
                 let reported = catalog.drops().iter().any(|d| {
                     &*d.upstream == name && d.native.as_deref() == Some(native)
                 });

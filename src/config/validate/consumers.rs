@@ -73,8 +73,11 @@ pub fn consumer_name(name: &str) -> Result<(), String> {
 pub fn all(root: &Section<'_>, views: &BTreeMap<Arc<str>, ViewRule>) -> Vec<ConsumerConfig> {
     let mut out: Vec<ConsumerConfig> = Vec::new();
     for (name, s) in root.tables("consumers", "Who may call.") {
+        // A remedy is there to be pasted: a name that no consumer can have is not repeated in it.
+        let mut sample = name.as_str();
         if let Err(what) = consumer_name(&name) {
             s.wrong_at(&s.span, "", what, "name it like px-bot");
+            sample = "NAME";
         }
         let mut texts: Vec<_> = s
             .text("key", "Digest of its key, as `weir key new NAME` prints it.")
@@ -86,7 +89,7 @@ pub fn all(root: &Section<'_>, views: &BTreeMap<Arc<str>, ViewRule>) -> Vec<Cons
                 &s.span,
                 "key",
                 "is missing",
-                format!("run `weir key new {name}` and paste what it prints"),
+                format!("run `weir key new {sample}` and paste what it prints"),
             );
         }
         let mut keys: Vec<ConsumerKey> = Vec::new();
@@ -96,7 +99,7 @@ pub fn all(root: &Section<'_>, views: &BTreeMap<Arc<str>, ViewRule>) -> Vec<Cons
                     &text.span,
                     "key",
                     "is no digest of the form sha256:<64 hex digits>",
-                    format!("the key itself does not belong here; run `weir key new {name}`"),
+                    format!("the key itself does not belong here; run `weir key new {sample}`"),
                 ),
                 Some(key) if out.iter().flat_map(|c| &c.keys).any(|k| k.same(&key)) => {
                     s.wrong_at(

@@ -543,8 +543,8 @@ fn read_rate(s: &Section<'_>, doc: &'static str, waits: bool) -> Option<RateConf
     }
     match per_second {
         Some(per_second) if per_second > 0.0 => Some(RateConfig { per_second, burst, max_wait }),
-        Some(_) => {
-            s.wrong("per_second", "is not above 0", "write tokens per second, such as 4 or 0.5; to switch an upstream off use enabled = false");
+        Some(n) => {
+            s.wrong("per_second", format!("is {n}"), "write tokens per second above 0, such as 4 or 0.5; to switch an upstream off use enabled = false");
             None
         }
         None => {

@@ -52,6 +52,9 @@ pub(super) fn counts(reason: Reason) -> bool {
             | Reason::Cancelled
             | Reason::Overloaded
             | Reason::QueueFull
+            // It works; the answer is more than we keep. One caller's wish for it is nobody
+            // else's trouble.
+            | Reason::TooLarge
             | Reason::CapabilityMissing
             | Reason::HeaderMismatch
             | Reason::Draining

@@ -42,7 +42,7 @@ use tokio::sync::mpsc;
 use crate::config::HttpConfig;
 use crate::failure::{Delivery, Fault, Reason};
 use crate::protocol::error::{ErrorObject, INTERNAL_ERROR};
-use crate::protocol::header::SESSION_ID;
+use crate::protocol::header::{LAST_EVENT_ID, SESSION_ID};
 use crate::protocol::message::{Frame, Kind, response};
 
 use super::{OnNotice, Unasked};
@@ -66,7 +66,6 @@ const ASIDE_TIME: Duration = Duration::from_secs(2);
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
 const JSON_OR_EVENTS: HeaderValue = HeaderValue::from_static("application/json, text/event-stream");
-const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// Headers that the wire sets itself or that belong to one connection. A configured value would
 /// break the framing or the reading of answers.

@@ -74,8 +74,7 @@ impl StdioWire {
     pub async fn start(launch: Launch) -> Result<(StdioWire, mpsc::Receiver<Unasked>), Fault> {
         let environment = env::environment(&launch.config, &|name| std::env::var_os(name));
         let (program, args) = program(&launch).await?;
-        let path = environment.get(std::ffi::OsStr::new("PATH")).map(OsString::as_os_str);
-        let program = shim::find_program(&program, path).map_err(|e| not_started(&e))?;
+        let program = find_program(&launch.config, &program).map_err(|e| not_started(&e))?;
 
         let workdir = workdir(&launch).await?;
         let cwd = workdir.as_ref().map(WorkDir::path).or(launch.config.cwd.as_deref());
@@ -152,7 +151,7 @@ impl StdioWire {
         match report.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(report)) => (**report).clone(),
             // The runtime that watched it is being torn down, and the child with it.
-            _ => ExitReport::new(None, Tail::default(), std::time::Duration::ZERO, true),
+            _ => ExitReport::new(None, Tail::default(), std::time::Duration::ZERO, true, true),
         }
     }
 
@@ -183,12 +182,25 @@ async fn read(
     }
 }
 
+/// Where a child looks for programs.
+pub fn search_path(config: &StdioConfig) -> Option<OsString> {
+    env::environment(config, &|name| std::env::var_os(name)).remove(std::ffi::OsStr::new("PATH"))
+}
+
+/// Where `program` is for this child: bare names are looked for on the `PATH` that it gets.
+///
+/// # Errors
+/// There is none that can be started.
+pub fn find_program(config: &StdioConfig, program: &str) -> Result<PathBuf, shim::NotFound> {
+    shim::find_program(program, search_path(config).as_deref())
+}
+
 async fn program(launch: &Launch) -> Result<(String, Vec<OsString>), Fault> {
     let own = launch.config.args.iter().map(|arg| OsString::from(arg.expose()));
     match &launch.config.program {
         Program::Command(command) => Ok((command.clone(), own.collect())),
         Program::Package(spec) => {
-            let installed = package::ensure(spec, &launch.cache_dir)
+            let installed = package::ensure(spec, &launch.cache_dir, Some(&launch.shim))
                 .await
                 .map_err(|e| not_started(&launch.scrubber.scrub(&e.to_string())))?;
             let program = installed.program.to_string_lossy().into_owned();

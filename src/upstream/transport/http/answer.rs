@@ -110,7 +110,7 @@ pub(super) fn answers(frame: &Frame, id: u64) -> bool {
 /// What a response other than 2xx to a request means: the JSON-RPC error in its body, or the fault
 /// that its status stands for.
 ///
-/// Decided: 401, 403, 429 and 503 are what the status says even if the body is a JSON-RPC error:
+/// Decided: 401, 403, 429 and a 503 with `Retry-After` are what the status says even if the body is a JSON-RPC error:
 /// the pause and the credential are matters between the upstream and us, the guard must hear of
 /// them, and the upstream's sentence about them is not for the agent. The error's code goes to the
 /// log.
@@ -156,25 +156,25 @@ async fn read_refusal(
 /// is nobody's business.
 pub fn of_status(status: StatusCode, headers: &HeaderMap) -> Fault {
     let code = status.as_u16();
+    let pause = headers
+        .get(RETRY_AFTER)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| retry_after::parse(value, SystemTime::now()));
     match code {
         401 | 403 => Fault::new(
             Reason::CredentialRefused,
             Delivery::Refused,
             format!("the upstream refuses the gateway's credential (HTTP {code})"),
         ),
-        429 | 503 => Fault::new(
+        429 | 503 if code == 429 || pause.is_some() => Fault::new(
             Reason::Throttled,
             Delivery::Refused,
             format!("the upstream asks for a pause (HTTP {code})"),
         )
-        .retry_after(
-            headers
-                .get(RETRY_AFTER)
-                .and_then(|value| value.to_str().ok())
-                .and_then(|value| retry_after::parse(value, SystemTime::now())),
-        ),
-        // Said also by a proxy in front of an upstream that is at work, or by one that was.
-        500.. => Fault::new(
+        .retry_after(pause),
+        // Said also by a proxy in front of an upstream that is at work, or by one that was: a
+        // connection that broke, a time that ran out.
+        408 | 500.. => Fault::new(
             Reason::UpstreamStatus,
             Delivery::Unknown,
             format!("the upstream failed with HTTP {code}"),
@@ -257,11 +257,11 @@ mod tests {
         403 credential_refused Refused: the upstream refuses the gateway's credential (HTTP 403)
         404 upstream_status Refused: the upstream answered with HTTP 404
         405 upstream_status Refused: the upstream answered with HTTP 405
-        408 upstream_status Refused: the upstream answered with HTTP 408
+        408 upstream_status Unknown: the upstream failed with HTTP 408
         429 throttled Refused: the upstream asks for a pause (HTTP 429)
         500 upstream_status Unknown: the upstream failed with HTTP 500
         502 upstream_status Unknown: the upstream failed with HTTP 502
-        503 throttled Refused: the upstream asks for a pause (HTTP 503)
+        503 upstream_status Unknown: the upstream failed with HTTP 503
         504 upstream_status Unknown: the upstream failed with HTTP 504
         ");
     }

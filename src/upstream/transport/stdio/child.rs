@@ -175,6 +175,6 @@ impl Warden {
     fn made(&self, status: io::Result<ExitStatus>, asked: bool) -> ExitReport {
         let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
         let tail = std::mem::take(&mut *tail);
-        ExitReport::new(status.ok(), tail, self.started.elapsed(), asked)
+        ExitReport::new(status.ok(), tail, self.started.elapsed(), asked, self.table.saw_output())
     }
 }

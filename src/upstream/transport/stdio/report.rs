@@ -40,6 +40,7 @@ impl ExitReport {
         tail: Tail,
         ran: Duration,
         asked: bool,
+        spoke: bool,
     ) -> ExitReport {
         let mut report = ExitReport {
             code: status.and_then(|s| s.code()),
@@ -58,7 +59,9 @@ impl ExitReport {
                     continue;
                 }
                 Told::NotStarted(why) => {
-                    report.never_ran = true;
+                    // The supervisor's words come on the program's stderr, where the program, and
+                    // through it a caller, could put the same. What has spoken has run.
+                    report.never_ran = !spoke && matches!(report.code, Some(125..=127));
                     format!("{why}: is the program installed, executable, and its interpreter too?")
                 }
                 Told::LeftBehind(pids) => {
@@ -143,7 +146,8 @@ mod tests {
 
     fn report(raw: i32, told: &[Told], asked: bool) -> ExitReport {
         let tail = Tail { lines: ["one".into(), "two".into()].into(), told: told.to_vec() };
-        ExitReport::new(Some(ExitStatus::from_raw(raw)), tail, Duration::from_millis(1234), asked)
+        let status = Some(ExitStatus::from_raw(raw));
+        ExitReport::new(status, tail, Duration::from_millis(1234), asked, false)
     }
 
     #[test]
@@ -159,6 +163,14 @@ mod tests {
             report(0, &[], true).detail(),
             @"the gateway stopped the server process after 1.2 s"
         );
+        // A program that says so of itself has run.
+        for (raw, spoke) in [(127 << 8, true), (1 << 8, false), (9, false)] {
+            let told = Told::NotStarted("No such file".into());
+            let tail = Tail { told: vec![told], ..Tail::default() };
+            let status = Some(ExitStatus::from_raw(raw));
+            let forged = ExitReport::new(status, tail, Duration::ZERO, false, spoke);
+            assert_eq!(forged.lost().fault(true).delivery, crate::failure::Delivery::Unknown);
+        }
         let never =
             report(127 << 8, &[Told::NotStarted("No such file or directory".into())], false);
         assert_eq!(never.lost().reason, Reason::ConnectFailed);

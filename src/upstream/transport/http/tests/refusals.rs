@@ -18,8 +18,8 @@ async fn statuses_with_a_page_become_faults_that_show_nothing_of_it() {
         assert!(!shown.contains("db-7") && !shown.contains("t0ken"), "{shown}");
         let wanted = match code {
             401 | 403 => (Reason::CredentialRefused, Delivery::Refused),
-            429 | 503 => (Reason::Throttled, Delivery::Refused),
-            500 | 502 => (Reason::UpstreamStatus, Delivery::Unknown),
+            429 => (Reason::Throttled, Delivery::Refused),
+            500 | 502 | 503 => (Reason::UpstreamStatus, Delivery::Unknown),
             _ => (Reason::UpstreamStatus, Delivery::Refused),
         };
         assert_eq!((fault.reason, fault.delivery), wanted, "{code}");

@@ -81,7 +81,7 @@ async fn a_stream_that_is_not_offered_is_told_apart_from_one_that_fails() {
         (response("404 X", "", ""), Some((Reason::UpstreamStatus, 404))),
         (response("409 X", "", ""), Some((Reason::UpstreamStatus, 409))),
         (response("401 X", "", ""), Some((Reason::CredentialRefused, 401))),
-        (response("503 X", "", ""), Some((Reason::Throttled, 503))),
+        (response("503 X", "retry-after: 1\r\n", ""), Some((Reason::Throttled, 503))),
         (response("200 OK", "content-type: text/html\r\n", "hi"), Some((Reason::Garbled, 200))),
     ] {
         let upstream = Upstream::start([Reply::Send(reply)]).await;
