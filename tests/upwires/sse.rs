@@ -142,7 +142,7 @@ async fn an_endpoint_that_learns_the_newer_transport_is_found_out() {
     up.state.renewed.store(true, Ordering::SeqCst);
     up.state.say_all(|| Out::Cut);
     let end = std::time::Instant::now() + crate::PATIENCE;
-    while reason(&call(&weir.url, "up__newer", json!({})).await) != "" {
+    while !reason(&call(&weir.url, "up__newer", json!({})).await).is_empty() {
         assert!(std::time::Instant::now() < end, "{}", weir.log());
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
