@@ -23,7 +23,7 @@ pub fn text(answer: &Value) -> &str {
     answer["result"]["content"][0]["text"].as_str().unwrap_or_else(|| panic!("{answer}"))
 }
 
-/// An upstream whose tools do what they are called: `ok`, `fail` (500), `busy` (503), `slow` (a
+/// An upstream whose tools do what they are called: `ok`, `fail` (500), `busy` (429), `slow` (a
 /// second), `hang`, `broke` (an error of its own that speaks of quota), `progress` (a second with
 /// progress all along).
 pub async fn acting() -> Scripted {
@@ -35,7 +35,7 @@ pub async fn acting() -> Scripted {
 fn act(a: &Arrival) -> Option<Reply> {
     Some(match a.tool()? {
         "fail" => Reply::Http(500, vec![], String::new()),
-        "busy" => Reply::Http(503, vec![], String::new()),
+        "busy" => Reply::Http(429, vec![], String::new()),
         "slow" => Reply::After(Duration::from_secs(1), Box::new(a.text("slow"))),
         "hang" => Reply::Hang(vec![]),
         "broke" => {
