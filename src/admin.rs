@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use crate::downstream::Edge;
+use crate::downstream::stall::Impatient;
+use crate::downstream::{Edge, checks};
 use crate::gateway::builtin;
 use crate::guard::State;
 use crate::observe::metrics::{BreakerState, CatalogFacts, Gathered, UpstreamFacts};
@@ -43,10 +44,12 @@ pub async fn run(edge: Arc<Edge>, listener: TcpListener) {
                 let out = answer(&edge, &request);
                 async move { Ok::<_, Infallible>(out) }
             });
+            let (read, write) = stream.into_split();
+            let io = tokio::io::join(read, Impatient::new(write, Arc::default()));
             let _ = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service)
+                .serve_connection(TokioIo::new(io), service)
                 .await;
             drop(place);
         });
@@ -54,6 +57,14 @@ pub async fn run(edge: Arc<Edge>, listener: TcpListener) {
 }
 
 fn answer(edge: &Edge, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    // A page in a browser on this machine must not read it by another name.
+    let listen = edge.gateway.current.load().config.admin.listen;
+    let authority = request.uri().authority().map(hyper::http::uri::Authority::as_str);
+    if listen.is_some_and(|at| {
+        at.ip().is_loopback() && !checks::host_at(&[], at.ip(), request.headers(), authority)
+    }) {
+        return text(403, "this Host is not served here\n");
+    }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return text(405, "only GET is served here\n");
     }
@@ -89,7 +100,7 @@ fn text(status: u16, body: &str) -> Response<Full<Bytes>> {
 pub fn status(edge: &Edge) -> Value {
     let snapshot = edge.gateway.current.load();
     let all = snapshot.views.get(&None).expect("the view of everything is always there");
-    let mut out = builtin::status(&edge.gateway, &snapshot, all);
+    let mut out = builtin::status(&edge.gateway, &snapshot, all, true);
     let set = |out: &mut Value, key: &str, value: Value| {
         out.as_object_mut().expect("an object").insert(key.into(), value);
     };

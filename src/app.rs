@@ -126,7 +126,7 @@ fn tell_hidden(options: &ServeOptions, before: FileSays, now: FileSays) {
 /// Start everything but the listeners.
 fn start(
     config: Config,
-    reload: Option<(ServeOptions, FileSays)>,
+    reload: Option<(ServeOptions, FileSays, watch::Seen)>,
     log: Option<LogHandle>,
     shim: PathBuf,
 ) -> Result<Running, AppError> {
@@ -147,8 +147,8 @@ fn start(
         Arc::new(Gateway::new(control.first(config.clone()), observe, site.subscriptions.clone()));
     let (orders, orders_rx) = mpsc::channel(ORDERS_MAX);
     let load: control::Load = match reload {
-        Some((options, says)) => {
-            tokio::spawn(watch::file(options.config.clone(), orders.clone()));
+        Some((options, says, seen)) => {
+            tokio::spawn(watch::file(options.config.clone(), seen, orders.clone()));
             tokio::spawn(watch::hangup(orders.clone()));
             let said = Mutex::new(says);
             control::load_from(options.config.clone(), move |c| {
@@ -266,6 +266,7 @@ fn init_log(level: &str, format: LogFormat) -> Result<LogHandle, AppError> {
 /// `weir serve`: run until SIGTERM or SIGINT. `ready` gets the lines that say what is served.
 pub async fn serve(options: ServeOptions, ready: impl FnOnce(&str)) -> Result<(), AppError> {
     let mut signals = Signals::listen();
+    let seen = watch::look(&options.config);
     let (config, says) = read(&options)?;
     let log = init_log(&config.log.level, config.log.format)?;
     limits::raise();
@@ -280,12 +281,17 @@ pub async fn serve(options: ServeOptions, ready: impl FnOnce(&str)) -> Result<()
     };
     let local = socket.local_addr().map_err(|e| AppError::Start(e.to_string()))?;
     let admin_local = admin_socket.as_ref().and_then(|s| s.local_addr().ok());
-    let running = start(config, Some((options, says)), Some(log), own_program())?;
+    let running = start(config, Some((options, says, seen)), Some(log), own_program())?;
     if let Some(admin_socket) = admin_socket {
         tokio::spawn(admin::run(running.edge.clone(), admin_socket));
     }
     let serving = tokio::spawn(listener::run(running.edge.clone(), socket));
-    ready(&report::banner(&running.edge.gateway.current.load(), local, admin_local));
+    let snapshot = running.edge.gateway.current.load();
+    ready(&match snapshot.config.log.format {
+        LogFormat::Text => report::banner(&snapshot, local, admin_local),
+        LogFormat::Json => report::banner_line(&snapshot, local, admin_local),
+    });
+    drop(snapshot);
     signals.any().await;
     tracing::info!("stopping");
     running.stop().await;
@@ -318,10 +324,11 @@ impl Signals {
 /// `weir stdio`: the same gateway over stdin and stdout.
 pub async fn serve_stdio(options: ServeOptions, consumer: Option<String>) -> Result<(), AppError> {
     let mut signals = Signals::listen();
+    let seen = watch::look(&options.config);
     let (config, says) = read(&options)?;
     let log = init_log(&config.log.level, config.log.format)?;
     limits::raise();
-    let running = start(config, Some((options, says)), Some(log), own_program())?;
+    let running = start(config, Some((options, says, seen)), Some(log), own_program())?;
     let consumer = match whose(&running, consumer.as_deref()) {
         Ok(consumer) => consumer,
         Err(e) => {

@@ -231,14 +231,16 @@ impl Control {
             tokio::select! {
                 event = events.recv() => {
                     let Some(event) = event else { return };
-                    let mut changed = self.take(&gateway, event);
+                    let mut shown = Vec::new();
+                    let mut changed = self.take(&gateway, event, &mut shown);
                     // What came meanwhile goes into the same snapshot.
                     while let Ok(event) = events.try_recv() {
-                        changed |= self.take(&gateway, event);
+                        changed |= self.take(&gateway, event, &mut shown);
                     }
                     if changed {
                         self.republish(&gateway);
                     }
+                    drop(shown);
                 }
                 order = orders.recv() => match order {
                     None => return,
@@ -259,7 +261,15 @@ impl Control {
         }
     }
 
-    fn take(&mut self, gateway: &Gateway, Told { name, incarnation, event }: Told) -> bool {
+    // What is to be dropped when the next snapshot is out goes into `shown`.
+    fn take(
+        &mut self,
+        gateway: &Gateway,
+        told: Told,
+        shown: &mut Vec<oneshot::Sender<()>>,
+    ) -> bool {
+        let Told { name, incarnation, event, done } = told;
+        shown.extend(done);
         if self.successors.get(&name).is_some_and(|s| s.incarnation == incarnation) {
             return self.succeed(gateway, &name, event);
         }
@@ -405,6 +415,12 @@ impl Control {
         gateway.current.publish(next);
         for old in retired {
             self.retire(old, patience);
+        }
+        let running = gateway.current.load().config.clone();
+        for c in running.upstreams.iter().filter(|c| c.enabled && plan.build.contains(&c.name)) {
+            if let Some(why) = &c.dormant {
+                tracing::warn!(upstream = %c.name, "the upstream is dormant: {why}");
+            }
         }
         let said = plan.to_string();
         tracing::info!(?why, "configuration reloaded: {said}");

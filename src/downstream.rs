@@ -23,7 +23,7 @@ pub mod replay;
 mod reply;
 pub mod session;
 pub mod sse;
-mod stall;
+pub mod stall;
 pub mod stdio;
 pub mod websocket;
 

@@ -16,7 +16,7 @@ pub mod subscriptions;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::call::{Call, Notices, Terminal};
+use crate::call::{Call, Consumer, Notices, Terminal};
 use crate::config::secret::Scrubber;
 use crate::failure::{Failure, Reason, Refusal};
 use crate::observe::Observe;
@@ -38,6 +38,8 @@ pub struct Gateway {
     /// Which resources are watched, and who is told.
     pub subscriptions: Arc<Subscriptions>,
     in_flight: AtomicU64,
+    // Of these, what is carried to an upstream.
+    carried: Arc<AtomicU64>,
     draining: AtomicBool,
 }
 
@@ -53,6 +55,7 @@ impl Gateway {
             observe,
             subscriptions,
             in_flight: AtomicU64::new(0),
+            carried: Arc::default(),
             draining: AtomicBool::new(false),
         }
     }
@@ -115,16 +118,25 @@ impl Gateway {
         record: &mut Record,
         notices: &Notices,
     ) -> Result<(Terminal, bool), Failure> {
-        self.admit(snapshot)?;
+        if self.is_draining() {
+            return Err(Refusal::new(Reason::Draining, "the gateway is stopping").into());
+        }
         let view = snapshot.view(&call.consumer);
         let plan = router::plan(&view, call, &snapshot.config.gateway).map_err(|unplanned| {
             record.name(&unplanned.name);
-            unplanned.refusal
+            let Some(name) = &unplanned.refusal.upstream else { return unplanned.refusal };
+            if let Some(series) = snapshot.series.get(name) {
+                record.upstream(series);
+            }
+            // What is known of the upstream itself says more.
+            let own = snapshot.upstreams.get(name).and_then(|upstream| upstream.refusal());
+            own.unwrap_or(unplanned.refusal)
         })?;
         match plan {
             Plan::Answer(terminal) => Ok((terminal, false)),
             Plan::Forward(route, parsed) => {
                 record.name(route.exposed());
+                let _carried = self.admit(snapshot, &call.consumer)?;
                 snapshot.quota(&call.consumer)?;
                 record.route(
                     &snapshot.series(&route),
@@ -152,18 +164,49 @@ impl Gateway {
         }
     }
 
-    fn admit(&self, snapshot: &Snapshot) -> Result<(), Refusal> {
-        if self.is_draining() {
-            return Err(Refusal::new(Reason::Draining, "the gateway is stopping"));
+    // Only what is carried counts: answers from memory are there also for who is refused here. One
+    // consumer of several gets half at most, so that the others are served whatever it does.
+    fn admit(&self, snapshot: &Snapshot, consumer: &Consumer) -> Result<Carried, Refusal> {
+        let max = snapshot.config.gateway.max_calls;
+        let alone = snapshot.config.consumers.len() <= 1;
+        let share = if alone { max } else { max.div_ceil(2) };
+        let own = snapshot.identity.named(&consumer.name).map(|m| m.in_flight.clone());
+        let all = Counted::new(&self.carried);
+        let own = Counted::new(&own.unwrap_or_default());
+        if all.now > max as u64 || own.now > share as u64 {
+            let text = if all.now > max as u64 {
+                "the gateway carries as many calls as it may"
+            } else {
+                "as many calls of this consumer are under way as may be"
+            };
+            return Err(Refusal::new(Reason::Overloaded, text)
+                .retry_after(std::time::Duration::from_secs(1)));
         }
-        if self.in_flight() > snapshot.config.gateway.max_calls as u64 {
-            return Err(Refusal::new(
-                Reason::Overloaded,
-                "the gateway carries as many calls as it may",
-            )
-            .retry_after(std::time::Duration::from_secs(1)));
-        }
-        Ok(())
+        Ok(Carried { _all: all, _own: own })
+    }
+}
+
+struct Carried {
+    _all: Counted,
+    _own: Counted,
+}
+
+// One of those that are counted, until it is dropped.
+struct Counted {
+    count: Arc<AtomicU64>,
+    // How many there were with it.
+    now: u64,
+}
+
+impl Counted {
+    fn new(count: &Arc<AtomicU64>) -> Counted {
+        Counted { now: count.fetch_add(1, Ordering::Relaxed) + 1, count: count.clone() }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

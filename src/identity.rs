@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use crate::call::Consumer;
 use crate::config::Config;
@@ -20,6 +21,8 @@ pub struct Member {
     pub consumer: Arc<Consumer>,
     /// Its rate quota.
     pub quota: Option<Arc<Limiter>>,
+    /// Its calls under way.
+    pub in_flight: Arc<AtomicU64>,
 }
 
 /// All consumers of one configuration.
@@ -39,8 +42,10 @@ impl Identity {
             for key in &c.keys {
                 by_digest.entry(key.bucket()).or_default().push((key.clone(), index));
             }
+            let known = before.and_then(|b| b.named(&c.name));
+            let in_flight = known.map(|m| m.in_flight.clone()).unwrap_or_default();
             let quota = c.rate.as_ref().map(|rate| {
-                let kept = before.and_then(|b| b.named(&c.name)).and_then(|m| m.quota.clone());
+                let kept = known.and_then(|m| m.quota.clone());
                 match kept {
                     Some(quota) => {
                         quota.reconfigure(Some(rate));
@@ -50,11 +55,15 @@ impl Identity {
                 }
             });
             let consumer = Consumer { name: c.name.clone(), view: c.view.clone() };
-            members.push(Member { consumer: Arc::new(consumer), quota });
+            members.push(Member { consumer: Arc::new(consumer), quota, in_flight });
         }
         let anonymous = config.consumers.is_empty().then(|| Member {
             consumer: Arc::new(Consumer { name: "anonymous".into(), view: None }),
             quota: None,
+            in_flight: before
+                .and_then(|b| b.anonymous.as_ref())
+                .map(|m| m.in_flight.clone())
+                .unwrap_or_default(),
         });
         let names = members.iter().enumerate().map(|(n, m)| (m.consumer.name.clone(), n));
         Identity { by_name: names.collect(), by_digest, members, anonymous }

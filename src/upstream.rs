@@ -347,7 +347,8 @@ impl Upstream {
                 let begun = begun.load(Ordering::Relaxed);
                 let delivery = if begun { Delivery::Unknown } else { Delivery::NotSent };
                 let fault = Fault::new(Reason::Retired, delivery, text);
-                (Err(Failure::from_fault(fault, &self.name, !read_only)), Spent::default())
+                let spent = Spent { attempts: begun.into(), ..Spent::default() };
+                (Err(Failure::from_fault(fault, &self.name, !read_only)), spent)
             }
         };
         match result {

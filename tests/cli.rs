@@ -483,8 +483,6 @@ async fn what_cannot_be_served_is_said_with_the_remedy() {
         stderr(&output)
     );
     let weir = Weir::start("", "");
-    // Ready to paste.
-    weir.logged("mcpServers").await;
     assert!(!weir.log().contains("no authentication"), "{}", weir.log());
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replace("\"off\"", "\"0.0.0.0:0\"")).unwrap();
@@ -492,6 +490,7 @@ async fn what_cannot_be_served_is_said_with_the_remedy() {
     let lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
     let before: Vec<_> =
         lines.map_while(Result::ok).take_while(|l| !l.contains("mcpServers")).collect();
+    // For people there is something ready to paste; that it came is what the loop waited for.
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(before.iter().any(|l| l.contains("has no authentication")), "{before:#?}");

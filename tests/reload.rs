@@ -531,7 +531,7 @@ async fn a_change_that_the_command_line_hides_is_told_as_such() {
         }
         panic!("not heard: {needle}\n{all}");
     };
-    heard("mcpServers");
+    heard("\"message\":\"serving\"");
     std::fs::write(&path, text.replace("127.0.0.1:1", "127.0.0.1:2")).unwrap();
     assert!(heard("it is overridden by --listen").contains("127.0.0.1:2"));
     // Told once: the next change is another one.

@@ -70,6 +70,34 @@ pub struct CallReport {
     pub failed: bool,
 }
 
+/// The same as one line of JSON, for logs that machines read.
+pub fn banner_line(snapshot: &Snapshot, listen: SocketAddr, admin: Option<SocketAddr>) -> String {
+    let states: serde_json::Map<String, serde_json::Value> = snapshot
+        .config
+        .upstreams
+        .iter()
+        .map(|c| {
+            let state = match &c.dormant {
+                _ if !c.enabled => "disabled".to_owned(),
+                Some(why) => format!("dormant: {why}"),
+                None => "starting".to_owned(),
+            };
+            (c.name.to_string(), state.into())
+        })
+        .collect();
+    let now = humantime::format_rfc3339_micros(std::time::SystemTime::now());
+    let line = serde_json::json!({
+        "timestamp": now.to_string(),
+        "level": "INFO",
+        "message": "serving",
+        "url": format!("http://{listen}/mcp"),
+        "admin": admin.map(|admin| format!("http://{admin}")),
+        "upstreams": states,
+        "target": "weirkeeper::app",
+    });
+    format!("{line}\n")
+}
+
 /// What a starting gateway says: what it serves, what is dormant and why, where, and how to
 /// connect.
 pub fn banner(snapshot: &Snapshot, listen: SocketAddr, admin: Option<SocketAddr>) -> String {

@@ -109,12 +109,20 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .into_iter()
         .map(|k| (distance(word, k), k))
         .min()
-        .filter(|(d, k)| *d <= 2.max(k.len() / 3))
+        .filter(|(d, k)| *d <= (k.len() / 3).clamp(1, 4))
         .map(|(_, k)| k)
 }
 
-// Levenshtein; keys are short.
+// Levenshtein, where two letters that changed places are one slip; keys are short.
 fn distance(a: &str, b: &str) -> usize {
+    let swapped: Vec<char> = a.chars().collect();
+    for at in 1..swapped.len() {
+        let mut other = swapped.clone();
+        other.swap(at - 1, at);
+        if other.iter().copied().eq(b.chars()) {
+            return 1;
+        }
+    }
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, ca) in a.chars().enumerate() {

@@ -6,10 +6,11 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::secret::Template;
+use crate::config::secret::{ConsumerKey, Template};
 use crate::config::{
-    BreakerConfig, ConcurrencyConfig, Config, EraChoice, GuardConfig, HttpConfig, Isolation,
-    Patterns, RetryConfig, ThrottleConfig, TransportConfig, UpstreamConfig, UrlTransport,
+    BreakerConfig, ConcurrencyConfig, Config, ConsumerConfig, EraChoice, GuardConfig, HttpConfig,
+    Isolation, Patterns, RateConfig, RetryConfig, ThrottleConfig, TransportConfig, UpstreamConfig,
+    UrlTransport,
 };
 use crate::gateway::builtin;
 
@@ -36,18 +37,15 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     .collect()
 }
 
+type ConsumerFacts = (Arc<str>, Vec<String>, Option<Arc<str>>, Option<RateConfig>);
+
+fn consumers(config: &Config) -> Vec<ConsumerFacts> {
+    let keys = |c: &ConsumerConfig| c.keys.iter().map(ConsumerKey::to_text).collect();
+    config.consumers.iter().map(|c| (c.name.clone(), keys(c), c.view.clone(), c.rate)).collect()
+}
+
 /// Whether nothing differs.
 pub fn same(old: &Config, new: &Config) -> bool {
-    let consumers = |c: &Config| {
-        c.consumers
-            .iter()
-            .map(|c| {
-                let keys: Vec<_> =
-                    c.keys.iter().map(crate::config::secret::ConsumerKey::to_text).collect();
-                (c.name.clone(), keys, c.view.clone(), c.rate)
-            })
-            .collect::<Vec<_>>()
-    };
     old.gateway == new.gateway
         && old.admin == new.admin
         && old.log == new.log
@@ -66,6 +64,12 @@ pub struct Plan {
     pub build: BTreeSet<Arc<str>>,
     /// Finished.
     pub retire: BTreeSet<Arc<str>>,
+    /// Of those kept, whose limits, filters or timeouts are new.
+    pub settings: BTreeSet<Arc<str>>,
+    /// Views that are new, gone, or not what they were.
+    pub views: BTreeSet<Arc<str>>,
+    /// Consumers that are new, gone, or not what they were.
+    pub consumers: BTreeSet<Arc<str>>,
 }
 
 /// Compare the upstreams.
@@ -76,7 +80,12 @@ pub fn upstreams(old: &Config, new: &Config) -> Plan {
     };
     for n in new.upstreams.iter().filter(|u| u.enabled) {
         match running(old, &n.name) {
-            Some(o) if same_link(&o, n) => plan.keep.insert(n.name.clone()),
+            Some(o) if same_link(&o, n) => {
+                if o != *n {
+                    plan.settings.insert(n.name.clone());
+                }
+                plan.keep.insert(n.name.clone())
+            }
             Some(_) => {
                 plan.retire.insert(n.name.clone());
                 plan.build.insert(n.name.clone())
@@ -89,6 +98,15 @@ pub fn upstreams(old: &Config, new: &Config) -> Plan {
             plan.retire.insert(o.name.clone());
         }
     }
+    let (o, n) = (&old.views, &new.views);
+    plan.views = o.keys().chain(n.keys()).filter(|v| o.get(*v) != n.get(*v)).cloned().collect();
+    let (o, n) = (consumers(old), consumers(new));
+    plan.consumers = o
+        .iter()
+        .chain(&n)
+        .filter(|c| !(o.contains(c) && n.contains(c)))
+        .map(|c| c.0.clone())
+        .collect();
     plan
 }
 
@@ -111,13 +129,27 @@ impl fmt::Display for Plan {
                 s.iter().map(|n| &**n).collect::<Vec<_>>().join(", ")
             }
         };
-        write!(
-            f,
-            "kept {}; started {}; retired {}",
-            list(&self.keep),
-            list(&self.build),
-            list(&self.retire)
-        )
+        let changed = self.build.intersection(&self.retire).cloned().collect();
+        let started = self.build.difference(&self.retire).cloned().collect();
+        let retired = self.retire.difference(&self.build).cloned().collect();
+        write!(f, "upstreams kept {}", list(&self.keep))?;
+        let others = [
+            ("started", started),
+            ("changed", changed),
+            ("retired", retired),
+            ("settings of", self.settings.clone()),
+        ];
+        for (what, names) in others {
+            if !names.is_empty() {
+                write!(f, "; {what} {}", list(&names))?;
+            }
+        }
+        for (what, names) in [("views", &self.views), ("consumers", &self.consumers)] {
+            if !names.is_empty() {
+                write!(f, "; {what} changed: {}", list(names))?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -18,8 +18,10 @@ pub const FILE_MAX: u64 = 4 << 20;
 
 /// Watch `path`; each change that stays the same for one more look is told. A file that is being
 /// written changes between looks and so is not read half.
-pub async fn file(path: PathBuf, orders: mpsc::Sender<Order>) {
-    let mut applied = read(&path).await;
+///
+/// `applied` is what was read of it before it was loaded: a change since then is one.
+pub async fn file(path: PathBuf, applied: Seen, orders: mpsc::Sender<Order>) {
+    let mut applied = applied;
     let mut seen = applied.clone();
     let mut missed = false;
     let mut tick = tokio::time::interval(LOOK_EVERY);
@@ -53,7 +55,15 @@ pub async fn file(path: PathBuf, orders: mpsc::Sender<Order>) {
     }
 }
 
-async fn read(path: &std::path::Path) -> Result<Vec<u8>, String> {
+/// What was found of a file, or why nothing was.
+pub type Seen = Result<Vec<u8>, String>;
+
+/// Look at the file now.
+pub fn look(path: &std::path::Path) -> Seen {
+    std::fs::read(path).map_err(|e| e.to_string())
+}
+
+async fn read(path: &std::path::Path) -> Seen {
     let told = |e: std::io::Error| e.to_string();
     let meta = tokio::fs::metadata(path).await.map_err(told)?;
     if meta.len() > FILE_MAX {

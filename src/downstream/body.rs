@@ -20,8 +20,9 @@ use tokio::time::{Duration, Instant};
 /// Events that wait for the socket; the work behind them waits then.
 const EVENTS_MAX: usize = 16;
 
-/// How much is given to the connection at a time: what it holds itself, beyond our reach.
-const CHUNK: usize = 256 << 10;
+/// How much is given to the connection at a time: what it holds itself, beyond our reach. Smaller
+/// bodies are not worth watching.
+const CHUNK: usize = 16 << 10;
 
 /// A response body.
 pub enum OutBody {
@@ -92,7 +93,8 @@ struct Cell(Mutex<State>);
 
 struct State {
     rest: Rest,
-    // Since when what was given last has not been followed by the wish for more.
+    // Since when the connection has not asked for what there is: from the beginning, or from what
+    // was given last. `None`: it asked, and there was nothing.
     given: Option<Instant>,
 }
 
@@ -118,14 +120,15 @@ impl Drop for Held {
 }
 
 impl Unread {
-    /// Watch a body, if it is worth it.
+    /// Watch a body, if it is worth it: on a connection that carries many, where nothing else
+    /// would end a single one.
     pub fn watch(&self, body: OutBody) -> OutBody {
         let rest = match body {
             OutBody::Full(Some(bytes)) if bytes.len() > CHUNK => Rest::Bytes(bytes),
             OutBody::Events(events) => Rest::Events(events),
             small => return small,
         };
-        let cell = Arc::new(Cell(Mutex::new(State { rest, given: None })));
+        let cell = Arc::new(Cell(Mutex::new(State { rest, given: Some(Instant::now()) })));
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.held.insert(number, cell.clone());
         OutBody::Held(Held { cell, place: (self.held.clone(), number) })
@@ -271,15 +274,16 @@ mod tests {
             std::future::pending::<()>().await;
             drop((tx, quiet));
         })));
+        let never = unread.watch(Bytes::from(vec![0; CHUNK + 1]).into());
         assert!(stalled.frame().await.unwrap().is_ok());
         let nothing = tokio::time::timeout(Duration::from_secs(1), idle.frame()).await;
         assert!(nothing.is_err());
         assert_eq!(unread.take_back(TIME), 0);
-        tokio::time::advance(TIME).await;
-        assert_eq!((unread.take_back(TIME), unread.take_back(TIME)), (1, 0));
+        tokio::time::advance(TIME + Duration::from_millis(1)).await;
+        assert_eq!((unread.take_back(TIME), unread.take_back(TIME)), (2, 0));
         assert!(alive.upgrade().is_none(), "the work went with it");
         assert!(stalled.frame().await.unwrap().is_err());
-        drop((stalled, idle));
+        drop((stalled, idle, never));
         assert!(unread.held.is_empty());
     }
 }

@@ -15,17 +15,27 @@ use super::refused::Refused;
 
 /// Whether `Host` (or the authority of HTTP/2) is ours (any revision, "DNS rebinding").
 pub fn host(settings: &Settings, headers: &HeaderMap, authority: Option<&str>) -> bool {
+    host_at(&settings.allowed_hosts, settings.listen.ip(), headers, authority)
+}
+
+/// The same for a listener at `ip` that has these names besides.
+pub fn host_at(
+    allowed: &[String],
+    ip: IpAddr,
+    headers: &HeaderMap,
+    authority: Option<&str>,
+) -> bool {
     // Twice: two readers could disagree on which one counts (RFC 9112, section 3.2).
     let Ok(host) = single(headers, &HOST) else { return false };
     let Some(host) = host.or(authority) else { return false };
     let name = host_name(host);
-    if settings.allowed_hosts.iter().any(|a| a == "*" || a.eq_ignore_ascii_case(name)) {
+    if allowed.iter().any(|a| a == "*" || a.eq_ignore_ascii_case(name)) {
         return true;
     }
     if is_loopback_name(name) {
-        return settings.listen.ip().is_loopback() || settings.listen.ip().is_unspecified();
+        return ip.is_loopback() || ip.is_unspecified();
     }
-    name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip == settings.listen.ip())
+    name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|named| named == ip)
 }
 
 /// Whether `Origin` is allowed; none comes from no browser.

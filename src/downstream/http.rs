@@ -15,11 +15,12 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{EXPECT, HeaderName, HeaderValue, ORIGIN, VARY};
 use hyper::http::request::Parts;
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, StatusCode, Version};
 
 use crate::call::Consumer;
 use crate::failure::Reason;
 use crate::gateway::snapshot::Snapshot;
+use crate::observe::metrics::OTHER;
 use crate::protocol::error::PARSE_ERROR;
 use crate::protocol::header;
 use crate::protocol::message::{Frame, Kind};
@@ -44,6 +45,12 @@ pub const PATH: &str = "/mcp";
 /// Most messages in one batch (2025-03-26 only): a batch is answered as a whole, so it is a bound
 /// on memory.
 const BATCH_MAX: usize = 100;
+
+/// How often, and how many times, a session's second stream looks whether the first one's place is
+/// free.
+const TAKEOVER_LOOK: Duration = Duration::from_millis(10);
+/// See [`TAKEOVER_LOOK`].
+const TAKEOVER_TRIES: u32 = 20;
 
 /// How much of a refused request's body is still read, and for how long: enough for an honest
 /// client that had begun to send, little for one that goes on.
@@ -76,7 +83,8 @@ pub async fn serve(edge: Arc<Edge>, peer: SocketAddr, request: Request<Incoming>
     {
         allow_browser(&mut out, origin);
     }
-    out.map(|body| edge.unread.watch(body))
+    // On HTTP/1.1 a connection that is not read ends as a whole.
+    if parts.version == Version::HTTP_2 { out.map(|body| edge.unread.watch(body)) } else { out }
 }
 
 fn allow_browser(out: &mut Out, origin: HeaderValue) {
@@ -134,7 +142,7 @@ async fn answer(
                 .map_err(|text| deny(400, Reason::InvalidUpgrade, text))
         }
         Method::POST => post(edge, snapshot, consumer, parts, body).await,
-        Method::GET => get(edge, consumer, parts),
+        Method::GET => get(edge, consumer, parts).await,
         Method::DELETE => delete(edge, consumer, parts),
         _ => Err(not_allowed()),
     }
@@ -172,6 +180,25 @@ fn preflight() -> Out {
     out
 }
 
+// A body may take its time, and a key may be revoked meanwhile.
+fn still_known(
+    edge: &Edge,
+    snapshot: &Snapshot,
+    consumer: &Consumer,
+    parts: &Parts,
+) -> Result<(), Denied> {
+    let now = edge.gateway.current.load();
+    if now.number == snapshot.number {
+        return Ok(());
+    }
+    let found = now.identity.identify(checks::key(&parts.headers));
+    match found {
+        Ok(member) if member.consumer.name == consumer.name => Ok(()),
+        Ok(_) => Err(deny(401, Reason::Unauthenticated, "the key is another's now")),
+        Err(refusal) => Err(deny(401, Reason::Unauthenticated, refusal.text)),
+    }
+}
+
 async fn post(
     edge: &Arc<Edge>,
     snapshot: &Snapshot,
@@ -188,7 +215,8 @@ async fn post(
         return Err(deny(415, Reason::NotJson, "Content-Type must be application/json"));
     }
     let settings = &snapshot.config.gateway;
-    let bytes = read(body, settings.max_body, settings.body_timeout).await?;
+    let bytes = read(edge, body, settings.max_body, settings.body_timeout).await?;
+    still_known(edge, snapshot, consumer, parts)?;
     if bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[') {
         return batch(edge, consumer, parts, &bytes).await;
     }
@@ -315,6 +343,7 @@ fn initialize(
         .sessions
         .open(&edge.sealer, consumer.clone(), hello, max)
         .ok_or_else(|| busy().to(frame))?;
+    legacy::told_now(edge, &session);
     let mut out = json(200, legacy::welcome(edge, &session, &id));
     if let Ok(value) = HeaderValue::from_str(&session.id) {
         out.headers_mut().insert(header::SESSION_ID, value);
@@ -338,7 +367,8 @@ async fn through_old_door(
             Ok(events(sse::open(edge, access, slot)))
         }
         (sse::MESSAGES, &Method::POST) => {
-            let bytes = read(body, settings.max_body, settings.body_timeout).await?;
+            let bytes = read(edge, body, settings.max_body, settings.body_timeout).await?;
+            still_known(edge, snapshot, consumer, parts)?;
             if sse::deliver(edge, consumer, parts.uri.query(), bytes).await {
                 return Ok(empty(202));
             }
@@ -349,7 +379,7 @@ async fn through_old_door(
     }
 }
 
-fn get(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Parts) -> Result<Out, Denied> {
+async fn get(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Parts) -> Result<Out, Denied> {
     let Some(id) = checks::single(&parts.headers, &header::SESSION_ID).ok().flatten() else {
         let text = "GET opens the stream of a session: send its Mcp-Session-Id, or POST";
         return Err(deny(405, Reason::MethodNotAllowed, text));
@@ -360,11 +390,11 @@ fn get(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Parts) -> Result<Out,
         let text = "Accept must list text/event-stream";
         return Err(deny(406, Reason::NotAcceptable, text));
     }
-    let slot = edge.stream_slot().ok_or_else(busy)?;
     // 2025-11-25 basic/transports, "resumability and redelivery": an event id names a stream, and
     // only what belongs to that stream is sent.
     let last = checks::single(&parts.headers, &header::LAST_EVENT_ID).ok().flatten();
     if let Some(reader) = last.and_then(|last| session.replay.resume(last)) {
+        let slot = edge.stream_slot().ok_or_else(busy)?;
         return Ok(events(resumed(edge, session, reader, slot)));
     }
     // A second stream takes over: the first is most likely a connection that died unseen.
@@ -372,8 +402,21 @@ fn get(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Parts) -> Result<Out,
     let old =
         std::mem::replace(&mut *session.stream.lock().expect("no panic while held"), token.clone());
     old.cancel();
+    // The first one's place is free as soon as it has ended.
+    let mut tries = 0;
+    let slot = loop {
+        match edge.stream_slot() {
+            Some(slot) => break slot,
+            None if tries < TAKEOVER_TRIES && session.streams.load(Ordering::Relaxed) > 0 => {
+                tries += 1;
+                tokio::time::sleep(TAKEOVER_LOOK).await;
+            }
+            None => return Err(busy()),
+        }
+    };
     let access = Access::new(&edge.gateway, consumer, &parts.headers);
-    let feed = Feed::of_session(edge, access, &session, last.is_some());
+    let missed = last.is_some_and(|last| session.has_more_than(last));
+    let feed = Feed::of_session(edge, access, &session, missed);
     let listener = Listener { feed, ends: vec![token, session.ended.clone()], slot };
     let edge = edge.clone();
     Ok(events(Events::new(|tx| async move {
@@ -422,11 +465,16 @@ async fn batch(
     bytes: &Bytes,
 ) -> Result<Out, Denied> {
     let invalid = |text: &str| deny(400, Reason::InvalidMessage, text);
+    let only = "a batch is accepted in a 2025-03-26 session only";
     let id = checks::single(&parts.headers, &header::SESSION_ID).ok().flatten();
-    let session = id.and_then(|id| session(edge, id, consumer).ok());
-    let session = session
-        .filter(|s| s.revision == Revision::R2025_03_26)
-        .ok_or_else(|| invalid("a batch is accepted in a 2025-03-26 session only"))?;
+    let session = session(edge, id.ok_or_else(|| invalid(only))?, consumer)?;
+    if session.revision != Revision::R2025_03_26 {
+        return Err(invalid(only));
+    }
+    session_version(&parts.headers)?;
+    if edge.gateway.is_draining() {
+        return Err(draining());
+    }
     let items: Vec<&serde_json::value::RawValue> = serde_json::from_slice(bytes).map_err(|e| {
         Denied::new(400, Refused::with_code(Reason::InvalidMessage, PARSE_ERROR, e.to_string()))
     })?;
@@ -440,6 +488,7 @@ async fn batch(
             Ok(frame) => frame,
             Err(e) => {
                 let refused = Refused::with_code(Reason::InvalidMessage, e.code(), e.to_string());
+                refused.note(edge, &consumer.name, OTHER, "http", session.revision.as_str());
                 answers.push(refused.message(b"null"));
                 continue;
             }
@@ -470,7 +519,12 @@ async fn batch(
 }
 
 // The body as it is left: taken, unless the rest of it is to be let run out.
-async fn read(body: &mut Option<Incoming>, max: usize, time: Duration) -> Result<Bytes, Denied> {
+async fn read(
+    edge: &Edge,
+    body: &mut Option<Incoming>,
+    max: usize,
+    time: Duration,
+) -> Result<Bytes, Denied> {
     let too_large = || {
         let text = format!("the body is larger than {max} bytes (gateway.max_body)");
         let code = crate::protocol::error::INVALID_REQUEST;
@@ -481,7 +535,11 @@ async fn read(body: &mut Option<Incoming>, max: usize, time: Duration) -> Result
         *body = Some(incoming);
         return Err(too_large());
     }
-    match tokio::time::timeout(time, Limited::new(&mut incoming, max).collect()).await {
+    let whole = tokio::select! {
+        whole = tokio::time::timeout(time, Limited::new(&mut incoming, max).collect()) => whole,
+        () = edge.stop.cancelled() => return Err(draining()),
+    };
+    match whole {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => {
             *body = Some(incoming);

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::call::{Consumer, Notices};
 use crate::failure::Reason;
 use crate::gateway::router;
+use crate::gateway::subscriptions::Changes;
 use crate::observe::record::Record;
 use crate::protocol::capability::Askable;
 use crate::protocol::error::LEGACY_RESOURCE_NOT_FOUND;
@@ -66,6 +67,10 @@ pub async fn last_word(notices: &mut mpsc::Receiver<Bytes>) -> Option<Bytes> {
     }
 }
 
+/// Longest `clientInfo` that is kept, for as long as its session: names, versions, small icons.
+/// A longer one is left out, as if the client had said nothing of itself.
+const CLIENT_INFO_MAX: usize = 8 << 10;
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Initialize<'a> {
@@ -85,7 +90,10 @@ pub fn hello(frame: &Frame) -> Result<Hello, String> {
     Ok(Hello {
         revision,
         askable: Askable::read(capabilities, revision),
-        client_info: i.client_info.map(|r| r.get().into()),
+        client_info: i
+            .client_info
+            .map(|info| info.get().into())
+            .filter(|info: &Box<str>| info.len() <= CLIENT_INFO_MAX),
     })
 }
 
@@ -101,6 +109,12 @@ pub fn welcome(edge: &Edge, session: &Session, id: &[u8]) -> Bytes {
         out.value("instructions", &text);
     }
     response(id, Kind::Result, &out.finish())
+}
+
+/// What a session's client can know from now on: what there is now.
+pub fn told_now(edge: &Edge, session: &Session) {
+    let known = Changes::of(&edge.gateway, &session.consumer).known();
+    *session.told.lock().expect("no panic while held") = Some(known);
 }
 
 /// Handle one message of a session.
@@ -212,6 +226,7 @@ async fn request(
     let (notices, notices_rx) = conversation::open(session);
     let (done, answer) = oneshot::channel();
     let (edge2, session2) = (edge.clone(), session.clone());
+    let running = UnderWay { session: session.clone(), id: id.clone() };
     // Its own task: an old client's lost connection does not cancel (2025-11-25 basic/transports).
     edge.tasks.spawn(async move {
         let revision = session2.revision;
@@ -221,13 +236,25 @@ async fn request(
             }
             () = token.cancelled() => None,
         };
-        session2.running.remove(&id);
+        drop(running);
         // Nothing more is said: whoever waits for the last words knows it at once.
         drop(notices);
         let _ = done.send(out);
     });
     let work = Box::pin(async move { answer.await.ok().flatten() });
     Ok(Handled::Running(Running { work, notices: notices_rx }))
+}
+
+// A request of a session while it runs; forgotten when it has ended, however that came.
+struct UnderWay {
+    session: Arc<Session>,
+    id: Bytes,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.session.running.remove(&self.id);
+    }
 }
 
 fn invalid(text: impl Into<String>) -> Refused {
@@ -256,7 +283,11 @@ fn subscribe(edge: &Edge, session: &Session, frame: &Frame) -> Result<(), Refuse
         let text = format!("more than {} subscriptions in one session", listen::WATCHES_MAX);
         return Err(invalid(text));
     }
-    let watch = listen::watch(edge, &session.consumer, &uri).ok_or_else(|| {
+    let watch = listen::watch(edge, &session.consumer, &uri).map_err(|why| {
+        if let listen::Unwatched::Full = why {
+            let text = "as many resources of this server are watched as may be";
+            return Refused::new(Reason::Overloaded, text);
+        }
         let uri: String = uri.chars().take(128).collect();
         let text = format!("Resource not found, or its server tells of no changes: {uri}");
         Refused::with_code(Reason::UnknownName, LEGACY_RESOURCE_NOT_FOUND, text)

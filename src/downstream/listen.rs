@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -73,16 +74,27 @@ pub fn wished(frame: &Frame) -> Result<Wish, String> {
     Ok(Wish { topics, uris: filter.resource_subscriptions })
 }
 
-/// Watch a resource that the consumer sees, by its public URI; `None` if there is none, its
-/// upstream cannot tell of changes, or too many are watched.
-pub fn watch(edge: &Edge, consumer: &Consumer, public: &str) -> Option<Watch> {
+/// Why a resource is not watched.
+pub enum Unwatched {
+    /// There is none, or its upstream tells of no changes.
+    Unknown,
+    /// As many of its upstream's are watched as may be.
+    Full,
+}
+
+/// Watch a resource that the consumer sees, by its public URI.
+///
+/// # Errors
+/// When that cannot be.
+pub fn watch(edge: &Edge, consumer: &Consumer, public: &str) -> Result<Watch, Unwatched> {
     let snapshot = edge.gateway.current.load();
     let view = snapshot.view(consumer);
-    let route = view.resolve(ListKind::Resources, public)?;
+    let route = view.resolve(ListKind::Resources, public).ok_or(Unwatched::Unknown)?;
     if !view.can_subscribe(route.upstream()) {
-        return None;
+        return Err(Unwatched::Unknown);
     }
-    edge.gateway.subscriptions.watch(route.upstream(), route.native())
+    let home = &edge.gateway.subscriptions;
+    home.watch(route.upstream(), route.native()).ok_or(Unwatched::Full)
 }
 
 /// `_meta` that names the listen request with its id's own text (2026-07-28
@@ -146,7 +158,7 @@ impl Feed {
         let mut watches = Watches::new();
         let mut uris = Vec::new();
         for uri in &wish.uris {
-            if let Some(watch) = watch(edge, access.consumer(), uri) {
+            if let Ok(watch) = watch(edge, access.consumer(), uri) {
                 watches.insert(watch.what().clone(), (uri.as_str().into(), watch));
                 uris.push(uri);
             }
@@ -166,18 +178,19 @@ impl Feed {
             updates,
             topics: wish.topics,
             watching: Watching::Own(watches),
-            id: Some(id.clone()),
+            // Its own bytes: the stream may stay for long, and the request need not.
+            id: Some(Bytes::copy_from_slice(id)),
             waiting: VecDeque::from([ack]),
         }
     }
 
-    /// What an old session is told. `resumed`: its client comes back for what it missed.
-    pub fn of_session(edge: &Edge, access: Access, session: &Arc<Session>, resumed: bool) -> Feed {
+    /// What an old session is told, from what it was last told on. `missed`: its client may have
+    /// missed something of that.
+    pub fn of_session(edge: &Edge, access: Access, session: &Arc<Session>, missed: bool) -> Feed {
         let mut changes = Changes::of(&edge.gateway, access.consumer());
-        let known = session.told.lock().expect("no panic while held").take();
-        if let (true, Some(known)) = (resumed, known) {
-            changes.go_on_from(known);
-        }
+        let known = *session.told.lock().expect("no panic while held");
+        // A session from before a restart knows nobody knows what: all may have changed.
+        changes.go_on_from(known.filter(|_| !missed).unwrap_or_default());
         let mut feed = Feed {
             gateway: edge.gateway.clone(),
             changes,
@@ -188,9 +201,11 @@ impl Feed {
             id: None,
             waiting: VecDeque::new(),
         };
-        if resumed {
+        let again = session.has_listened.swap(true, Ordering::Relaxed);
+        if again || missed || known.is_none() {
             // Nobody knows which of them did: all that is watched may have changed.
-            feed.waiting.extend(feed.public(None));
+            let watched = feed.public(None);
+            feed.waiting.extend(watched);
         }
         feed
     }
@@ -211,6 +226,10 @@ impl Feed {
             }
             tokio::select! {
                 topics = self.changes.next() => {
+                    if let Watching::Session(session) = &self.watching {
+                        let known = self.changes.known();
+                        *session.told.lock().expect("no panic while held") = Some(known);
+                    }
                     let id = self.id.as_deref();
                     let told = topics.into_iter().filter(|t| self.topics.contains(t));
                     self.waiting.extend(told.map(|topic| change(topic, id)));
@@ -275,16 +294,6 @@ fn is_within(uri: &str, watched: &str) -> bool {
     uri.strip_prefix(watched).is_some_and(|rest| {
         rest.is_empty() || watched.ends_with('/') || rest.starts_with(['/', '?', '#'])
     })
-}
-
-impl Drop for Feed {
-    fn drop(&mut self) {
-        if let Watching::Session(session) = &self.watching
-            && let Ok(mut told) = session.told.lock()
-        {
-            *told = Some(self.changes.known());
-        }
-    }
 }
 
 /// A feed as an event stream.

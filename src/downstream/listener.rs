@@ -2,9 +2,14 @@
 
 use std::io::{self, Cursor};
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -13,13 +18,21 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::observe::metrics::ConnectionRefusal;
 
+use super::body::OutBody;
 use super::stall::Impatient;
 use super::{Edge, Slot, http};
 
 /// Most requests at once on one HTTP/2 connection.
 const H2_STREAMS_MAX: u32 = 256;
+/// Bytes of one response that are taken from it before the client has room for them.
+const H2_SEND_BUFFER: usize = 16 << 10;
 /// Pause after a failed accept: it fails when descriptors run out, and comes back when some close.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long a request that has only begun to come may take when the gateway stops.
+const HALF_SAID: Duration = Duration::from_millis(500);
+/// Bytes of answers that the system may hold for one client; it doubles that. Small enough that
+/// a client which reads steadily, however slowly, is seen to read within [`super::UNREAD_TIME`].
+const SEND_BUFFER: usize = 128 << 10;
 /// When a silent connection is probed, how often, and how many probes in a row may be lost: two
 /// minutes in all, as long as load balancers give.
 const PROBE_AFTER: Duration = Duration::from_secs(60);
@@ -65,17 +78,27 @@ async fn connection(edge: Arc<Edge>, mut stream: TcpStream, peer: SocketAddr) {
     let _ = stream.set_nodelay(true);
     keep_alive(&stream);
     let patience = edge.gateway.current.load().config.gateway.header_timeout;
-    let Ok(Some(head)) = tokio::time::timeout(patience, begin(&mut stream)).await else { return };
+    let head = tokio::select! {
+        head = tokio::time::timeout(patience, begin(&mut stream)) => head,
+        () = edge.stop.cancelled() => return,
+    };
+    let Ok(Some(head)) = head else { return };
     let h2 = head == H2_PREFACE;
+    let busy = Arc::<AtomicUsize>::default();
     let service = {
-        let edge = edge.clone();
+        let (edge, busy) = (edge.clone(), busy.clone());
         service_fn(move |request| {
-            let edge = edge.clone();
-            async move { Ok::<_, std::convert::Infallible>(http::serve(edge, peer, request).await) }
+            let (edge, held) = (edge.clone(), Busy::new(&busy));
+            async move {
+                let out = http::serve(edge, peer, request).await;
+                Ok::<_, std::convert::Infallible>(out.map(|body| Tracked { body, _held: held }))
+            }
         })
     };
     let (rest, writer) = stream.into_split();
-    let io = tokio::io::join(Cursor::new(head).chain(rest), Impatient::new(writer));
+    let writing = Arc::<AtomicBool>::default();
+    let writer = Impatient::new(writer, writing.clone());
+    let io = tokio::io::join(Cursor::new(head).chain(rest), writer);
     let io = TokioIo::new(io);
     let stop = edge.stop.clone();
     if h2 {
@@ -83,6 +106,7 @@ async fn connection(edge: Arc<Edge>, mut stream: TcpStream, peer: SocketAddr) {
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(H2_STREAMS_MAX)
+            .max_send_buf_size(H2_SEND_BUFFER)
             .keep_alive_interval(patience)
             .keep_alive_timeout(patience);
         let served = builder.serve_connection(io, service);
@@ -91,7 +115,10 @@ async fn connection(edge: Arc<Edge>, mut stream: TcpStream, peer: SocketAddr) {
             ended = served.as_mut() => ended,
             () = stop.cancelled() => {
                 served.as_mut().graceful_shutdown();
-                served.await
+                tokio::select! {
+                    ended = served => ended,
+                    () = idle(&busy, &writing) => Ok(()),
+                }
             }
         };
         note_end(&edge, ended);
@@ -104,10 +131,65 @@ async fn connection(edge: Arc<Edge>, mut stream: TcpStream, peer: SocketAddr) {
             ended = served.as_mut() => ended,
             () = stop.cancelled() => {
                 served.as_mut().graceful_shutdown();
-                served.await
+                tokio::select! {
+                    ended = served => ended,
+                    () = idle(&busy, &writing) => Ok(()),
+                }
             }
         };
         note_end(&edge, ended);
+    }
+}
+
+// Resolves when nobody waits for anything on the connection: no request is being answered, no
+// answer is on its way. What is only half said gets a moment to become a request.
+async fn idle(busy: &AtomicUsize, writing: &AtomicBool) {
+    loop {
+        tokio::time::sleep(HALF_SAID).await;
+        if busy.load(Ordering::Acquire) == 0 && !writing.load(Ordering::Acquire) {
+            return;
+        }
+    }
+}
+
+/// A request that is being answered, until the last byte of its answer was taken.
+struct Busy(Arc<AtomicUsize>);
+
+impl Busy {
+    fn new(count: &Arc<AtomicUsize>) -> Busy {
+        count.fetch_add(1, Ordering::AcqRel);
+        Busy(count.clone())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+struct Tracked {
+    body: OutBody,
+    _held: Busy,
+}
+
+impl Body for Tracked {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -124,6 +206,7 @@ fn note_end(edge: &Edge, ended: Result<(), hyper::Error>) {
 // system refuses is no reason not to serve.
 fn keep_alive(stream: &TcpStream) {
     use rustix::net::sockopt;
+    let _ = sockopt::set_socket_send_buffer_size(stream, SEND_BUFFER);
     let _ = sockopt::set_socket_keepalive(stream, true);
     let _ = sockopt::set_tcp_keepidle(stream, PROBE_AFTER);
     let _ = sockopt::set_tcp_keepintvl(stream, PROBE_EVERY);

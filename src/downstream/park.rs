@@ -14,7 +14,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use dashmap::DashMap;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -54,7 +54,8 @@ pub struct Conversation {
     method: &'static Method,
     revision: Revision,
     consumer: Arc<Consumer>,
-    digest: String,
+    // The request that began it; what it asks for is looked at if it is parked.
+    frame: Frame,
 }
 
 impl Drop for Conversation {
@@ -187,43 +188,59 @@ pub fn state_of(edge: &Edge, consumer: &Consumer, frame: &Frame) -> Result<State
 // What must be the same in the request that comes back.
 fn digest(frame: &Frame) -> String {
     let params = frame.params().unwrap_or_default();
-    let mut value: Value = serde_json::from_slice(&params).unwrap_or(Value::Null);
-    if let Some(params) = value.as_object_mut() {
-        for own in ["_meta", "inputResponses", "requestState"] {
-            params.remove(own);
-        }
-    }
     let mut hash = Sha256::new();
     hash.update(frame.method());
-    feed(&mut hash, &value);
+    let own = ["_meta", "inputResponses", "requestState"];
+    match Members::read(&params) {
+        Ok(members) => feed_members(&mut hash, members, &own),
+        Err(_) => hash.update(&params),
+    }
     URL_SAFE_NO_PAD.encode(&hash.finalize()[..16])
 }
 
-// The order of members means nothing, and clients change it.
-fn feed(hash: &mut Sha256, value: &Value) {
-    match value {
-        Value::Object(members) => {
-            let mut sorted: Vec<_> = members.iter().collect();
-            sorted.sort_by_key(|(k, _)| *k);
-            hash.update(b"{");
-            for (k, v) in sorted {
-                feed(hash, &Value::String(k.clone()));
-                feed(hash, v);
+// The order of members and the white space mean nothing, and clients change them. A number is its
+// text: which texts are one number is for nobody here to say.
+fn feed(hash: &mut Sha256, raw: &str) {
+    match raw.as_bytes().first() {
+        Some(b'{') => match Members::read(raw.as_bytes()) {
+            Ok(members) => feed_members(hash, members, &[]),
+            Err(_) => hash.update(raw),
+        },
+        Some(b'[') => match serde_json::from_str::<Vec<&RawValue>>(raw) {
+            Ok(items) => {
+                hash.update(b"[");
+                items.iter().for_each(|item| feed(hash, item.get()));
+                hash.update(b"]");
             }
-            hash.update(b"}");
-        }
-        Value::Array(items) => {
-            hash.update(b"[");
-            for item in items {
-                feed(hash, item);
-            }
-            hash.update(b"]");
-        }
-        scalar => {
-            hash.update(scalar.to_string());
+            Err(_) => hash.update(raw),
+        },
+        Some(b'"') => match serde_json::from_str::<String>(raw) {
+            Ok(text) => feed_text(hash, &text),
+            Err(_) => hash.update(raw),
+        },
+        _ => {
+            hash.update(raw);
             hash.update(b",");
         }
     }
+}
+
+fn feed_members(hash: &mut Sha256, members: Members<'_>, but: &[&str]) {
+    let mut sorted = members.0;
+    sorted.retain(|(key, _)| !but.contains(&&**key));
+    sorted.sort_by(|(a, _), (b, _)| a.cmp(b));
+    hash.update(b"{");
+    for (key, value) in sorted {
+        feed_text(hash, &key);
+        feed(hash, value.get());
+    }
+    hash.update(b"}");
+}
+
+// With its length in front, so that nothing can pass as the end of it.
+fn feed_text(hash: &mut Sha256, text: &str) {
+    hash.update(format!("\"{}:", text.len()));
+    hash.update(text);
 }
 
 /// The terminal with the upstream's own request state wrapped: bound to this caller and request.
@@ -268,7 +285,7 @@ pub fn begin(edge: &Arc<Edge>, call: Call, record: Record, id: Bytes) -> Running
     let (notices, words) = Notices::conversation();
     let (done, end) = oneshot::channel();
     let (token, method, revision) = (call.meta.progress_token.clone(), call.method, call.revision);
-    let (consumer, digest) = (call.consumer.clone(), digest(&call.frame));
+    let (consumer, frame) = (call.consumer.clone(), call.frame.clone());
     let task = {
         let edge = edge.clone();
         tokio::spawn(async move {
@@ -286,7 +303,7 @@ pub fn begin(edge: &Arc<Edge>, call: Call, record: Record, id: Bytes) -> Running
         method,
         revision,
         consumer,
-        digest,
+        frame,
     };
     run(edge, conversation, id, token)
 }
@@ -348,7 +365,7 @@ fn park(edge: &Edge, conversation: Conversation) -> Terminal {
             park: Some(name.clone()),
             state: None,
             consumer: (&*conversation.consumer.name).into(),
-            digest: (&*conversation.digest).into(),
+            digest: digest(&conversation.frame).into(),
             until: now() + ANSWER_TIME.as_secs(),
         },
     );

@@ -36,6 +36,30 @@ struct Job {
 
 type Jobs = Arc<Mutex<HashMap<Bytes, Job>>>;
 
+// A request's place in the book, given back when it has ended, however that came.
+struct Place {
+    book: Jobs,
+    id: Bytes,
+    cancel: CancellationToken,
+}
+
+impl Place {
+    fn endless(&self) {
+        let mut book = self.book.lock().expect("no panic while held");
+        if let Some(job) = book.get_mut(&self.id) {
+            job.endless = true;
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Ok(mut book) = self.book.lock() {
+            book.remove(&self.id);
+        }
+    }
+}
+
 /// One peer on a connection of its own.
 pub struct Pipe {
     edge: Arc<Edge>,
@@ -86,13 +110,16 @@ impl Pipe {
     /// The peer says no more: wait for the calls under way, as long as it reads. What would wait
     /// for the peer, or never end, ends.
     pub async fn finish(&self) {
+        // Streams of notices say farewell by themselves when the gateway stops.
+        let stopping = self.edge.stop.is_cancelled();
         for job in self.running.lock().expect("no panic while held").values() {
-            if job.endless {
+            if job.endless && !stopping {
                 job.cancel.cancel();
             }
         }
         if let Some(session) = &self.session {
             session.ended.cancel();
+            session.watches.lock().expect("no panic while held").clear();
         }
         while (!self.running.lock().expect("no panic while held").is_empty()
             || self.session.as_ref().is_some_and(|s| !s.running.is_empty()))
@@ -109,6 +136,7 @@ impl Pipe {
         }
         if let Some(session) = &self.session {
             session.ended.cancel();
+            session.watches.lock().expect("no panic while held").clear();
             for running in &session.running {
                 running.cancel();
             }
@@ -155,78 +183,77 @@ impl Pipe {
                 let session = session.clone();
                 let handled =
                     legacy::handle(&self.edge, &session, self.transport, frame, None).await;
-                self.carry(handled, id, None).await;
+                self.carry(handled, None).await;
             }
         }
     }
 
     async fn modern(&mut self, frame: Frame, meta: Result<Option<RequestMeta>, String>) {
         let (id, method) = (frame.id().unwrap_or_default(), label(&frame));
-        let handled = match modern::checked(meta, |_| Ok(())) {
-            Ok((meta, revision)) => {
+        if frame.kind() != Kind::Request {
+            return;
+        }
+        let begun = match modern::checked(meta, |_| Ok(())) {
+            // Before anything is begun: what is refused must not have been done.
+            Ok(checked) => self.register(&id).map(|place| (checked, place)),
+            Err(refused) => Err(refused),
+        };
+        let handled = match begun {
+            Ok(((meta, revision), place)) => {
                 let (edge, consumer) = (&self.edge, &self.consumer);
-                // There are no headers, so there is nothing to compare.
-                let none = Strays::default();
-                modern::handle(edge, consumer, self.transport, frame, meta, revision, None, none)
-                    .await
+                modern::handle(
+                    edge,
+                    consumer,
+                    self.transport,
+                    frame,
+                    meta,
+                    revision,
+                    None,
+                    Strays::default(),
+                )
+                .await
+                .map(|handled| (handled, place))
             }
             Err(refused) => Err(refused),
         };
         match handled {
-            Ok(handled) => self.carry(handled, id, Some(CancellationToken::new())).await,
+            Ok((handled, place)) => self.carry(handled, Some(place)).await,
             Err(refused) => self.refuse(&id, method, &refused).await,
         }
     }
 
-    async fn carry(&self, handled: Handled, id: Bytes, token: Option<CancellationToken>) {
+    // A session keeps its own book; for a request of the newest revision there is a place in ours.
+    async fn carry(&self, handled: Handled, place: Option<Place>) {
         match handled {
             Handled::Accepted => {}
             Handled::Message(message) => self.say(message).await,
             Handled::Running(running) => {
                 let tx = self.tx.clone();
-                let Some(token) = token else {
-                    // A session keeps its own book of what can be cancelled.
-                    tokio::spawn(run(running, tx));
-                    return;
-                };
-                if let Err(refused) = self.register(&id, &token, false) {
-                    return self.refuse(&id, crate::observe::metrics::OTHER, &refused).await;
-                }
-                let book = self.running.clone();
                 tokio::spawn(async move {
+                    let Some(place) = place else { return run(running, tx).await };
                     tokio::select! {
                         () = run(running, tx) => {}
-                        () = token.cancelled() => {}
+                        () = place.cancel.cancelled() => {}
                     }
-                    book.lock().expect("no panic while held").remove(&id);
                 });
             }
             Handled::Listen(wish) => {
-                let token = token.unwrap_or_default();
-                if let Err(refused) = self.register(&id, &token, true) {
-                    return self.refuse(&id, "subscriptions/listen", &refused).await;
-                }
-                let (edge, tx, book) = (self.edge.clone(), self.tx.clone(), self.running.clone());
+                let Some(place) = place else { return };
+                place.endless();
+                let (edge, tx) = (self.edge.clone(), self.tx.clone());
                 let access = Access::of_pipe(&edge.gateway, &self.consumer);
                 tokio::spawn(async move {
-                    let feed = Feed::of_request(&edge, access, &id, wish);
-                    let work = listening(&edge, feed, &tx);
+                    let feed = Feed::of_request(&edge, access, &place.id, wish);
                     tokio::select! {
-                        () = work => {}
-                        () = token.cancelled() => {}
+                        () = listening(&edge, feed, &tx) => {}
+                        () = place.cancel.cancelled() => {}
                     }
-                    book.lock().expect("no panic while held").remove(&id);
                 });
             }
         }
     }
 
-    fn register(
-        &self,
-        id: &Bytes,
-        cancel: &CancellationToken,
-        endless: bool,
-    ) -> Result<(), Refused> {
+    fn register(&self, id: &Bytes) -> Result<Place, Refused> {
         let mut book = self.running.lock().expect("no panic while held");
         if book.len() >= SESSION_CALLS_MAX {
             let text = "as many requests of this connection are under way as may be";
@@ -236,8 +263,10 @@ impl Pipe {
             let text = "a request with this id is already under way";
             return Err(Refused::new(Reason::DuplicateId, text));
         }
-        book.insert(id.clone(), Job { cancel: cancel.clone(), endless });
-        Ok(())
+        // Its own bytes: it may stay for long, and the message need not.
+        let (id, cancel) = (Bytes::copy_from_slice(id), CancellationToken::new());
+        book.insert(id.clone(), Job { cancel: cancel.clone(), endless: false });
+        Ok(Place { book: self.running.clone(), id, cancel })
     }
 
     // 2026-07-28 basic/transports/stdio: on a shared pipe cancellation is a notification.
@@ -254,11 +283,16 @@ impl Pipe {
 
     fn tell_changes(&self, session: &Arc<Session>) {
         let access = Access::of_pipe(&self.edge.gateway, &self.consumer);
+        legacy::told_now(&self.edge, session);
         let mut feed = Feed::of_session(&self.edge, access, session, false);
-        let tx = self.tx.downgrade();
+        let (tx, ended) = (self.tx.downgrade(), session.ended.clone());
         tokio::spawn(async move {
             loop {
-                let Some(message) = feed.next().await else { return };
+                let message = tokio::select! {
+                    message = feed.next() => message,
+                    () = ended.cancelled() => None,
+                };
+                let Some(message) = message else { return };
                 // Weak, so that this stream of changes does not keep a closed pipe open.
                 let Some(tx) = tx.upgrade() else { return };
                 if tx.send(message).await.is_err() {
@@ -266,6 +300,13 @@ impl Pipe {
                 }
             }
         });
+    }
+}
+
+impl Drop for Pipe {
+    // However the connection was lost.
+    fn drop(&mut self) {
+        self.abandon();
     }
 }
 

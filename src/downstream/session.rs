@@ -5,7 +5,7 @@
 //! What is lost then is what it had set since (log level, open streams).
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -71,6 +71,8 @@ pub struct Session {
     pub replay: Replay,
     /// What its client was last told about, between two GET streams.
     pub told: Mutex<Option<Known>>,
+    /// It has had a stream of changes, so there can be a gap before the next one.
+    pub has_listened: AtomicBool,
     next_event: AtomicU64,
     /// Replaces the open GET stream by a new one.
     pub stream: Mutex<CancellationToken>,
@@ -99,6 +101,7 @@ impl Session {
             running: DashMap::with_shard_amount(2),
             replay: Replay::default(),
             told: Mutex::default(),
+            has_listened: AtomicBool::new(false),
             next_event: AtomicU64::new(1),
             stream: Mutex::new(CancellationToken::new()),
             ended: CancellationToken::new(),
@@ -117,6 +120,12 @@ impl Session {
     /// An id for an event on the GET stream; never used twice in a session.
     pub fn event_id(&self) -> String {
         format!("g{}", self.next_event.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Whether events came on the GET stream behind the one that this names.
+    pub fn has_more_than(&self, event_id: &str) -> bool {
+        let newest = self.next_event.load(Ordering::Relaxed) - 1;
+        event_id.strip_prefix('g').is_some_and(|n| n.parse() != Ok(newest))
     }
 
     fn touch(&self) {
@@ -248,6 +257,11 @@ impl Sessions {
     ) -> Found {
         let Some(hello) = self.unsealed(sealer, id, consumer) else { return Found::Unknown };
         match self.insert(Session::new(id.into(), consumer.clone(), hello), max) {
+            // Ended while it was being opened.
+            Some(_) if self.has_ended(id) => {
+                self.close(id);
+                Found::Unknown
+            }
             Some(session) => Found::Session(session),
             None => Found::NoRoom,
         }

@@ -46,15 +46,6 @@ impl Drop for Open {
     }
 }
 
-// The peer is gone when the body of its stream is dropped.
-struct Peer(Pipe);
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        self.0.abandon();
-    }
-}
-
 /// Open a stream for a consumer.
 pub fn open(edge: &Arc<Edge>, access: Access, slot: Slot) -> Events {
     let mut bytes = [0u8; 16];
@@ -80,19 +71,29 @@ async fn serve(
         return;
     }
     let (say, said) = mpsc::channel::<Bytes>(OUT_MAX);
-    let peer = Peer(Pipe::new(edge.clone(), access.consumer().clone(), "sse", say));
+    // Ends with the body of its stream, when that is dropped.
+    let mut peer = Pipe::new(edge.clone(), access.consumer().clone(), "sse", say);
     // Side by side: what is heard may have to wait until what was said is written.
+    let writing = write(&edge, said, tx);
+    tokio::pin!(writing);
     tokio::select! {
-        () = hear(peer, messages) => {}
-        () = write(&edge, said, tx) => {}
-        () = access.revoked() => {}
+        () = hear(&mut peer, messages) => return,
+        () = &mut writing => return,
+        () = access.revoked() => return,
         () = edge.stop.cancelled() => {}
     }
+    // The gateway stops: what is under way is still answered.
+    tokio::select! {
+        () = peer.finish() => {}
+        () = &mut writing => return,
+    }
+    drop(peer);
+    writing.await;
 }
 
-async fn hear(mut peer: Peer, mut messages: mpsc::Receiver<Bytes>) {
+async fn hear(peer: &mut Pipe, mut messages: mpsc::Receiver<Bytes>) {
     while let Some(message) = messages.recv().await {
-        peer.0.hear(message).await;
+        peer.hear(message).await;
     }
 }
 

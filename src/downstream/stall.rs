@@ -3,6 +3,8 @@
 use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::AsyncWrite;
@@ -15,12 +17,14 @@ pub struct Impatient<W> {
     inner: W,
     // Runs while a write waits.
     until: Option<Pin<Box<Sleep>>>,
+    // Whether one does, for who would close the connection.
+    waits: Arc<AtomicBool>,
 }
 
 impl<W: AsyncWrite + Unpin> Impatient<W> {
-    /// Around a writer.
-    pub fn new(inner: W) -> Impatient<W> {
-        Impatient { inner, until: None }
+    /// Around a writer; `waits` says whether a write waits for the other side.
+    pub fn new(inner: W, waits: Arc<AtomicBool>) -> Impatient<W> {
+        Impatient { inner, until: None, waits }
     }
 
     fn poll<T>(
@@ -29,8 +33,13 @@ impl<W: AsyncWrite + Unpin> Impatient<W> {
         poll: impl FnOnce(Pin<&mut W>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if let Poll::Ready(done) = poll(Pin::new(&mut self.inner), cx) {
-            self.until = None;
+            if self.until.take().is_some() {
+                self.waits.store(false, Ordering::Release);
+            }
             return Poll::Ready(done);
+        }
+        if self.until.is_none() {
+            self.waits.store(true, Ordering::Release);
         }
         let until = self.until.get_or_insert_with(|| Box::pin(sleep(UNREAD_TIME)));
         ready!(until.as_mut().poll(cx));
@@ -80,7 +89,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_reads_slowly_is_served_and_who_does_not_read_is_given_up() {
         let (ours, mut theirs) = tokio::io::duplex(8);
-        let mut out = Impatient::new(ours);
+        let mut out = Impatient::new(ours, Arc::default());
         let reader = tokio::spawn(async move {
             let mut eight = [0; 8];
             for _ in 0..4 {

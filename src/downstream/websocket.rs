@@ -104,13 +104,9 @@ async fn serve(edge: Arc<Edge>, mut access: Access, upgraded: Upgraded) {
                         Ok(text) => (Message::text(text), false),
                         Err(_) => continue,
                     },
-                    None => (Message::Close(None), true),
+                    None => (Message::Close(stop.is_cancelled().then(away)), true),
                 },
                 _ = tick.tick() => (Message::Ping(Bytes::new()), false),
-                () = stop.cancelled() => {
-                    let away = CloseFrame { code: CloseCode::Away, reason: "the gateway is stopping".into() };
-                    (Message::Close(Some(away)), true)
-                }
             };
             let written = tokio::time::timeout(UNREAD_TIME, sink.send(frame)).await;
             if last || !matches!(written, Ok(Ok(()))) {
@@ -127,7 +123,11 @@ async fn serve(edge: Arc<Edge>, mut access: Access, upgraded: Upgraded) {
                 let _ = close.try_send(CloseFrame { code: CloseCode::Policy, reason });
                 break;
             }
-            () = edge.stop.cancelled() => break,
+            // What is under way is still answered.
+            () = edge.stop.cancelled() => {
+                pipe.finish().await;
+                break;
+            }
         };
         match heard {
             Ok(Some(Ok(Message::Text(text)))) => pipe.hear(text.into()).await,
@@ -146,7 +146,10 @@ async fn serve(edge: Arc<Edge>, mut access: Access, upgraded: Upgraded) {
             Ok(Some(Ok(Message::Close(_)) | Err(_)) | None) | Err(_) => break,
         }
     }
-    pipe.abandon();
     drop(pipe);
     let _ = writer.await;
+}
+
+fn away() -> CloseFrame {
+    CloseFrame { code: CloseCode::Away, reason: "the gateway is stopping".into() }
 }

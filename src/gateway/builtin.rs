@@ -70,7 +70,7 @@ pub fn call(
     tool: &str,
 ) -> Result<(Terminal, bool), Refusal> {
     let value = match tool {
-        "status" => status(gateway, snapshot, view),
+        "status" => status(gateway, snapshot, view, false),
         "search" => {
             let params = call.frame.params().unwrap_or_default();
             let query = Members::read(&params).ok().and_then(|m| {
@@ -101,13 +101,14 @@ fn text(text: &str, is_error: bool) -> Terminal {
     )
 }
 
-/// Each upstream that the view shows, as JSON; also the heart of the admin's `/status`.
-pub fn status(gateway: &Gateway, snapshot: &Snapshot, view: &View) -> Value {
+/// Each upstream that the view shows, as JSON; also the heart of the admin's `/status`, which tells
+/// of the disabled ones too.
+pub fn status(gateway: &Gateway, snapshot: &Snapshot, view: &View, disabled: bool) -> Value {
     let upstreams: Vec<Value> = snapshot
         .config
         .upstreams
         .iter()
-        .filter(|c| view.sees(&c.name) || !c.enabled)
+        .filter(|c| view.sees(&c.name) || (disabled && !c.enabled))
         .map(|c| upstream_status(snapshot, &c.name))
         .collect();
     json!({"draining": gateway.is_draining(), "upstreams": upstreams})

@@ -65,7 +65,8 @@ pub fn plan(view: &View, call: &Call, settings: &Settings) -> Result<Plan, Unpla
             }
             let name = address.value.clone();
             if let Some(upstream) = view.unseen_owner(&address.value) {
-                let text = "nothing is known of this upstream yet: it has not answered since it was configured";
+                let text = "nothing is known of this upstream yet: it is being started, or has not \
+                            answered since it was configured";
                 let refusal = Refusal::new(Reason::UpstreamDown, text).at(upstream);
                 return Err(Unplanned { refusal, name });
             }

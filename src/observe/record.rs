@@ -149,6 +149,11 @@ impl Record {
         self.upstream = Some(upstream.clone());
     }
 
+    /// Whose the call would be, where it goes nowhere.
+    pub fn upstream(&mut self, upstream: &Arc<UpstreamSeries>) {
+        self.upstream = Some(upstream.clone());
+    }
+
     /// What the guard spent: time in the queue, time for the rate limit, attempts in all.
     pub fn spent(&mut self, queued: Duration, limited: Duration, attempts: u32) {
         self.queued = queued;

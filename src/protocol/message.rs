@@ -61,6 +61,10 @@ impl FrameError {
     }
 }
 
+/// Longest id in bytes. It is kept and echoed as long as its request lives; clients count, or
+/// make identifiers of some dozen letters.
+const ID_MAX: usize = 1024;
+
 // Known members are borrowed as raw text. A known key that stands twice is an error of serde's
 // derive ("duplicate field"): two readers could disagree on which one counts.
 #[derive(Deserialize)]
@@ -111,6 +115,9 @@ impl Frame {
             let first = raw.get().as_bytes()[0];
             if first != b'"' && first != b'-' && !first.is_ascii_digit() {
                 return Err(FrameError::Shape("member \"id\" must be a string or a number"));
+            }
+            if raw.get().len() > ID_MAX {
+                return Err(FrameError::Shape("member \"id\" is longer than 1024 bytes"));
             }
         }
         let method = scan

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -43,6 +43,8 @@ pub struct Told {
     pub incarnation: u64,
     /// What it tells.
     pub event: Event,
+    /// Dropped when the snapshot holds it.
+    pub done: Option<oneshot::Sender<()>>,
 }
 
 /// Where the keeper's events go.
@@ -57,6 +59,8 @@ const RELOAD_PAUSE: Duration = Duration::from_secs(1);
 const STEADY_AFTER: Duration = Duration::from_secs(60);
 /// So many early deaths in a row are called a crash loop.
 const CRASH_LOOP_AFTER: u32 = 3;
+/// Pause after an upstream refused our credential: some lock out who tries too often.
+const CREDENTIAL_PAUSE: Duration = Duration::from_secs(30);
 /// How long a wish to be left alone is obeyed when a connection is made; operators look sooner.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 /// How long our word to an upstream's unwanted request may take.
@@ -139,7 +143,14 @@ impl Keeper {
                 TransportConfig::Stdio(s) => (s.restart_backoff, s.restart_backoff_max),
                 TransportConfig::Http(_) => HTTP_BACKOFF,
             };
-            let asked = fault.retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
+            let asked = match fault.reason {
+                // As calls do: as long as it says, or as configured.
+                Reason::Throttled => fault.retry_after.unwrap_or(config.guard.throttle.pause),
+                // Nothing that time mends; an operator's reload starts it anew.
+                Reason::CredentialRefused => CREDENTIAL_PAUSE,
+                _ => fault.retry_after.unwrap_or_default(),
+            };
+            let asked = asked.min(RETRY_AFTER_MAX);
             let pause = backoff(early_deaths, least, most).max(asked);
             // What never ran did not crash.
             let crash_loop = early_deaths >= CRASH_LOOP_AFTER
@@ -368,7 +379,10 @@ impl Keeper {
         if let Some(upstream) = self.config.upgrade() {
             upstream.lists_confirmed(&slice);
         }
-        self.tell(Event::Fresh(slice.clone())).await;
+        // Whoever finds the upstream ready finds its lists, too.
+        let (done, shown) = oneshot::channel();
+        self.tell_and(Event::Fresh(slice.clone()), Some(done)).await;
+        let _ = shown.await;
         // Disk is slow at times and nobody waits for it, but the next one does; a lost write costs
         // a probe at the next start.
         if let Some(before) = self.saving.take() {
@@ -389,13 +403,17 @@ impl Keeper {
     }
 
     async fn tell(&self, event: Event) {
+        self.tell_and(event, None).await;
+    }
+
+    async fn tell_and(&self, event: Event, done: Option<oneshot::Sender<()>>) {
         let Some(upstream) = self.config.upgrade() else { return };
         if upstream.retiring.load(Ordering::Relaxed) {
             return;
         }
         let incarnation = upstream.incarnation;
         drop(upstream);
-        let _ = self.events.send(Told { name: self.name.clone(), incarnation, event }).await;
+        let _ = self.events.send(Told { name: self.name.clone(), incarnation, event, done }).await;
     }
 }
 

@@ -155,3 +155,52 @@ async fn who_does_not_read_is_let_go_and_keeps_nothing() {
     assert!(String::from_utf8_lossy(&body).contains("slow"), "the connection goes on");
     drop(stalled);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_without_a_request_do_not_delay_a_stop() {
+    let mut weir = Weir::start("drain_timeout = \"30s\"", "");
+    let silent = connect(&weir).await;
+    let mut half_a_head = connect(&weir).await;
+    half_a_head.write_all(b"POST /mcp HTTP/1.1\r\nhost: local").await.unwrap();
+    let mut half_a_body = connect(&weir).await;
+    let head = "POST /mcp HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n{";
+    half_a_body.write_all(head.as_bytes()).await.unwrap();
+    modern(&weir.url, None, "tools/list", json!({})).await;
+    let began = Instant::now();
+    let (weir, status) = tokio::task::spawn_blocking(move || {
+        let status = weir.stop();
+        (weir, status)
+    })
+    .await
+    .unwrap();
+    // Far less than what calls under way would be given.
+    assert!(status.success() && began.elapsed() < Duration::from_secs(15));
+    assert!(!weir.log().contains("did not read"), "{}", weir.log());
+    drop((silent, half_a_head, half_a_body));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_revoked_while_its_request_comes_in_is_no_key() {
+    use weirkeeper::config::secret::{ConsumerKey, new_key};
+    let section = |key: &weirkeeper::config::secret::Secret| {
+        format!("[consumers.px]\nkey = {:?}\n", ConsumerKey::of(key.expose()).to_text())
+    };
+    let (old, new) = (new_key(), new_key());
+    let weir = Weir::start("", &section(&old));
+    let (_, body) = modern_request(None, "tools/list", json!({}));
+    let mut slow = connect(&weir).await;
+    let head = format!(
+        "POST /mcp HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\nmcp-protocol-version: 2026-07-28\r\n\
+         mcp-method: tools/list\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        old.expose(),
+        body.len()
+    );
+    slow.write_all(head.as_bytes()).await.unwrap();
+    slow.write_all(&body.as_bytes()[..10]).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    weir.rewrite("", &section(&new));
+    weir.logged("configuration reloaded").await;
+    slow.write_all(&body.as_bytes()[10..]).await.unwrap();
+    let got = crate::wire::rest(&mut slow).await;
+    assert_eq!(crate::wire::status(&got), 401, "{got}");
+}

@@ -206,3 +206,41 @@ async fn ids_and_log_levels() {
     assert_eq!(set("warning").await.answer()["result"], json!({}));
     assert_eq!(code(&set("loud").await), -32602);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_refused_as_single_messages_are() {
+    let weir = Weir::start("", "");
+    let ping = r#"[{"jsonrpc":"2.0","id":1,"method":"ping"},{"jsonrpc":"1.0","id":2}]"#;
+    let old = Old::open(&weir.url, "2025-03-26").await;
+    let got = old.post(ping).await;
+    let answers: serde_json::Value = serde_json::from_str(&got.body).unwrap();
+    assert_eq!((got.status, answers.as_array().unwrap().len()), (200, 2), "{answers}");
+    weir.logged("\"reason\":\"invalid_message\"").await;
+    let gone = [("mcp-session-id", "made-up"), ("content-type", "application/json")];
+    assert_eq!(request(&weir.url, "POST", &gone, ping).await.status, 404);
+    let version = [
+        ("mcp-session-id", old.session.as_str()),
+        ("content-type", "application/json"),
+        ("mcp-protocol-version", "2031-01-01"),
+    ];
+    assert_eq!(request(&weir.url, "POST", &version, ping).await.status, 400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_says_of_itself_is_kept_within_bounds() {
+    let weir = Weir::start("", "");
+    let resident = |metrics: &str| {
+        let line =
+            metrics.lines().find_map(|l| l.strip_prefix("weir_process_resident_memory_bytes "));
+        line.unwrap().parse::<f64>().unwrap()
+    };
+    let hello =
+        initialize("2025-06-18").replace("\"old\"", &format!("\"{}\"", "x".repeat(3 << 20)));
+    let before = resident(&weir.metrics().await);
+    for _ in 0..60 {
+        let got = request(&weir.url, "POST", &[("content-type", "application/json")], &hello).await;
+        assert_eq!(got.status, 200);
+    }
+    let grown = resident(&weir.metrics().await) - before;
+    assert!(grown < 90e6, "{grown} bytes for sixty sessions of three megabytes' talk");
+}

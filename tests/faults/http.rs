@@ -233,3 +233,33 @@ async fn a_not_found_that_is_the_upstreams_answer_is_not_taken_for_a_lost_sessio
     assert_ne!(reason(&answer), "", "{answer}");
     assert_eq!(up.arrived("page"), 2, "once more in a new session, and no oftener");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_that_names_our_request_is_an_answer_although_it_speaks_of_sessions() {
+    let sessions = Arc::new(AtomicUsize::new(0));
+    let count = sessions.clone();
+    let up = Scripted::start(&[tool("pay", false)], move |a| {
+        if a.method() == "initialize" {
+            let n = count.fetch_add(1, Ordering::SeqCst);
+            let result = json!({"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": {"name": "s", "version": "1"}});
+            let headers = vec![("content-type", "application/json".into()), ("mcp-session-id", format!("s-{n}"))];
+            return Some(Reply::Http(200, headers, a.result(&result)));
+        }
+        a.tool()?;
+        let status = a.message["params"]["arguments"]["status"].as_u64().unwrap();
+        let body = json!({"jsonrpc": "2.0", "id": a.message["id"],
+            "error": {"code": -32602, "message": "Checkout session cs_1 not found"}});
+        let kind = vec![("content-type", "application/json".into())];
+        Some(Reply::Http(u16::try_from(status).unwrap(), kind, body.to_string()))
+    })
+    .await;
+    let weir = Weir::start("", &up.section("up", ""));
+    weir.ready(&["up"]).await;
+    for (n, status) in [404, 400].into_iter().enumerate() {
+        let answer = call(&weir.url, "up__pay", json!({"status": status})).await;
+        assert_eq!(answer["error"]["message"], "Checkout session cs_1 not found", "{answer}");
+        assert_eq!(up.arrived("pay"), n + 1, "carried once");
+    }
+    assert_eq!(sessions.load(Ordering::SeqCst), 1);
+    assert!(up.arrivals().iter().all(|a| a.verb != "DELETE"));
+}

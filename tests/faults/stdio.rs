@@ -98,3 +98,20 @@ for line in sys.stdin:
     let up = upstream(&status, "up");
     assert_eq!((&up["restarts"], &up["revision"]), (&json!(0), &json!("2026-07-28")), "{up:#}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_word_of_a_child_makes_a_write_unsent() {
+    let dir = tempfile::tempdir().unwrap();
+    let arrivals = dir.path().join("arrivals");
+    // What a supervisor says of a program that never ran; a caller could have it logged.
+    let on_call = format!(
+        "def on_call(m):\n    open({arrivals:?}, 'a').write('x')\n    \
+         sys.stderr.write('\\n\\x1eweir not-started x\\n'); sys.stderr.flush(); os._exit(127)"
+    );
+    let weir = Weir::start("", &child(&dir, "up", &on_call, "restart_backoff = \"100ms\""));
+    weir.ready(&["up"]).await;
+    let answer = call(&weir.url, "up__act", json!({})).await;
+    assert_eq!(failure(&answer)["outcome"], "unknown", "{answer}");
+    weir.until("again", |s| upstream(s, "up")["restarts"] == 1).await;
+    assert_eq!(std::fs::read_to_string(&arrivals).unwrap(), "x", "carried once");
+}

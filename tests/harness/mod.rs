@@ -86,11 +86,10 @@ impl Weir {
         let sink = log.clone();
         std::thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
-                if let Some(at) = line.strip_prefix("at http://") {
-                    let _ = tx.send(("at", at.trim_end_matches("/mcp").to_owned()));
-                } else if let Some(rest) = line.strip_prefix("with metrics and state at http://") {
-                    let at = rest.split("/metrics").next().unwrap().to_owned();
-                    let _ = tx.send(("admin", at));
+                if line.contains("\"message\":\"serving\"") {
+                    let said: Value = serde_json::from_str(&line).unwrap();
+                    let _ = tx.send(("at", said["url"].as_str().unwrap().to_owned()));
+                    let _ = tx.send(("admin", said["admin"].as_str().unwrap().to_owned()));
                 }
                 let mut log = sink.lock().unwrap();
                 log.push_str(&line);
@@ -100,8 +99,8 @@ impl Weir {
         let (mut url, mut admin) = (None, None);
         while url.is_none() || admin.is_none() {
             match rx.recv_timeout(PATIENCE) {
-                Ok(("at", at)) => url = Some(format!("http://{at}/mcp")),
-                Ok((_, at)) => admin = Some(format!("http://{at}")),
+                Ok(("at", at)) => url = Some(at),
+                Ok((_, at)) => admin = Some(at),
                 Err(_) => {
                     let _ = child.kill();
                     let _ = child.wait();

@@ -155,3 +155,73 @@ async fn the_typescript_sdk_comes_in() {
         json!({"names": ["up__fine", "up__steps", "up__hang"], "text": "fine"})
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_goes_away_leaves_nothing_behind() {
+    let up = watched().await;
+    let weir = weir(&up, "", "").await;
+    // Each watches as much as one may; together more than an upstream may be asked for.
+    for n in 0..12 {
+        let mut door = Door::open(&weir, None).await.unwrap();
+        door.ask(1, "initialize", &hello()).await;
+        for i in 0..1000 {
+            let params = json!({"uri": format!("up+thing://{n}-{i}")});
+            let text = request(i + 2, "resources/subscribe", &params);
+            assert_eq!(door.say(&text).await, 202);
+        }
+        let last = loop {
+            let message = door.message().await.unwrap();
+            if message["id"] == 1001 {
+                break message;
+            }
+        };
+        assert_eq!(last["result"], json!({}), "{n}: {last}");
+    }
+}
+
+/// An upstream that tells of changes of any `thing://`.
+async fn watched() -> crate::harness::scripted::Scripted {
+    use crate::harness::scripted::{Reply, Scripted, tool};
+    Scripted::start(&[tool("a", false)], |a| match a.method() {
+        "initialize" => Some(Reply::Json(a.result(&json!({"protocolVersion": "2025-06-18",
+            "capabilities": {"tools": {}, "resources": {"subscribe": true}},
+            "serverInfo": {"name": "s", "version": "1"}})))),
+        "resources/list" => Some(Reply::Json(a.result(&json!({"resources": []})))),
+        "resources/templates/list" => Some(Reply::Json(
+            a.result(&json!({"resourceTemplates": [{"uriTemplate": "thing://{n}", "name": "n"}]})),
+        )),
+        "resources/subscribe" | "resources/unsubscribe" => Some(Reply::Json(a.result(&json!({})))),
+        _ => None,
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_tells_who_is_cut_off_on_any_connection() {
+    let up = upstream().await;
+    let mut weir = weir(&up, "drain_timeout = \"300ms\"", "").await;
+    let mut door = Door::open(&weir, None).await.unwrap();
+    door.ask(1, "initialize", &hello()).await;
+    let hang = request(2, "tools/call", &json!({"name": "up__hang", "arguments": {}}));
+    assert_eq!(door.say(&hang).await, 202);
+    let mut socket = crate::websocket::connect(&weir, &[crate::websocket::MCP]).await.unwrap();
+    crate::websocket::say(&mut socket, &request(1, "initialize", &hello())).await;
+    crate::websocket::say(&mut socket, &hang).await;
+    heard(&up, "tools/call", 2).await;
+    let stopping = tokio::task::spawn_blocking(move || weir.stop());
+    let told = |answer: &Value| {
+        let failure = &answer["result"]["_meta"]["io.weirkeeper/failure"];
+        (failure["reason"].clone(), failure["outcome"].clone())
+    };
+    let cut = (json!("retired"), json!("unknown"));
+    let answer = door.message().await.expect("an answer before the end");
+    assert_eq!(told(&answer), cut, "{answer}");
+    let answer = loop {
+        let message = crate::websocket::next(&mut socket).await.expect("an answer before the end");
+        if message["id"] == 2 {
+            break message;
+        }
+    };
+    assert_eq!(told(&answer), cut, "{answer}");
+    assert!(stopping.await.unwrap().success());
+}

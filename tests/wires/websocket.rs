@@ -13,9 +13,9 @@ use weirkeeper::config::secret::{ConsumerKey, new_key};
 use crate::harness::{PATIENCE, Weir};
 use crate::{heard, hello, modern, request, typescript, upstream, weir};
 
-type Socket = WebSocketStream<TcpStream>;
+pub type Socket = WebSocketStream<TcpStream>;
 
-async fn connect(weir: &Weir, headers: &[(&'static str, &str)]) -> Result<Socket, Error> {
+pub async fn connect(weir: &Weir, headers: &[(&'static str, &str)]) -> Result<Socket, Error> {
     let address = weir.url.trim_start_matches("http://").trim_end_matches("/mcp");
     let mut request = format!("ws://{address}/mcp").into_client_request().unwrap();
     for (k, v) in headers {
@@ -27,14 +27,14 @@ async fn connect(weir: &Weir, headers: &[(&'static str, &str)]) -> Result<Socket
     Ok(socket)
 }
 
-const MCP: (&str, &str) = ("sec-websocket-protocol", "mcp");
+pub const MCP: (&str, &str) = ("sec-websocket-protocol", "mcp");
 
-async fn say(socket: &mut Socket, text: &str) {
+pub async fn say(socket: &mut Socket, text: &str) {
     socket.send(Message::text(text)).await.unwrap();
 }
 
 /// The next message; `None` when the gateway has closed.
-async fn next(socket: &mut Socket) -> Option<Value> {
+pub async fn next(socket: &mut Socket) -> Option<Value> {
     loop {
         let frame = tokio::time::timeout(PATIENCE, socket.next()).await.unwrap();
         match frame {
@@ -189,4 +189,29 @@ async fn a_socket_ends_with_its_key() {
     let end = tokio::time::timeout(PATIENCE, socket.next()).await.unwrap();
     let Some(Ok(Message::Close(Some(frame)))) = end else { panic!("{end:?}") };
     assert!(frame.reason.contains("key"), "{frame}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_was_not_done() {
+    let up = upstream().await;
+    let weir = weir(&up, "", "").await;
+    let mut socket = connect(&weir, &[MCP]).await.unwrap();
+    // A caller that can be asked: its calls run on their own.
+    let mut params = modern(json!({"name": "up__hang", "arguments": {}}));
+    params["_meta"]["io.modelcontextprotocol/clientCapabilities"] = json!({"elicitation": {}});
+    let twice = request(7, "tools/call", &params);
+    say(&mut socket, &twice).await;
+    say(&mut socket, &twice).await;
+    let refused = next(&mut socket).await.unwrap();
+    assert_eq!(refused["error"]["data"]["reason"], "duplicate_id", "{refused}");
+    say(&mut socket, &request(8, "tools/list", &modern(json!({})))).await;
+    assert_eq!(next(&mut socket).await.unwrap()["id"], 8);
+    assert_eq!(up.asked("tools/call"), 1, "the second was not carried");
+    // The first one's id is free again when it has ended.
+    let cancel =
+        json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 7}});
+    say(&mut socket, &cancel.to_string()).await;
+    heard(&up, "notifications/cancelled", 1).await;
+    say(&mut socket, &twice).await;
+    heard(&up, "tools/call", 2).await;
 }

@@ -89,6 +89,16 @@ struct Resolver<'s, 'a> {
 
 impl Resolver<'_, '_> {
     fn resolve(&mut self, key: &str, text: &At<String>) -> Template {
+        if let Some(path) = text.value.strip_prefix("file:")
+            && !path.starts_with('/')
+        {
+            self.s.wrong_at(
+                &text.span,
+                key,
+                "names a file by a path that is not absolute",
+                "write file:/path: the gateway may be started in another folder",
+            );
+        }
         match Template::resolve(&text.value, self.env, self.read_file) {
             Ok(template) => template,
             Err(Missing::Absent(why)) => {
@@ -323,7 +333,7 @@ fn stdio(
 }
 
 fn check_env(s: &Section<'_>, name: &str, at: &At<String>) {
-    if name.is_empty() || name.contains(['=', '\0']) {
+    if name.is_empty() || name.contains(|c: char| c == '=' || c == '\0' || c.is_whitespace()) {
         s.wrong_at(
             &at.span,
             "env",
@@ -410,7 +420,14 @@ fn http(s: &Section<'_>, r: &mut Resolver<'_, '_>, url: Option<At<String>>) -> H
     }
     let bearer =
         s.text("bearer", "Token sent as `Authorization: Bearer`; ${VAR} or file:/path.").map(|b| {
+            if let Some(name) = b.value.strip_prefix('$').filter(|n| !n.starts_with('{')) {
+                let text = format!("write ${{{name}}}; as it stands it is sent as it is");
+                s.wrong("bearer", "looks like a variable and is none", text);
+            }
             let template = r.resolve("bearer", &b);
+            if template.expose().to_ascii_lowercase().starts_with("bearer ") {
+                s.wrong("bearer", "begins with `Bearer`", "give the token alone");
+            }
             if hyper::header::HeaderValue::from_str(template.expose()).is_err() {
                 s.wrong(
                     "bearer",
