@@ -194,7 +194,7 @@ pub enum Isolation {
 pub enum TransportConfig {
     /// A child process that speaks over stdin and stdout.
     Stdio(StdioConfig),
-    /// Streamable HTTP.
+    /// An endpoint with a URL.
     Http(HttpConfig),
 }
 
@@ -250,11 +250,34 @@ pub enum Registry {
     Pypi,
 }
 
-/// A streamable HTTP endpoint.
+/// What is spoken at a URL.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum UrlTransport {
+    /// Streamable HTTP; HTTP+SSE if the endpoint refuses the handshake as one of that does.
+    Auto,
+    /// Streamable HTTP.
+    Http,
+    /// HTTP+SSE of 2024-11-05.
+    Sse,
+    /// WebSocket, which the URL's scheme says.
+    WebSocket,
+}
+
+impl UrlTransport {
+    /// Whether the scheme of a URL is one of WebSocket's.
+    pub fn is_websocket(url: &str) -> bool {
+        let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
+        scheme.eq_ignore_ascii_case("ws") || scheme.eq_ignore_ascii_case("wss")
+    }
+}
+
+/// An endpoint with a URL.
 #[derive(Clone, PartialEq)]
 pub struct HttpConfig {
-    /// `http` or `https`, no userinfo, no fragment; may hold `${VAR}`.
+    /// `http`, `https`, `ws` or `wss`, no userinfo, no fragment; may hold `${VAR}`.
     pub url: Template,
+    /// What is spoken there.
+    pub transport: UrlTransport,
     /// Headers sent with every request.
     pub headers: Vec<(String, Template)>,
     /// Sent as `Authorization: Bearer …`.

@@ -56,7 +56,7 @@ use link::Link;
 use outbound::Trace;
 use subscriptions::Subscriptions;
 use transport::http::HttpCounters;
-use transport::stdio::StdioCounters;
+use transport::pipe::PipeCounters;
 
 /// What all upstreams share of the machine.
 #[derive(Clone)]
@@ -105,8 +105,8 @@ pub struct Upstream {
     pub incarnation: u64,
     /// Starts after the first.
     pub restarts: Arc<AtomicU64>,
-    /// What a child said that was no message.
-    pub stdio: Arc<StdioCounters>,
+    /// What went wrong with messages on its pipe, if it has one.
+    pub pipe: Arc<PipeCounters>,
     /// Bytes and strays of the HTTP wire.
     pub http: Arc<HttpCounters>,
 }
@@ -132,7 +132,7 @@ impl Upstream {
         let (condition_tx, condition) = watch::channel(Condition::starting());
         let stop = CancellationToken::new();
         let restarts = Arc::new(AtomicU64::new(0));
-        let stdio = Arc::new(StdioCounters::default());
+        let pipe = Arc::new(PipeCounters::default());
         let http = Arc::new(HttpCounters::default());
         let (notes, notes_rx) = tokio::sync::mpsc::channel(NOTES_MAX);
         let connector = Arc::new(Connector {
@@ -141,8 +141,9 @@ impl Upstream {
             scrubber,
             ids: Arc::new(AtomicU64::new(1)),
             notes,
-            stdio: stdio.clone(),
+            pipe: pipe.clone(),
             http: http.clone(),
+            sse: AtomicBool::new(kept.as_ref().is_some_and(|s| s.about.sse)),
         });
         let upstream = Arc::new(Upstream {
             name: config.name.clone(),
@@ -161,7 +162,7 @@ impl Upstream {
             retiring: AtomicBool::new(false),
             stopped: Mutex::new(None),
             restarts: restarts.clone(),
-            stdio,
+            pipe,
             http,
         });
         let keeper = keeper::Keeper {
@@ -230,18 +231,18 @@ impl Upstream {
         let breaker = self.guard.snapshot().breaker;
         Totals {
             restarts: load(&self.restarts),
-            stdout_noise: load(&self.stdio.noise_lines),
-            stderr_dropped_bytes: load(&self.stdio.stderr_dropped_bytes),
-            unmatched_answers: load(&self.stdio.unmatched_answers)
-                + load(&self.stdio.duplicate_answers)
-                + load(&self.stdio.late_answers)
+            stdout_noise: load(&self.pipe.noise_lines),
+            stderr_dropped_bytes: load(&self.pipe.stderr_dropped_bytes),
+            unmatched_answers: load(&self.pipe.unmatched_answers)
+                + load(&self.pipe.duplicate_answers)
+                + load(&self.pipe.late_answers)
                 + load(&self.http.unmatched_answers),
-            received_bytes: load(&self.stdio.bytes_in) + load(&self.http.received_bytes),
-            sent_bytes: load(&self.stdio.bytes_out) + load(&self.http.sent_bytes),
+            received_bytes: load(&self.pipe.bytes_in) + load(&self.http.received_bytes),
+            sent_bytes: load(&self.pipe.bytes_out) + load(&self.http.sent_bytes),
             dropped: [
-                load(&self.stdio.dropped_notices),
-                load(&self.stdio.dropped_asides),
-                load(&self.stdio.oversize),
+                load(&self.pipe.dropped_notices),
+                load(&self.pipe.dropped_asides),
+                load(&self.pipe.oversize),
                 load(&self.http.dropped_messages),
                 load(&self.http.garbled_messages),
             ],

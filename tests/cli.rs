@@ -58,7 +58,7 @@ async fn check_names_every_problem_with_its_place_and_remedy() {
     insta::assert_snapshot!(told, @r#"
     DIR/upstreams.toml:5:1: gateway.max_bodi: is not a known key
         did you mean `max_body`?
-    DIR/upstreams.toml:9:7: upstreams.a.url: is no http or https URL
+    DIR/upstreams.toml:9:7: upstreams.a.url: is no http, https, ws or wss URL
         write it like "https://mcp.example.com/mcp"
     DIR/upstreams.toml:10:16: upstreams.a.call_timeout: is a whole number
         write a duration with its unit, such as "30s"

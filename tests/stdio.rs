@@ -21,7 +21,8 @@ use weirkeeper::config::{Program, StdioConfig};
 use weirkeeper::failure::{Delivery, Fault, Reason};
 use weirkeeper::protocol::message::Kind;
 use weirkeeper::upstream::transport::Unasked;
-use weirkeeper::upstream::transport::stdio::{BASE_ENV, Launch, StdioCounters, StdioWire};
+use weirkeeper::upstream::transport::pipe::PipeCounters;
+use weirkeeper::upstream::transport::stdio::{BASE_ENV, Launch, StdioWire};
 
 const PRELUDE: &str = r#"
 import json, os, signal, subprocess, sys, time
@@ -53,7 +54,7 @@ for m in messages():
 
 struct World {
     state: TempDir,
-    counters: Arc<StdioCounters>,
+    counters: Arc<PipeCounters>,
 }
 
 fn world() -> World {
@@ -109,7 +110,7 @@ fn request(id: u64, params: &Value) -> Bytes {
 }
 
 async fn call(wire: &StdioWire, id: u64, params: Value) -> Result<Value, Fault> {
-    let frame = wire.request(id, request(id, &params), true, &|_| {}).await?;
+    let frame = wire.pipe().request(id, request(id, &params), true, &|_| {}).await?;
     assert_eq!(frame.id().unwrap(), id.to_string());
     assert_eq!(frame.kind(), Kind::Result);
     Ok(serde_json::from_slice(&frame.outcome()).unwrap())
@@ -135,9 +136,9 @@ async fn answers_come_back_and_close_leaves_nothing() {
     let pretty = Bytes::from_static(
         b"{\"jsonrpc\":\"2.0\",\r\n\"id\":1,\n\"method\":\"x\",\"params\":{\"a\":1.50}}",
     );
-    let frame = wire.request(1, pretty, true, &|_| {}).await.unwrap();
+    let frame = wire.pipe().request(1, pretty, true, &|_| {}).await.unwrap();
     assert_eq!(frame.outcome(), r#"{"a": 1.5}"#);
-    assert!(wire.saw_output());
+    assert!(wire.pipe().saw_output());
     assert_eq!(w.work_dirs(), 1);
     wire.close().await;
     assert_eq!(w.work_dirs(), 0);
@@ -145,7 +146,7 @@ async fn answers_come_back_and_close_leaves_nothing() {
     assert_eq!((report.code, report.signal, report.asked), (Some(0), None, true));
     let fault = call(&wire, 2, json!({})).await.unwrap_err();
     assert_eq!((fault.reason, fault.delivery), (Reason::ConnectionLost, Delivery::NotSent));
-    assert!(wire.notify(Bytes::from_static(b"{}")).await.is_err());
+    assert!(wire.pipe().notify(Bytes::from_static(b"{}")).await.is_err());
     assert!(read(&w.counters.bytes_in) > 0 && read(&w.counters.bytes_out) > 0);
 }
 
@@ -215,6 +216,7 @@ for m in messages():
             let notices = AtomicU64::new(0);
             let params = json!({"n": id});
             let frame = wire
+                .pipe()
                 .request(id, request(id, &params), true, &|f| {
                     let p: Value = serde_json::from_slice(&f.params().unwrap()).unwrap();
                     assert_eq!(p["progressToken"], id);
@@ -274,7 +276,7 @@ async fn a_child_that_ends_at_once_fails_what_is_asked_of_it() {
     let (wire, _unasked) = w.start("sys.exit(0)").await;
     let fault = call(&wire, 1, json!({})).await.unwrap_err();
     assert_eq!(fault.reason, Reason::ConnectionLost);
-    assert!(!wire.saw_output());
+    assert!(!wire.pipe().saw_output());
 }
 
 #[tokio::test]
@@ -295,7 +297,7 @@ async fn a_request_dropped_while_it_hangs_is_cancelled_upstream() {
         let asked = {
             let wire = wire.clone();
             tokio::spawn(async move {
-                wire.request(id, request(id, &json!({})), cancellable, &|_| {}).await
+                wire.pipe().request(id, request(id, &json!({})), cancellable, &|_| {}).await
             })
         };
         assert_eq!(told(&mut unasked).await.1["got"]["id"], id);

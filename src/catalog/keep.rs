@@ -165,6 +165,9 @@ fn write(identity: &str, slice: &Slice, fetched_at: SystemTime) -> Vec<u8> {
     if let Some(text) = &about.instructions {
         out.value("instructions", text);
     }
+    if about.sse {
+        out.raw("sse", b"true");
+    }
     for kind in ListKind::ALL {
         let mut array = vec![b'['];
         for (n, item) in slice.list(kind).items.iter().enumerate() {
@@ -204,6 +207,7 @@ fn read(text: &Bytes, identity: &str, max_items: usize) -> Result<Kept, String> 
         capabilities: raw("capabilities").ok_or("it has no capabilities")?,
         server_info: raw("serverInfo"),
         instructions: file.get_str("instructions").map(|t| t.as_ref().into()),
+        sse: file.get("sse").is_some_and(|v| v.get() == "true"),
     };
     let mut builder = SliceBuilder::new(about, max_items);
     for kind in ListKind::ALL {
@@ -245,6 +249,10 @@ mod tests {
         }
         let files: Vec<_> = fs::read_dir(dir.path().join("catalog")).unwrap().collect();
         assert_eq!(files.len(), 1, "no temporary file is left");
+        let mut old = slice();
+        old.about.sse = true;
+        save(dir.path(), "crm", "id", &old, UNIX_EPOCH + AT).unwrap();
+        assert!(load(dir.path(), "crm", "id", 100).unwrap().slice.about.sse);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use super::freshness::Freshness;
 use super::naming::{exposed_name, exposed_uri, native_uri, upstream_of_name};
 use super::slice::{BAD_MAX, BadItem, Item, List, Slice};
-use crate::config::{Patterns, TransportConfig, UpstreamConfig};
+use crate::config::{Patterns, TransportConfig, UpstreamConfig, UrlTransport};
 use crate::protocol::address::{UriHolder, uri_edits};
 use crate::protocol::method::ListKind;
 use crate::protocol::param::{self, Param};
@@ -284,7 +284,7 @@ impl Merged {
 // others the annotation is taken out of what is published, or we, who serve it over HTTP, would
 // have to insist on headers that help nobody.
 fn mirrors(slice: &Slice, config: &UpstreamConfig) -> bool {
-    matches!(config.transport, TransportConfig::Http(_))
+    matches!(&config.transport, TransportConfig::Http(http) if http.transport != UrlTransport::WebSocket)
         && slice.about.revision.era() == Era::Modern
 }
 

@@ -45,6 +45,8 @@ pub struct About {
     pub server_info: Option<Bytes>,
     /// Its `instructions`.
     pub instructions: Option<Arc<str>>,
+    /// It was found to speak HTTP+SSE, which is remembered with the slice.
+    pub sse: bool,
 }
 
 /// One list of one upstream, in its order.

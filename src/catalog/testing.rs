@@ -13,7 +13,7 @@ use super::slice::{About, Slice, SliceBuilder};
 use crate::config::secret::Template;
 use crate::config::{
     BreakerConfig, ConcurrencyConfig, EraChoice, GuardConfig, HttpConfig, Patterns, Program,
-    RetryConfig, StdioConfig, ThrottleConfig, TransportConfig, UpstreamConfig,
+    RetryConfig, StdioConfig, ThrottleConfig, TransportConfig, UpstreamConfig, UrlTransport,
 };
 use crate::protocol::method::ListKind;
 use crate::protocol::revision::Revision;
@@ -25,6 +25,7 @@ pub fn about() -> About {
         capabilities: Bytes::from_static(br#"{"tools":{},"prompts":{},"resources":{}}"#),
         server_info: Some(Bytes::from_static(br#"{"name":"n","version":"1.0"}"#)),
         instructions: None,
+        sse: false,
     }
 }
 
@@ -63,6 +64,7 @@ pub fn part_with(name: &str, slice: &Arc<Slice>, change: impl FnOnce(&mut Upstre
 pub fn http() -> TransportConfig {
     TransportConfig::Http(HttpConfig {
         url: Template::literal("http://127.0.0.1:1/mcp"),
+        transport: UrlTransport::Auto,
         headers: Vec::new(),
         bearer: None,
         pool_idle: Duration::from_secs(1),

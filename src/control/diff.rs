@@ -10,6 +10,7 @@ use crate::config::secret::{ConsumerKey, Template};
 use crate::config::{
     BreakerConfig, ConcurrencyConfig, Config, ConsumerConfig, EraChoice, GuardConfig, HttpConfig,
     Isolation, Patterns, RateConfig, RetryConfig, ThrottleConfig, TransportConfig, UpstreamConfig,
+    UrlTransport,
 };
 use crate::gateway::builtin;
 
@@ -164,6 +165,7 @@ pub fn builtin_config(order: usize) -> UpstreamConfig {
         enabled: true,
         transport: TransportConfig::Http(HttpConfig {
             url: Template::literal(""),
+            transport: UrlTransport::Auto,
             headers: vec![],
             bearer: None,
             pool_idle: long,

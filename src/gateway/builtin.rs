@@ -53,6 +53,7 @@ pub fn slice() -> Arc<Slice> {
         capabilities: Bytes::from_static(br#"{"tools":{"listChanged":true}}"#),
         server_info: None,
         instructions: None,
+        sse: false,
     };
     let mut builder = SliceBuilder::new(about, 16);
     let tools = Bytes::from(serde_json::to_vec(&tools).expect("our own values"));

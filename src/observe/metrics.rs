@@ -20,7 +20,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::failure::Reason;
 
-pub use gathered::{BreakerState, CatalogFacts, Gathered, Totals, UpstreamFacts};
+pub use gathered::{BreakerState, CatalogFacts, DROPPED_WHY, Gathered, Totals, UpstreamFacts};
 pub use page::{Family, Kind};
 pub use series::{TOOLS_MAX, ToolSeries, UpstreamSeries};
 
@@ -59,7 +59,7 @@ families! {
     UP: Gauge "weir_upstream_up" ["upstream"];
     /// Times the upstream's process was started again, or its endpoint connected to again. A session that it ended and that was renewed does not count.
     RESTARTS: Counter "weir_upstream_restarts_total" ["upstream"];
-    /// Lines on an upstream's stdout that were no message.
+    /// Lines on an upstream's stdout, frames and events that were no message.
     NOISE: Counter "weir_upstream_stdout_noise_total" ["upstream"];
     /// Bytes of an upstream's stderr that were not relayed to the log.
     STDERR_DROPPED: Counter "weir_upstream_stderr_dropped_bytes_total" ["upstream"];

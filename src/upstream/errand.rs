@@ -18,7 +18,7 @@ use super::Upstream;
 use super::asking::{ASKS_MAX, Asking};
 use super::inbound::{self, Arrived};
 use super::lease::{self, Hearing};
-use super::link::{Answered, Link, Unanswered, Wire};
+use super::link::{Answered, Link, Unanswered};
 use super::mirror::{self, Header};
 use super::outbound::{self, Trace};
 use super::transport::Unasked;
@@ -68,7 +68,12 @@ async fn once(
     loop {
         let main = upstream.link(deadline).await?;
         let held = if lease::needed(&main, errand.config, call) {
-            Some(upstream.leases.take(&upstream.connector, errand.config, errand.asking).await?)
+            Some(
+                upstream
+                    .leases
+                    .take(&upstream.connector, errand.config, &main, errand.asking)
+                    .await?,
+            )
         } else {
             None
         };
@@ -78,9 +83,11 @@ async fn once(
         if let Some(held) = &held {
             held.ended();
         }
-        // Nobody there: that is for all to know, before the next calls find it out one by one.
-        if let (Err(fault), Wire::Http(_)) = (&carried, &main.wire)
-            && matches!(fault.reason, Reason::ConnectFailed | Reason::ConnectionLost)
+        // Nobody there: that is for all to know, before the next calls find it out one by one. A
+        // pipe tells its end itself; but where messages are posted, it may not notice.
+        if let Err(fault) = &carried
+            && (fault.reason == Reason::ConnectFailed
+                || fault.reason == Reason::ConnectionLost && !main.wire.is_pipe())
         {
             main.doubt();
         }

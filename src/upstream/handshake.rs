@@ -28,9 +28,9 @@ use super::link::{
 };
 use super::outbound::client_info;
 use super::transport::Unasked;
-use super::transport::stdio::StdioWire;
+use super::transport::pipe::Pipe;
 
-/// How long a child that is alive may leave the probe unanswered before it counts as old. Old
+/// How long a peer that is alive may leave the probe unanswered before it counts as old. Old
 /// servers answer an unknown method at once; one that is still starting shows no output yet and
 /// is given the whole connect timeout.
 const PROBE_PATIENCE: Duration = Duration::from_secs(3);
@@ -39,8 +39,12 @@ const PROBE_PATIENCE: Duration = Duration::from_secs(3);
 pub enum Agreed {
     /// The two sides agree.
     Yes(Agreement),
-    /// The probe made the child exit: start it again and go straight to the old handshake.
+    /// The probe made the upstream exit or hang up: start again and go straight to the old
+    /// handshake.
     RestartAsLegacy,
+    /// The endpoint refused the handshake as one of HTTP+SSE does, which is then to be tried. If it
+    /// is none, this is what went wrong.
+    OldTransport(Fault),
 }
 
 /// Everything a handshake needs.
@@ -73,20 +77,20 @@ impl Handshake<'_> {
 
     async fn agree(&self) -> Result<Agreed, Fault> {
         if self.era == EraChoice::Legacy {
-            return self.initialize().await.map(Agreed::Yes);
+            return self.old_way().await;
         }
         let mut probe = std::pin::pin!(self.probe());
         let found = match self.wire {
-            // Nor is an endpoint: one that does not know the method may well leave it hanging.
+            // An endpoint that does not know the method may well leave it hanging.
             Wire::Http(_) => {
                 let patience = self.timeout / 3;
                 let found = tokio::time::timeout(patience, probe.as_mut()).await;
                 Some(found.unwrap_or(Ok(None)))
             }
-            // A child that swallows what it does not know is not waited for for ever.
-            Wire::Stdio(wire) => tokio::select! {
+            // A peer that swallows what it does not know is not waited for for ever.
+            Wire::Pipe(pipe) => tokio::select! {
                 found = &mut probe => Some(found),
-                () = self.impatient(wire) => None,
+                () = self.impatient(pipe) => None,
             },
         };
         let modern_only = || {
@@ -99,14 +103,11 @@ impl Handshake<'_> {
         match found {
             Some(Ok(Some(agreement))) => Ok(Agreed::Yes(agreement)),
             Some(Ok(None)) | None if self.era == EraChoice::Modern => modern_only(),
-            Some(Ok(None)) => self.initialize().await.map(Agreed::Yes),
+            Some(Ok(None)) => self.old_way().await,
             // Whoever did not answer at all has not said what it speaks.
             Some(Err(unanswered)) if self.era == EraChoice::Modern => Err(unanswered.fault),
             Some(Err(Unanswered { fault, .. })) if fault.reason == Reason::ConnectionLost => {
-                match self.wire {
-                    Wire::Stdio(_) => Ok(Agreed::RestartAsLegacy),
-                    Wire::Http(_) => Err(fault),
-                }
+                if self.wire.is_pipe() { Ok(Agreed::RestartAsLegacy) } else { Err(fault) }
             }
             Some(Err(unanswered)) => Err(unanswered.fault),
             // A late answer still counts: a modern child that was slow to start answers the probe
@@ -126,18 +127,30 @@ impl Handshake<'_> {
                         },
                     },
                 };
-                first.map(Agreed::Yes)
+                first.map(Agreed::Yes).map_err(|refused| refused.fault)
             }
+        }
+    }
+
+    // 2025-11-25 basic/transports, "backwards compatibility": an endpoint of HTTP+SSE takes no POST.
+    // Which of these it says depends on its framework.
+    async fn old_way(&self) -> Result<Agreed, Fault> {
+        match self.initialize().await {
+            Ok(agreement) => Ok(Agreed::Yes(agreement)),
+            Err(Unanswered { fault, status: Some(400 | 404 | 405) }) if !self.wire.is_pipe() => {
+                Ok(Agreed::OldTransport(fault))
+            }
+            Err(Unanswered { fault, .. }) => Err(fault),
         }
     }
 
     // Resolves when an unanswered probe is taken for an old server's silence. A server that is
     // still starting looks the same until it says anything at all.
-    async fn impatient(&self, wire: &StdioWire) {
+    async fn impatient(&self, pipe: &Pipe) {
         let began = tokio::time::Instant::now();
         loop {
             tokio::time::sleep(PROBE_PATIENCE).await;
-            if wire.saw_output() || began.elapsed() >= self.timeout / 2 {
+            if pipe.saw_output() || began.elapsed() >= self.timeout / 2 {
                 return;
             }
         }
@@ -152,6 +165,7 @@ impl Handshake<'_> {
             server_info: None,
             instructions: None,
             session: None,
+            sse: false,
         };
         let headers = headers_for(&wish, "server/discover", None);
         let message = own_request(Era::Modern, id, "server/discover", &[]);
@@ -194,7 +208,7 @@ impl Handshake<'_> {
     }
 
     /// The old handshake (2025-11-25 basic/lifecycle).
-    async fn initialize(&self) -> Result<Agreement, Fault> {
+    async fn initialize(&self) -> Result<Agreement, Unanswered> {
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
         let params = ObjectWriter::new()
             .value("protocolVersion", &Revision::LATEST_LEGACY.as_str())
@@ -203,10 +217,10 @@ impl Handshake<'_> {
             .raw("clientInfo", &client_info())
             .finish();
         let request = message(Some(id.to_string().as_bytes()), "initialize", Some(&params));
-        let answered = exchange(self.wire, &[], id, request, false, &|_| {}, self.unasked)
-            .await
-            .map_err(|u| u.fault)?;
-        let agreement = initialized(&answered.frame, answered.session)?;
+        let answered = exchange(self.wire, &[], id, request, false, &|_| {}, self.unasked).await?;
+        let status = Some(answered.status);
+        let agreement = initialized(&answered.frame, answered.session)
+            .map_err(|fault| Unanswered { fault, status })?;
         let done = message(None, "notifications/initialized", None);
         notify(self.wire, &agreement, done).await?;
         Ok(agreement)
@@ -270,6 +284,7 @@ fn discovered(result: &Bytes) -> Option<Agreement> {
         server_info: d.meta.and_then(|m| m.server_info).map(|r| r.get().into()),
         instructions: d.instructions,
         session: None,
+        sse: false,
     })
 }
 
@@ -304,6 +319,7 @@ fn initialized(frame: &Frame, session: Option<HeaderValue>) -> Result<Agreement,
         server_info: i.server_info.map(|r| r.get().into()),
         instructions: i.instructions,
         session,
+        sse: false,
     })
 }
 

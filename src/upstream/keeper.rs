@@ -69,7 +69,7 @@ const ASIDE_TIME: Duration = Duration::from_secs(2);
 const RENEW_PAUSE: Duration = Duration::from_secs(1);
 /// Pauses after lists that could not be fetched.
 const LIST_BACKOFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
-/// Pauses of an HTTP upstream that cannot be reached.
+/// Pauses of an upstream with a URL that cannot be reached, or whose connection was lost.
 const HTTP_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// See the module.
@@ -199,7 +199,7 @@ impl Keeper {
         tracing::info!(upstream = %self.name, "the session ended and is renewed");
         self.set(Condition::new(State::Starting, "the session ended and is renewed")).await;
         // It is gone there already; ending it could only hurt who is still served in it.
-        if let Wire::Stdio(_) = link.wire {
+        if link.wire.is_pipe() {
             let old = link.clone();
             tokio::spawn(async move { old.close().await });
         }
@@ -350,6 +350,7 @@ impl Keeper {
         if connected.is_err() {
             // A remembered verdict can be out of date: forget it and probe next time.
             self.verdict = None;
+            self.connector.forget();
         }
         connected
     }
@@ -430,12 +431,8 @@ pub(super) async fn ended(link: &Link) -> Fault {
         Fault::new(Reason::ConnectionLost, Delivery::NotSent, "the session ended")
     };
     match &link.wire {
-        Wire::Stdio(wire) => tokio::select! {
-            report = wire.exited() => {
-                let cause = report.detail();
-                let fault = Fault::new(Reason::ConnectionLost, Delivery::Unknown, report.text);
-                Fault { cause, ..fault }
-            }
+        Wire::Pipe(pipe) => tokio::select! {
+            fault = pipe.ended() => fault,
             fault = lost => fault,
         },
         Wire::Http(_) => lost.await,

@@ -22,7 +22,7 @@ use crate::protocol::message::Frame;
 use super::asking::Asking;
 use super::connector::Connector;
 use super::keeper::{AbortOnDrop, ended, is_change, refuse};
-use super::link::{Link, Wire};
+use super::link::Link;
 use super::transport::Unasked;
 
 /// Most conversations of this kind with one upstream: each is a session there, or a process here.
@@ -140,6 +140,7 @@ impl Leases {
         self: &Arc<Self>,
         connector: &Arc<Connector>,
         config: &Arc<UpstreamConfig>,
+        main: &Link,
         asking: Asking<'_>,
     ) -> Result<Held, Fault> {
         let Asking { call, deadline, guard, .. } = asking;
@@ -154,7 +155,7 @@ impl Leases {
         let lease = self.find(&key)?;
         // Counted before anything is waited for, so that it is not taken for idle meanwhile.
         let mut held = Using(Some(lease.clone()));
-        let exclusive = matches!(config.transport, crate::config::TransportConfig::Stdio(_));
+        let exclusive = main.wire.is_pipe();
         let turn = if exclusive {
             if lease.users.load(Ordering::Acquire) > LINE_MAX {
                 let text = "it was not called: as many calls wait for its conversation as may";
@@ -181,12 +182,19 @@ impl Leases {
             None
         };
         let mut live = lease.live.lock().await;
-        if live.as_ref().is_none_or(|l| l.link.is_lost()) {
+        let fits = |l: &Live| !l.link.is_lost() && l.link.wire.is_pipe() == exclusive;
+        if !live.as_ref().is_some_and(fits) {
             *live = None;
             let connected = connector.connect(config, EraChoice::Legacy, call.askable).await;
             // It is the making of a conversation that failed: the call was not sent.
             let (link, unasked) =
                 connected.map_err(|fault| Fault { delivery: Delivery::NotSent, ..fault })?;
+            if link.wire.is_pipe() != exclusive {
+                // The upstream was found to speak otherwise while we waited.
+                link.close().await;
+                let text = "it was not called: how the upstream is reached has just changed";
+                return Err(Fault::new(Reason::ConnectionLost, Delivery::NotSent, text));
+            }
             *live = Some(Live::new(link, unasked, connector.notes.clone()));
         }
         let live = live.as_ref().expect("made above");
@@ -360,5 +368,4 @@ pub fn needed(main: &Link, config: &UpstreamConfig, call: &Call) -> bool {
     main.era() == crate::protocol::revision::Era::Legacy
         && !call.askable.is_nothing()
         && config.isolation != Isolation::Shared
-        && matches!(main.wire, Wire::Stdio(_) | Wire::Http(_))
 }

@@ -16,15 +16,22 @@ use crate::protocol::message::{Frame, Kind, message};
 use crate::protocol::revision::{Era, Revision};
 
 use super::transport::http::{HttpWire, Outgoing, RequestError};
-use super::transport::stdio::StdioWire;
+use super::transport::pipe::Pipe;
 use super::transport::{OnNotice, Unasked};
 
 /// The wire under a link.
 pub enum Wire {
-    /// A child process.
-    Stdio(StdioWire),
+    /// A child process, a WebSocket, or HTTP+SSE: a connection that all messages share.
+    Pipe(Pipe),
     /// Streamable HTTP.
     Http(HttpWire),
+}
+
+impl Wire {
+    /// Whether what the upstream says comes all on one way, whomever it is for.
+    pub fn is_pipe(&self) -> bool {
+        matches!(self, Wire::Pipe(_))
+    }
 }
 
 /// What the two sides agreed on.
@@ -40,6 +47,8 @@ pub struct Agreement {
     pub instructions: Option<String>,
     /// `Mcp-Session-Id`, if it gave one.
     pub session: Option<HeaderValue>,
+    /// It is spoken over HTTP+SSE.
+    pub sse: bool,
 }
 
 impl Agreement {
@@ -281,10 +290,10 @@ impl Link {
         headers_for(&self.agreed, method, None)
     }
 
-    /// End the conversation: the session on HTTP, the process on stdio.
+    /// End the conversation: the session on HTTP, the process on stdio, else the connection.
     pub async fn close(&self) {
         match &self.wire {
-            Wire::Stdio(wire) => wire.close().await,
+            Wire::Pipe(pipe) => pipe.close().await,
             Wire::Http(wire) => {
                 if self.agreed.session.is_some() {
                     wire.delete(&headers_for(&self.agreed, "", None)).await;
@@ -341,8 +350,8 @@ pub async fn exchange(
     unasked: &mpsc::Sender<Unasked>,
 ) -> Result<Answered, Unanswered> {
     match wire {
-        Wire::Stdio(wire) => {
-            let frame = wire.request(id, message, cancellable, on_notice).await?;
+        Wire::Pipe(pipe) => {
+            let frame = pipe.request(id, message, cancellable, on_notice).await?;
             Ok(Answered { frame, status: 200, session: None })
         }
         Wire::Http(wire) => {
@@ -403,7 +412,7 @@ impl Drop for GivenUp<'_> {
 /// One notification over a wire.
 pub async fn notify(wire: &Wire, agreed: &Agreement, message: Bytes) -> Result<(), Fault> {
     match wire {
-        Wire::Stdio(wire) => wire.notify(message).await,
+        Wire::Pipe(pipe) => pipe.notify(message).await,
         Wire::Http(wire) => {
             let method = Frame::scan(message.clone()).map(|f| f.method().to_owned());
             let headers = headers_for(agreed, method.as_deref().unwrap_or(""), None);

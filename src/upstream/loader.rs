@@ -22,6 +22,7 @@ pub async fn load(link: &Link, config: &UpstreamConfig) -> Result<Slice, Fault> 
         capabilities: raw(&link.agreed.capabilities),
         server_info: link.agreed.server_info.as_deref().map(raw),
         instructions: link.agreed.instructions.as_deref().map(Into::into),
+        sse: link.agreed.sse,
     };
     let mut builder = SliceBuilder::new(about, config.max_items);
     for kind in ListKind::ALL {

@@ -1,13 +1,18 @@
 //! The ways to an upstream. A wire carries messages and pairs answers with requests; it knows
 //! nothing of names, views, eras or guards.
 //!
-//! Both wires have the same shape: `request` sends one request and returns its one answer, hands
-//! the notifications that belong to it to `on_notice` while it runs, and tells the upstream when
-//! it is dropped before the answer came. What the upstream says unasked goes to the receiver of
-//! [`Unasked`] that the wire was started with.
+//! There are two: a [`http::HttpWire`], where each request has a response of its own, and a
+//! [`pipe::Pipe`], where all messages share one connection: the pipes of a child ([`stdio`]), a
+//! [`websocket`], or HTTP+SSE ([`sse`]). Both have the same shape: `request` sends one request and
+//! returns its one answer, hands the notifications that belong to it to `on_notice` while it runs,
+//! and tells the upstream when it is dropped before the answer came. What the upstream says unasked
+//! goes to the receiver of [`Unasked`] that the wire was started with.
 
 pub mod http;
+pub mod pipe;
+pub mod sse;
 pub mod stdio;
+pub mod websocket;
 
 use crate::protocol::message::Frame;
 

@@ -14,6 +14,8 @@ use tokio::net::{TcpListener, TcpStream};
 pub struct Arrival {
     /// `POST`, `GET` or `DELETE`.
     pub verb: String,
+    /// Path and query.
+    pub path: String,
     /// Names in lower case.
     pub headers: BTreeMap<String, String>,
     pub body: String,
@@ -200,7 +202,8 @@ async fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Arrival> {
         if let Some(end) = buffer.windows(4).position(|w| w == b"\r\n\r\n") {
             let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
             let mut lines = head.lines();
-            let verb = lines.next()?.split(' ').next()?.to_owned();
+            let mut first = lines.next()?.split(' ').map(str::to_owned);
+            let (verb, path) = (first.next()?, first.next()?);
             let headers: BTreeMap<_, _> = lines
                 .filter_map(|l| l.split_once(": "))
                 .map(|(k, v)| (k.to_lowercase(), v.trim().to_owned()))
@@ -214,7 +217,7 @@ async fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Arrival> {
             let body = String::from_utf8_lossy(&buffer[end + 4..end + 4 + length]).into_owned();
             buffer.drain(..end + 4 + length);
             let message = serde_json::from_str(&body).unwrap_or(Value::Null);
-            return Some(Arrival { verb, headers, body, message });
+            return Some(Arrival { verb, path, headers, body, message });
         }
         if stream.read_buf(buffer).await.ok()? == 0 {
             return None;

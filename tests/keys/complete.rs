@@ -35,6 +35,7 @@ const TRIED: &[(&str, &str)] = &[
     ("trace.service_name", "traces_go_to_the_endpoint_sampled_and_named"),
     ("upstreams.*.prefix", "a_prefix_can_be_left_out_once"),
     ("upstreams.*.url", "edge::discovery_says_what_there_is"),
+    ("upstreams.*.transport", "upwires::the_transport_decides_what_is_tried"),
     ("upstreams.*.command", "arguments_environment_and_folder_reach_the_child"),
     ("upstreams.*.package", "a_package_is_installed_and_its_program_chosen"),
     ("upstreams.*.bin", "a_package_is_installed_and_its_program_chosen"),

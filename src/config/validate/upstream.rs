@@ -10,7 +10,7 @@ use crate::config::section::{At, Section};
 use crate::config::{
     BreakerConfig, ConcurrencyConfig, EraChoice, GuardConfig, HttpConfig, Isolation, PackageSpec,
     Patterns, Program, RateConfig, Registry, RetryConfig, StdioConfig, ThrottleConfig, ToolRule,
-    TransportConfig, UpstreamConfig,
+    TransportConfig, UpstreamConfig, UrlTransport,
 };
 
 use super::{Env, ReadFile, seconds};
@@ -152,17 +152,26 @@ fn one(
             "raise it, or lower call_timeout",
         );
     }
+    let era = s.choice(
+        "era",
+        &[("auto", EraChoice::Auto), ("modern", EraChoice::Modern), ("legacy", EraChoice::Legacy)],
+        EraChoice::Auto,
+        "Which revisions are tried: auto probes 2026-07-28 and falls back; legacy shakes hands at once.",
+    );
+    let sse = matches!(&transport, TransportConfig::Http(h) if h.transport == UrlTransport::Sse);
+    if sse && era == EraChoice::Modern {
+        s.wrong(
+            "era",
+            "does not go with transport = \"sse\", which 2026-07-28 does not have",
+            "remove one of the two",
+        );
+    }
     UpstreamConfig {
         name: name.into(),
         order,
         prefixed,
         enabled: s.flag("enabled", true, "false takes the upstream out without deleting its section."),
-        era: s.choice(
-            "era",
-            &[("auto", EraChoice::Auto), ("modern", EraChoice::Modern), ("legacy", EraChoice::Legacy)],
-            EraChoice::Auto,
-            "Which revisions are tried: auto probes 2026-07-28 and falls back; legacy shakes hands at once.",
-        ),
+        era,
         isolation: s.choice(
             "isolation",
             &[
@@ -195,7 +204,7 @@ fn one(
 }
 
 fn transport(s: &Section<'_>, r: &mut Resolver<'_, '_>) -> TransportConfig {
-    let url = s.text("url", "Streamable HTTP endpoint; may hold ${VAR}.");
+    let url = s.text("url", "Endpoint of streamable HTTP, HTTP+SSE, or with ws:// or wss:// of WebSocket; may hold ${VAR}.");
     let command =
         s.text("command", "Program to start, by path or name; it speaks over stdin and stdout.");
     let package = s.text(
@@ -226,7 +235,7 @@ fn transport(s: &Section<'_>, r: &mut Resolver<'_, '_>) -> TransportConfig {
             "restart_backoff",
             "restart_backoff_max",
         ],
-        Some(_) => &["headers", "bearer", "pool_idle", "dial_timeout"],
+        Some(_) => &["transport", "headers", "bearer", "pool_idle", "dial_timeout"],
         None => &[],
     };
     for key in foreign.iter().filter(|k| s.has(k)) {
@@ -391,6 +400,7 @@ fn http(s: &Section<'_>, r: &mut Resolver<'_, '_>, url: Option<At<String>>) -> H
         let lower = name.to_ascii_lowercase();
         if OWNED_HEADERS.contains(&lower.as_str())
             || lower.starts_with("mcp-")
+            || lower.starts_with("sec-websocket-")
             || lower == "last-event-id"
         {
             s.wrong_at(&value.span, &key, "is set by the gateway itself", "remove it");
@@ -434,8 +444,27 @@ fn http(s: &Section<'_>, r: &mut Resolver<'_, '_>, url: Option<At<String>>) -> H
             }
             template
         });
+    let transport = s.choice(
+        "transport",
+        &[
+            ("auto", UrlTransport::Auto),
+            ("http", UrlTransport::Http),
+            ("sse", UrlTransport::Sse),
+        ],
+        UrlTransport::Auto,
+        "What is spoken at an http or https URL: auto tries streamable HTTP, then HTTP+SSE of 2024-11-05.",
+    );
+    let transport = if UrlTransport::is_websocket(url.expose()) {
+        for key in ["transport", "pool_idle"].iter().filter(|key| s.has(key)) {
+            s.wrong(key, "means nothing with a ws or wss URL, which is WebSocket", "remove it");
+        }
+        UrlTransport::WebSocket
+    } else {
+        transport
+    };
     HttpConfig {
         url,
+        transport,
         headers,
         bearer,
         // Node and uvicorn close idle connections after 5 s.
@@ -465,10 +494,16 @@ fn check_url(s: &Section<'_>, url: &str, absent: bool) {
     }
     // A URL whose variable is absent is looked at when it is there.
     let parsed = url.parse::<hyper::Uri>().ok().filter(|u| {
-        matches!(u.scheme_str(), Some("http" | "https")) && u.host().is_some_and(|h| !h.is_empty())
+        let scheme = u.scheme_str().unwrap_or("");
+        let known = ["http", "https", "ws", "wss"].iter().any(|s| s.eq_ignore_ascii_case(scheme));
+        known && u.host().is_some_and(|h| !h.is_empty())
     });
     if parsed.is_none() && !(absent && url.contains("${")) {
-        s.wrong("url", "is no http or https URL", "write it like \"https://mcp.example.com/mcp\"");
+        s.wrong(
+            "url",
+            "is no http, https, ws or wss URL",
+            "write it like \"https://mcp.example.com/mcp\"",
+        );
     }
 }
 

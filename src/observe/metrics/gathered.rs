@@ -100,7 +100,7 @@ pub const DROPPED_WHY: [&str; 5] = ["notice", "unread", "oversize", "question", 
 pub struct Totals {
     /// Starts or connections besides the first.
     pub restarts: u64,
-    /// Lines on stdout that were no message.
+    /// Lines on stdout, frames and events that were no message.
     pub stdout_noise: u64,
     /// Bytes of stderr that were not relayed.
     pub stderr_dropped_bytes: u64,

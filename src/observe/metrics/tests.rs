@@ -220,7 +220,7 @@ fn all_series_as_a_scrape_sees_them() {
     weir_upstream_restarts_total counter
     weir_upstream_stderr_dropped_bytes_total Bytes of an upstream's stderr that were not relayed to the log.
     weir_upstream_stderr_dropped_bytes_total counter
-    weir_upstream_stdout_noise_total Lines on an upstream's stdout that were no message.
+    weir_upstream_stdout_noise_total Lines on an upstream's stdout, frames and events that were no message.
     weir_upstream_stdout_noise_total counter
     weir_upstream_unmatched_answers_total Answers of an upstream to no request that was waiting.
     weir_upstream_unmatched_answers_total counter

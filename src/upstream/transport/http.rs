@@ -22,6 +22,7 @@ mod outcome;
 mod redirect;
 mod resume;
 mod retry_after;
+mod sse;
 
 use std::fmt;
 use std::sync::Arc;
@@ -48,6 +49,10 @@ use super::{OnNotice, Unasked};
 use answer::Media;
 use client::Client;
 use events::Events;
+
+pub(super) use answer::of_status;
+pub(super) use client::{Dialled, chain, dial};
+pub(super) use redirect::{follow, is_redirect};
 
 pub use events::{EventStream, Rest};
 pub use outcome::{Answer, HttpFault, RequestError, StreamEnd, StreamRefused};
@@ -143,11 +148,7 @@ impl HttpWire {
         counters: Arc<HttpCounters>,
     ) -> Result<HttpWire, Fault> {
         let uri = endpoint(config)?;
-        let tls = if uri.scheme_str() == Some("https") {
-            client::tls_with_system_roots()?
-        } else {
-            client::tls_with(rustls::RootCertStore::empty())
-        };
+        let tls = tls_for(&uri)?;
         HttpWire::build(upstream, config, max_message, counters, tls)
     }
 
@@ -172,10 +173,7 @@ impl HttpWire {
     ) -> Result<HttpWire, Fault> {
         let uri = endpoint(config)?;
         let headers = configured_headers(config)?;
-        let default_port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
-        let port = uri.port_u16().unwrap_or(default_port);
-        let address = format!("{}:{port}", uri.host().unwrap_or("")).into();
-        let client = Client::new(config, tls, address);
+        let client = Client::new(config, tls, address_of(&uri));
         Ok(HttpWire(Arc::new(Inner { upstream, client, uri, headers, max_message, counters })))
     }
 
@@ -303,7 +301,17 @@ impl Inner {
         headers: &[(HeaderName, HeaderValue)],
         body: &Bytes,
     ) -> Result<Response<Incoming>, HttpFault> {
-        let mut uri = self.uri.clone();
+        self.send_to(method, self.uri.clone(), headers, body).await.map(|(response, _)| response)
+    }
+
+    // The response, and from where it came in the end.
+    async fn send_to(
+        &self,
+        method: &Method,
+        mut uri: Uri,
+        headers: &[(HeaderName, HeaderValue)],
+        body: &Bytes,
+    ) -> Result<(Response<Incoming>, Uri), HttpFault> {
         let mut hops = 0;
         loop {
             let mut request = Request::new(Full::new(body.clone()));
@@ -317,7 +325,7 @@ impl Inner {
             let response = self.client.send(request).await?;
             let status = response.status();
             if !redirect::is_redirect(status) {
-                return Ok(response);
+                return Ok((response, uri));
             }
             let location = response.headers().get(LOCATION);
             uri = redirect::follow(method, status, &uri, location, hops)
@@ -373,18 +381,55 @@ impl Inner {
     }
 }
 
+/// TLS that trusts what the system trusts, if this is `https`.
+pub(super) fn tls_for(uri: &Uri) -> Result<rustls::ClientConfig, Fault> {
+    if uri.scheme_str() == Some("https") {
+        client::tls_with_system_roots()
+    } else {
+        Ok(client::tls_with(rustls::RootCertStore::empty()))
+    }
+}
+
 fn not_configured(text: String) -> Fault {
     Fault::new(Reason::ConnectFailed, Delivery::NotSent, text)
 }
 
+/// What one connection for WebSocket needs: where to dial, and what else goes with the upgrade.
+/// `address` is how the log calls the upstream.
+pub(super) struct ForUpgrade {
+    pub uri: Uri,
+    pub headers: HeaderMap,
+    pub address: Arc<str>,
+}
+
+/// From settings whose URL is one of WebSocket, which is dialled as HTTP is.
+pub(super) fn for_upgrade(config: &HttpConfig) -> Result<ForUpgrade, Fault> {
+    let (scheme, rest) = config.url.expose().split_once("://").unwrap_or_default();
+    let scheme = if scheme.eq_ignore_ascii_case("wss") { "https" } else { "http" };
+    let uri = parse_endpoint(&format!("{scheme}://{rest}"))
+        .ok_or_else(|| not_configured("the configured url is not a valid ws or wss URL".into()))?;
+    let address = address_of(&uri);
+    Ok(ForUpgrade { uri, headers: configured_headers(config)?, address })
+}
+
+fn address_of(uri: &Uri) -> Arc<str> {
+    let default_port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+    let port = uri.port_u16().unwrap_or(default_port);
+    format!("{}:{port}", uri.host().unwrap_or("")).into()
+}
+
 // The file's own check saw the text before the references were put in.
 fn endpoint(config: &HttpConfig) -> Result<Uri, Fault> {
-    let uri: Option<Uri> = config.url.expose().parse().ok();
+    parse_endpoint(config.url.expose())
+        .ok_or_else(|| not_configured("the configured url is not a valid http or https URL".into()))
+}
+
+fn parse_endpoint(url: &str) -> Option<Uri> {
+    let uri: Option<Uri> = url.parse().ok();
     uri.filter(|uri| {
         matches!(uri.scheme_str(), Some("http" | "https"))
             && uri.authority().is_some_and(|a| !a.as_str().contains('@') && !a.host().is_empty())
     })
-    .ok_or_else(|| not_configured("the configured url is not a valid http or https URL".into()))
 }
 
 fn configured_headers(config: &HttpConfig) -> Result<HeaderMap, Fault> {

@@ -6,14 +6,10 @@
 //! a supervisor ([`crate::shim`]), so that nothing it starts outlives it or us.
 
 mod child;
-mod counters;
 mod env;
-mod glance;
 mod lines;
 mod report;
-mod slot;
 mod stderr;
-mod table;
 mod workdir;
 mod writer;
 
@@ -21,30 +17,24 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub use counters::StdioCounters;
 pub use env::BASE_ENV;
 pub use report::ExitReport;
 
 use child::{Shim, Warden};
-use counters::add;
 use lines::Lines;
-use slot::Lost;
 use stderr::Tail;
-use table::Table;
 use workdir::WorkDir;
-use writer::{ASIDES_MAX, Outgoing, QUEUE_MAX};
 
-use super::{OnNotice, UNASKED_MAX, Unasked};
+use super::Unasked;
+use super::pipe::{Inside, Pipe, PipeCounters, Table, add};
 use crate::config::secret::Scrubber;
 use crate::config::{Program, StdioConfig};
 use crate::failure::{Delivery, Fault, Reason};
 use crate::package;
-use crate::protocol::message::{Frame, one_line};
 use crate::shim;
 
 /// What a child is started with.
@@ -64,25 +54,15 @@ pub struct Launch {
     /// Largest message in bytes that the child may send.
     pub max_message: usize,
     /// Where to count.
-    pub counters: Arc<StdioCounters>,
+    pub counters: Arc<PipeCounters>,
 }
 
-/// The way to one running child. Cloning shares it; when the last clone is dropped, the child is
-/// stopped as by [`StdioWire::close`].
+/// The way to one running child: a pipe, and how the child ended. Cloning shares it; when the last
+/// clone of the pipe is dropped, the child is stopped as by [`StdioWire::close`].
 #[derive(Clone)]
-pub struct StdioWire(Arc<Shared>);
-
-struct Shared {
-    table: Arc<Table>,
-    queue: mpsc::Sender<Outgoing>,
-    closing: CancellationToken,
+pub struct StdioWire {
+    pipe: Pipe,
     report: watch::Receiver<Option<Arc<ExitReport>>>,
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        self.closing.cancel();
-    }
 }
 
 impl StdioWire {
@@ -118,26 +98,17 @@ impl StdioWire {
     ) -> std::io::Result<(StdioWire, mpsc::Receiver<Unasked>)> {
         let (stdin, stdout, stderr) = shim.pipes()?;
         let Launch { upstream, config, scrubber, max_message, counters, .. } = launch;
-        let (unasked, to_owner) = mpsc::channel(UNASKED_MAX);
-        let (asides, asides_end) = mpsc::channel(ASIDES_MAX);
-        let (queue, queue_end) = mpsc::channel(QUEUE_MAX);
         let (report, reported) = watch::channel(None);
-        let (closing, broken) = (CancellationToken::new(), CancellationToken::new());
+        let broken = CancellationToken::new();
         let tail = Arc::new(Mutex::new(Tail::default()));
-        let table = Arc::new(Table::new(
-            upstream.clone(),
-            max_message,
-            scrubber.clone(),
-            counters.clone(),
-            unasked,
-            asides,
-        ));
+        let (pipe, inside, unasked) =
+            Pipe::new(upstream.clone(), max_message, scrubber.clone(), counters.clone());
+        let Inside { table, outbox, closing, ended } = inside;
 
         let reader = tokio::spawn(read(stdout, max_message, table.clone(), broken.clone()));
         let writer = tokio::spawn(writer::write(
             stdin,
-            queue_end,
-            asides_end,
+            outbox,
             table.clone(),
             closing.clone(),
             broken.clone(),
@@ -155,71 +126,28 @@ impl StdioWire {
             upstream,
             started,
             workdir,
-            table: table.clone(),
+            table,
             tail,
             reader,
             writer,
             relay,
-            closing: closing.clone(),
+            closing,
             broken,
+            ended,
             report,
         };
         tokio::spawn(warden.watch());
-        Ok((StdioWire(Arc::new(Shared { table, queue, closing, report: reported })), to_owner))
+        Ok((StdioWire { pipe, report: reported }, unasked))
     }
 
-    /// Send the request `message`, whose id is `id`, and wait for its answer: a result or an
-    /// error of the upstream's. `on_notice` gets, before that, each notification that names the
-    /// request (progress whose token is `id`, what belongs to its subscription).
-    ///
-    /// Dropping the future before the answer forgets the request. If it was sent and is
-    /// `cancellable` (everything but `initialize`), the upstream is told.
-    ///
-    /// Waits without a limit of its own for a child that does not read or answer.
-    ///
-    /// # Errors
-    /// [`Reason::ConnectionLost`] and [`Reason::ConnectFailed`] when the child is gone,
-    /// [`Reason::TooLarge`] and [`Reason::Garbled`] when its answer is no use. `NotSent` only if
-    /// not a byte of the message was written.
-    pub async fn request(
-        &self,
-        id: u64,
-        message: Bytes,
-        cancellable: bool,
-        on_notice: OnNotice<'_>,
-    ) -> Result<Frame, Fault> {
-        let ticket = self.0.table.enter(id, cancellable)?;
-        let outgoing = Outgoing { line: one_line(&message), slot: Some(ticket.slot.clone()) };
-        if self.0.queue.send(outgoing).await.is_err() {
-            // The writer fails what it leaves behind, so the outcome is there or comes at once.
-            self.0.table.fail_unsent(stopped());
-        }
-        ticket.slot.outcome(on_notice).await
-    }
-
-    /// Send a notification or a response. Returns once it waits to be written, which may take as
-    /// long as a child that does not read.
-    ///
-    /// # Errors
-    /// The child is gone or being stopped; nothing was sent.
-    pub async fn notify(&self, message: Bytes) -> Result<(), Fault> {
-        self.0.table.check()?;
-        let outgoing = Outgoing { line: one_line(&message), slot: None };
-        self.0
-            .queue
-            .send(outgoing)
-            .await
-            .map_err(|_| self.0.table.check().err().unwrap_or_else(|| stopped().fault(false)))
-    }
-
-    /// Whether anything at all came on stdout: a sign of life of a slow starter.
-    pub fn saw_output(&self) -> bool {
-        self.0.table.saw_output()
+    /// What carries its messages.
+    pub fn pipe(&self) -> &Pipe {
+        &self.pipe
     }
 
     /// Wait until the child and all it started are gone.
     pub async fn exited(&self) -> ExitReport {
-        let mut report = self.0.report.clone();
+        let mut report = self.report.clone();
         match report.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(report)) => (**report).clone(),
             // The runtime that watched it is being torn down, and the child with it.
@@ -230,7 +158,7 @@ impl StdioWire {
     /// Stop the child: its stdin is closed, after three seconds it gets SIGTERM and after five
     /// more SIGKILL. Returns when it and all it started are gone and its directory is removed.
     pub async fn close(&self) {
-        self.0.closing.cancel();
+        self.pipe.begin_close();
         self.exited().await;
     }
 }
@@ -301,8 +229,4 @@ async fn workdir(launch: &Launch) -> Result<Option<WorkDir>, Fault> {
 fn not_started(cause: &dyn std::fmt::Display) -> Fault {
     Fault::new(Reason::ConnectFailed, Delivery::NotSent, "the server program could not be started")
         .because(cause)
-}
-
-fn stopped() -> Lost {
-    Lost::new("the server process is being stopped")
 }

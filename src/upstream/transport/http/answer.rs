@@ -154,7 +154,7 @@ async fn read_refusal(
 
 /// The fault that a status stands for. Nothing of the body is in it: an error page may show what
 /// is nobody's business.
-fn of_status(status: StatusCode, headers: &HeaderMap) -> Fault {
+pub fn of_status(status: StatusCode, headers: &HeaderMap) -> Fault {
     let code = status.as_u16();
     let pause = headers
         .get(RETRY_AFTER)

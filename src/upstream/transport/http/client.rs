@@ -23,7 +23,7 @@ use hyper::{Request, Response, Uri};
 use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::{HttpConnector, capture_connection};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::{ClientConfig, RootCertStore};
 use tower_service::Service;
 
@@ -51,17 +51,11 @@ pub(super) struct Client {
 impl Client {
     /// A client that connects when used. `address` is how the log calls the upstream.
     pub fn new(config: &HttpConfig, tls: ClientConfig, address: Arc<str>) -> Client {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_keepalive(Some(TCP_PROBE));
-        // Divided among the addresses of a name, so that a dead one leaves time for the next.
-        tcp.set_connect_timeout(Some(config.dial_timeout));
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_or_http()
             .enable_all_versions()
-            .wrap_connector(tcp);
+            .wrap_connector(tcp(config));
         let pool = legacy::Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
@@ -107,8 +101,35 @@ impl Client {
     }
 }
 
+fn tcp(config: &HttpConfig) -> HttpConnector {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_keepalive(Some(TCP_PROBE));
+    // Divided among the addresses of a name, so that a dead one leaves time for the next.
+    tcp.set_connect_timeout(Some(config.dial_timeout));
+    tcp
+}
+
+/// A connection outside any pool, for something else than HTTP to be spoken on after an upgrade.
+pub type Dialled = TokioIo<<HttpsConnector<HttpConnector> as Service<Uri>>::Response>;
+
+/// Dial it, within `dial_timeout`.
+pub async fn dial(config: &HttpConfig, tls: ClientConfig, to: Uri) -> Result<Dialled, Fault> {
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(tcp(config));
+    let mut dialer = Dialer { connector, timeout: config.dial_timeout };
+    dialer.call(to).await.map(TokioIo::new).map_err(|error| {
+        let text = "the upstream cannot be reached";
+        Fault::new(Reason::ConnectFailed, Delivery::NotSent, text).because(chain(&*error))
+    })
+}
+
 /// An error with its causes. hyper's and rustls's texts hold no header, path or body.
-pub(super) fn chain(error: &(dyn StdError + 'static)) -> String {
+pub fn chain(error: &(dyn StdError + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -155,7 +176,7 @@ impl Service<Uri> for Dialer {
 }
 
 /// TLS that trusts `roots`.
-pub(super) fn tls_with(roots: RootCertStore) -> ClientConfig {
+pub fn tls_with(roots: RootCertStore) -> ClientConfig {
     builder().with_root_certificates(roots).with_no_client_auth()
 }
 

@@ -12,13 +12,13 @@ use hyper::body::Incoming;
 
 use crate::failure::Fault;
 use crate::protocol::message::Frame;
-use crate::protocol::sse::{EventTooLarge, Parser};
+use crate::protocol::sse::{Event, EventTooLarge, Parser};
 
 use super::retry_after::PAUSE_MAX;
 use super::{HttpCounters, add};
 
 /// The messages of an event stream, and what it said about resuming.
-pub(super) struct Events {
+pub struct Events {
     body: Incoming,
     parser: Parser,
     counters: Arc<HttpCounters>,
@@ -41,20 +41,26 @@ impl Events {
 
     /// The next message, `None` at the end. Nothing is lost if the future is dropped.
     pub async fn next(&mut self) -> Result<Option<Bytes>, EventTooLarge> {
+        while let Some(event) = self.next_event().await? {
+            if event.is_message() && !event.data.trim_ascii().is_empty() {
+                return Ok(Some(event.data));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The next event of any type; otherwise the same.
+    pub async fn next_event(&mut self) -> Result<Option<Event>, EventTooLarge> {
         loop {
             // An upstream that writes faster than we read would else never let go of the task,
             // and the deadline around us would never be looked at.
             tokio::task::coop::consume_budget().await;
-            if let Some(event) = self.parser.next()? {
-                let is_message = event.is_message();
-                if let Some(id) = event.id {
+            if let Some(mut event) = self.parser.next()? {
+                if let Some(id) = event.id.take() {
                     self.last_event_id = Some(id).filter(|id| !id.is_empty());
                 }
                 self.retry = event.retry.map(|pause| pause.min(PAUSE_MAX)).or(self.retry);
-                if is_message && !event.data.trim_ascii().is_empty() {
-                    return Ok(Some(event.data));
-                }
-                continue;
+                return Ok(Some(event));
             }
             match self.body.frame().await {
                 None => return Ok(None),

@@ -13,15 +13,15 @@ use crate::failure::{Delivery, Fault, Reason};
 
 /// Most redirects in a row. One for a missing slash and one for a moved path are known; more is a
 /// circle.
-pub(super) const REDIRECTS_MAX: usize = 3;
+pub const REDIRECTS_MAX: usize = 3;
 
 /// Whether the status is one that names another place.
-pub(super) fn is_redirect(status: StatusCode) -> bool {
+pub fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
 /// The place to send the same request to, after `hops` redirects were followed already.
-pub(super) fn follow(
+pub fn follow(
     method: &Method,
     status: StatusCode,
     from: &Uri,
@@ -53,6 +53,20 @@ pub(super) fn follow(
         return Err(refuse("too many redirects"));
     }
     Ok(to)
+}
+
+/// The place that a reference names, if it is one of the same origin.
+pub fn within(from: &Uri, reference: &str) -> Result<Uri, Elsewhere> {
+    let to = resolve(from, reference).ok_or(Elsewhere::Nowhere)?;
+    if origin(from) == origin(&to) { Ok(to) } else { Err(Elsewhere::OtherOrigin) }
+}
+
+/// Why a reference is not followed.
+pub enum Elsewhere {
+    /// It names no usable address.
+    Nowhere,
+    /// The configured credential is not for that one.
+    OtherOrigin,
 }
 
 fn origin(uri: &Uri) -> (String, String, u16) {

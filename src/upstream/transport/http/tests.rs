@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
 use super::*;
+use crate::config::UrlTransport;
 use crate::config::secret::Template;
 
 const MAX: usize = 4096;
@@ -157,6 +158,7 @@ async fn within<F: Future>(future: F) -> F::Output {
 fn settings(url: &str) -> HttpConfig {
     HttpConfig {
         url: Template::literal(url),
+        transport: UrlTransport::Auto,
         headers: Vec::new(),
         bearer: None,
         pool_idle: Duration::from_secs(4),

@@ -14,11 +14,10 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::report::ExitReport;
-use super::slot::Lost;
 use super::stderr::Tail;
-use super::table::Table;
 use super::workdir::WorkDir;
 use crate::shim::{EOF_GRACE, KILL_GRACE, LEFTOVER_GRACE, TERM_GRACE};
+use crate::upstream::transport::pipe::{Lost, Table};
 
 /// How long a child whose pipe broke may take to be seen dead, so that its requests can be told
 /// how it ended. Its supervisor may have leftovers to tidy up first.
@@ -111,6 +110,7 @@ pub(super) struct Warden {
     pub(super) relay: JoinHandle<()>,
     pub(super) closing: CancellationToken,
     pub(super) broken: CancellationToken,
+    pub(super) ended: watch::Sender<Option<Lost>>,
     pub(super) report: watch::Sender<Option<Arc<ExitReport>>>,
 }
 
@@ -133,7 +133,8 @@ impl Warden {
             }
         }
         let report = self.made(status, asked);
-        self.table.fail_all(report.lost());
+        let lost = report.lost();
+        self.table.fail_all(lost.clone());
         tracing::info!(upstream = %self.upstream, asked, "{}", report.detail());
         if let Some(dir) = self.workdir.take() {
             let removed = tokio::task::spawn_blocking(|| dir.remove()).await;
@@ -143,6 +144,7 @@ impl Warden {
         }
         // Last: whoever waits for the end finds everything done.
         self.report.send_replace(Some(Arc::new(report)));
+        self.ended.send_replace(Some(lost));
     }
 
     /// A pipe broke: wait for the end that most likely is the cause, or bring it about. A child

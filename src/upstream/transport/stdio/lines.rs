@@ -2,21 +2,13 @@
 
 use std::io;
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{BufMut as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use super::glance::Glance;
+use crate::upstream::transport::pipe::{Glance, Heard};
 
 /// Read at a time: what a pipe holds, so that one read empties it.
 const CHUNK: usize = 64 * 1024;
-
-/// One line, without its line feed.
-pub(super) enum Line {
-    /// As it came.
-    Whole(Bytes),
-    /// Longer than allowed. It was read past and not kept.
-    TooLong(Glance),
-}
 
 /// A reader of lines that never holds more than `max` bytes of one.
 pub(super) struct Lines<R> {
@@ -39,7 +31,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     }
 
     /// The next line; `None` at the end. What stands behind the last line feed is a line too.
-    pub(super) async fn next(&mut self) -> io::Result<Option<Line>> {
+    pub(super) async fn next(&mut self) -> io::Result<Option<Heard>> {
         loop {
             if let Some(line) = self.cut() {
                 return Ok(Some(line));
@@ -55,17 +47,17 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         }
     }
 
-    fn cut(&mut self) -> Option<Line> {
+    fn cut(&mut self) -> Option<Heard> {
         let found = memchr::memchr(b'\n', &self.held[self.searched..]).map(|n| n + self.searched);
         if let Some(end) = found {
             let mut line = self.held.split_to(end + 1);
             line.truncate(end);
             self.searched = 0;
             return Some(match self.skipping.take() {
-                None => Line::Whole(line.freeze()),
+                None => Heard::Whole(line.freeze()),
                 Some(mut glance) => {
                     glance.feed(&line);
-                    Line::TooLong(glance)
+                    Heard::TooLong(glance)
                 }
             });
         }
@@ -78,12 +70,12 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         None
     }
 
-    fn rest(&mut self) -> Option<Line> {
+    fn rest(&mut self) -> Option<Heard> {
         if let Some(glance) = self.skipping.take() {
-            return Some(Line::TooLong(glance));
+            return Some(Heard::TooLong(glance));
         }
         self.searched = 0;
-        (!self.held.is_empty()).then(|| Line::Whole(self.held.split().freeze()))
+        (!self.held.is_empty()).then(|| Heard::Whole(self.held.split().freeze()))
     }
 }
 
@@ -101,8 +93,8 @@ mod tests {
         while let Some(line) = lines.next().await.unwrap() {
             assert!(lines.held.len() <= max + 1, "holds {} of {max}", lines.held.len());
             out.push(match line {
-                Line::Whole(b) => Some(b.to_vec()),
-                Line::TooLong(_) => None,
+                Heard::Whole(b) => Some(b.to_vec()),
+                Heard::TooLong(_) => None,
             });
         }
         out
@@ -141,7 +133,7 @@ mod tests {
     async fn a_line_too_long_still_tells_its_id() {
         let text = format!(r#"{{"result":"{}","jsonrpc":"2.0","id":9}}"#, "x".repeat(500));
         let mut lines = Lines::new(text.as_bytes(), 64);
-        let Some(Line::TooLong(glance)) = lines.next().await.unwrap() else { panic!("it fits") };
+        let Some(Heard::TooLong(glance)) = lines.next().await.unwrap() else { panic!("it fits") };
         assert_eq!(glance.answers(), Some(9));
         assert_eq!(lines.take_bytes(), text.len() as u64);
     }

@@ -5,10 +5,10 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use super::slot::Lost;
 use super::stderr::Tail;
 use crate::failure::Reason;
 use crate::shim::Told;
+use crate::upstream::transport::pipe::Lost;
 
 /// Most characters of stderr in a sentence; the log has the rest.
 const QUOTED: usize = 300;

@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::Instant;
 
-use super::counters::{StdioCounters, add, count};
 use crate::config::secret::Scrubber;
 use crate::shim::Told;
+use crate::upstream::transport::pipe::{PipeCounters, add, count};
 
 /// Longest line relayed, in bytes. A stack trace's line fits; a dump of a document does not.
 const LINE_MAX: usize = 4 * 1024;
@@ -46,7 +46,7 @@ pub(super) async fn relay(
     upstream: Arc<str>,
     per_minute: usize,
     scrubber: Scrubber,
-    counters: Arc<StdioCounters>,
+    counters: Arc<PipeCounters>,
     tail: Arc<Mutex<Tail>>,
 ) {
     let mut relay = Relay::new(per_minute, scrubber, counters, tail, Instant::now());
@@ -90,7 +90,7 @@ async fn wake(at: Option<Instant>) {
 struct Relay {
     per_minute: usize,
     scrubber: Scrubber,
-    counters: Arc<StdioCounters>,
+    counters: Arc<PipeCounters>,
     tail: Arc<Mutex<Tail>>,
     held: Vec<u8>,
     /// Bytes of the open line that were not held.
@@ -104,7 +104,7 @@ impl Relay {
     fn new(
         per_minute: usize,
         scrubber: Scrubber,
-        counters: Arc<StdioCounters>,
+        counters: Arc<PipeCounters>,
         tail: Arc<Mutex<Tail>>,
         now: Instant,
     ) -> Relay {

@@ -5,79 +5,54 @@ use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::counters::{StdioCounters, add};
-use super::slot::{Lost, Slot};
-use super::table::Table;
-
-/// Messages that wait to be written. Few: what waits here waits for a child that does not read,
-/// and each may be as large as a request body. Further callers wait with their message.
-pub(super) const QUEUE_MAX: usize = 64;
-
-/// Small messages of our own (cancellations, refusals) that wait to be written; they go first.
-/// Beyond that they are dropped and counted.
-pub(super) const ASIDES_MAX: usize = 1024;
-
-/// A message on its way out.
-pub(super) struct Outgoing {
-    /// On one line, without the line feed.
-    pub(super) line: Bytes,
-    /// Who waits for its answer.
-    pub(super) slot: Option<Arc<Slot>>,
-}
+use crate::protocol::message::one_line;
+use crate::upstream::transport::pipe::{Lost, Outbox, PipeCounters, Table, add};
 
 /// Write until told to stop, or until nobody reads; then say so with `broken`.
 pub(super) async fn write(
     mut stdin: impl AsyncWrite + Unpin,
-    mut queue: mpsc::Receiver<Outgoing>,
-    mut asides: mpsc::Receiver<Bytes>,
+    mut outbox: Outbox,
     table: Arc<Table>,
     closing: CancellationToken,
     broken: CancellationToken,
 ) {
+    let stopped = || Lost::new("the server process is being stopped");
     let lost = loop {
         let next = tokio::select! {
             biased;
-            () = closing.cancelled() => break Lost::new("the server process is being stopped"),
-            Some(line) = asides.recv() => Outgoing { line, slot: None },
-            Some(outgoing) = queue.recv() => outgoing,
+            () = closing.cancelled() => break stopped(),
+            next = outbox.next() => next,
         };
-        if next.slot.as_ref().is_some_and(|slot| !slot.begin()) {
-            continue; // nobody waits for it any more
-        }
+        let line = one_line(&next.message);
         let mut written = 0;
         let outcome = tokio::select! {
             biased;
             () = closing.cancelled() => None,
-            outcome = write_line(&mut stdin, next.line, &mut written, &table.counters) => {
-                Some(outcome)
-            }
+            outcome = write_line(&mut stdin, line, &mut written, &table.counters) => Some(outcome),
         };
         if matches!(outcome, Some(Ok(()))) {
             continue;
         }
         if written == 0 {
-            next.slot.inspect(|slot| slot.unsend());
+            next.awaited.inspect(|(_, slot)| slot.unsend());
         }
         if outcome.is_none() {
-            break Lost::new("the server process is being stopped");
+            break stopped();
         }
         broken.cancel();
         break Lost::new("the server process does not read its input any more");
     };
-    // In this order: a message that still got into the queue has its slot in the table already.
     drop(stdin);
-    drop(queue);
-    table.fail_unsent(lost);
+    outbox.close(&table, lost);
 }
 
 async fn write_line(
     to: &mut (impl AsyncWrite + Unpin),
     line: Bytes,
     written: &mut usize,
-    counters: &StdioCounters,
+    counters: &PipeCounters,
 ) -> io::Result<()> {
     // One gathering write for the line and its line feed, where the pipe has room.
     let mut rest = line.chain(&b"\n"[..]);

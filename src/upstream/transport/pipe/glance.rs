@@ -1,6 +1,7 @@
-//! What a line that cannot be kept or read says about itself: enough to tell whose answer it was.
+//! What a message that cannot be kept or read says about itself: enough to tell whose answer it
+//! was.
 //!
-//! Fed piece by piece, so that a line of any length costs a few bytes. The id may stand at either
+//! Fed piece by piece, so that one of any length costs a few bytes. The id may stand at either
 //! end of a message: some servers write the result first.
 
 /// Longest key and id that are looked at; ours are numbers of at most 20 digits.
@@ -8,7 +9,7 @@ const KEPT: usize = 24;
 
 /// A reader of the members of one JSON object, without its values.
 #[derive(Default)]
-pub(super) struct Glance {
+pub struct Glance {
     at: At,
     escaped: bool,
     in_string: bool,
@@ -38,23 +39,23 @@ enum At {
 }
 
 impl Glance {
-    /// Of a whole line.
-    pub(super) fn at(line: &[u8]) -> Glance {
+    /// Of all there is.
+    pub fn at(line: &[u8]) -> Glance {
         let mut glance = Glance::default();
         glance.feed(line);
         glance
     }
 
     /// Read on.
-    pub(super) fn feed(&mut self, bytes: &[u8]) {
+    pub fn feed(&mut self, bytes: &[u8]) {
         for &b in bytes {
             self.step(b);
         }
     }
 
-    /// The id, if the line is meant as a response and names one number. A server that logs its
+    /// The id, if the text is meant as a response and names one number. A server that logs its
     /// JSON to stdout may well have an `id` in it, so the other members must fit too.
-    pub(super) fn answers(&self) -> Option<u64> {
+    pub fn answers(&self) -> Option<u64> {
         let response = self.has_version && self.has_outcome && !self.has_method && self.ids == 1;
         self.id.filter(|_| response)
     }
@@ -156,7 +157,7 @@ fn after(b: u8) -> At {
 }
 
 /// The number whose decimal text this is, exactly: no sign, no leading zero, no fraction.
-pub(super) fn number(text: &[u8]) -> Option<u64> {
+pub fn number(text: &[u8]) -> Option<u64> {
     if !text.iter().all(u8::is_ascii_digit) || (text.len() > 1 && text[0] == b'0') {
         return None;
     }

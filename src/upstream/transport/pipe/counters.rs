@@ -1,4 +1,4 @@
-//! What happened on a child's pipes, for metrics; and how often it is worth a log line.
+//! What happened on a pipe, for metrics; and how often it is worth a log line.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Counts over all lives of an upstream's process; they only grow.
+/// Counts over all connections with an upstream, or all lives of its process; they only grow.
 #[derive(Debug, Default)]
-pub struct StdioCounters {
-    /// Lines on stdout that are no message: banners, blank lines, arrays, broken JSON.
+pub struct PipeCounters {
+    /// Lines on stdout, frames and events that are no message: banners, blank lines, arrays, broken JSON.
     pub noise_lines: AtomicU64,
     /// Responses whose id no request had, or whose id could not be read.
     pub unmatched_answers: AtomicU64,
@@ -21,34 +21,34 @@ pub struct StdioCounters {
     pub oversize: AtomicU64,
     /// Notices of requests and unasked messages that were dropped because too many waited.
     pub dropped_notices: AtomicU64,
-    /// Cancellations and refusals that a child which does not read never got.
+    /// Cancellations and refusals that an upstream which does not read never got.
     pub dropped_asides: AtomicU64,
-    /// Lines on stderr.
+    /// Lines on a child's stderr.
     pub stderr_lines: AtomicU64,
-    /// Bytes of stderr that were not relayed to the log.
+    /// Bytes of a child's stderr that were not relayed to the log.
     pub stderr_dropped_bytes: AtomicU64,
-    /// Bytes read from stdout.
+    /// Bytes of messages read, not counting what came over HTTP.
     pub bytes_in: AtomicU64,
-    /// Bytes written to stdin.
+    /// Bytes of messages written, not counting what went over HTTP.
     pub bytes_out: AtomicU64,
 }
 
-pub(super) fn count(counter: &AtomicU64) {
+pub fn count(counter: &AtomicU64) {
     add(counter, 1);
 }
 
-pub(super) fn add(counter: &AtomicU64, n: u64) {
+pub fn add(counter: &AtomicU64, n: u64) {
     counter.fetch_add(n, Ordering::Relaxed);
 }
 
 /// One of these per kind of oddity: the first is logged, then at most one a minute.
 #[derive(Default)]
-pub(super) struct Sparse(Mutex<Option<Instant>>);
+pub struct Sparse(Mutex<Option<Instant>>);
 
 impl Sparse {
     const EVERY: Duration = Duration::from_secs(60);
 
-    pub(super) fn due(&self) -> bool {
+    pub fn due(&self) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let due = last.is_none_or(|at| now >= at + Sparse::EVERY);

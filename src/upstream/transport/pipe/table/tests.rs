@@ -25,7 +25,7 @@ impl World {
     }
 
     fn line(&self, text: &str) {
-        self.table.take(Line::Whole(Bytes::copy_from_slice(text.as_bytes())));
+        self.table.take(Heard::Whole(Bytes::copy_from_slice(text.as_bytes())));
     }
 }
 
@@ -73,8 +73,8 @@ async fn useless_answers_fail_their_own_request_only() {
     let w = world();
     let (one, two, three) = (w.sent(1), w.sent(2), w.sent(3));
     w.line(r#"{"jsonrpc":"2.0","id":1,"result":{},"error":{}}"#);
-    w.table.take(Line::TooLong(Glance::at(br#"{"result":1,"jsonrpc":"2.0","id":2}"#)));
-    w.table.take(Line::TooLong(Glance::at(b"xxxxxxxxx")));
+    w.table.take(Heard::TooLong(Glance::at(br#"{"result":1,"jsonrpc":"2.0","id":2}"#)));
+    w.table.take(Heard::TooLong(Glance::at(b"xxxxxxxxx")));
     let garbled = outcome(&one).await.unwrap_err();
     assert_eq!((garbled.reason, garbled.delivery), (Reason::Garbled, Delivery::Unknown));
     let large = outcome(&two).await.unwrap_err();

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::call::NOTICES_MAX;
 use crate::failure::{Delivery, Fault, Reason};
@@ -12,9 +13,10 @@ use crate::upstream::transport::OnNotice;
 
 /// One request under way. The reader fills it and never waits; the caller empties it.
 #[derive(Default)]
-pub(super) struct Slot {
+pub struct Slot {
     state: Mutex<State>,
     woken: Notify,
+    over: CancellationToken,
 }
 
 #[derive(Default)]
@@ -38,7 +40,7 @@ enum Phase {
 
 impl Slot {
     /// The writer is about to write; `false`: it must not.
-    pub(super) fn begin(&self) -> bool {
+    pub fn begin(&self) -> bool {
         let mut state = self.lock();
         let go = state.phase == Phase::Queued;
         if go {
@@ -48,12 +50,12 @@ impl Slot {
     }
 
     /// The writer could not write a single byte after all.
-    pub(super) fn unsend(&self) {
+    pub fn unsend(&self) {
         self.lock().phase = Phase::Withdrawn;
     }
 
     /// The caller is gone. Whether the upstream may have heard of the request.
-    pub(super) fn withdraw(&self) -> bool {
+    pub fn withdraw(&self) -> bool {
         let mut state = self.lock();
         if state.phase == Phase::Queued {
             state.phase = Phase::Withdrawn;
@@ -62,12 +64,12 @@ impl Slot {
     }
 
     /// Whether an answer can be meant for it.
-    pub(super) fn is_sent(&self) -> bool {
+    pub fn is_sent(&self) -> bool {
         self.lock().phase == Phase::Sent
     }
 
     /// Hand over a notice; `false`: too many wait already.
-    pub(super) fn notice(&self, frame: Frame) -> bool {
+    pub fn notice(&self, frame: Frame) -> bool {
         let mut state = self.lock();
         if state.notices.len() >= NOTICES_MAX {
             return false;
@@ -79,21 +81,32 @@ impl Slot {
     }
 
     /// Hand over the outcome; the first one counts.
-    pub(super) fn answer(&self, outcome: Result<Frame, Fault>) {
+    pub fn answer(&self, outcome: Result<Frame, Fault>) {
         let mut state = self.lock();
         state.answer.get_or_insert(outcome);
         drop(state);
         self.woken.notify_one();
+        self.over.cancel();
+    }
+
+    /// Nobody waits any more.
+    pub fn abandon(&self) {
+        self.over.cancel();
+    }
+
+    /// Resolves when the outcome is there, or nobody waits for it.
+    pub async fn over(&self) {
+        self.over.cancelled().await;
     }
 
     /// The connection is gone.
-    pub(super) fn fail(&self, lost: &Lost) {
+    pub fn fail(&self, lost: &Lost) {
         let sent = self.withdraw();
         self.answer(Err(lost.fault(sent)));
     }
 
     /// Wait for the outcome, handing over notices as they come, each before the outcome.
-    pub(super) async fn outcome(&self, on_notice: OnNotice<'_>) -> Result<Frame, Fault> {
+    pub async fn outcome(&self, on_notice: OnNotice<'_>) -> Result<Frame, Fault> {
         loop {
             let (notices, answer) = {
                 let mut state = self.lock();
@@ -114,18 +127,18 @@ impl Slot {
 
 /// Why there is no connection any more.
 #[derive(Clone)]
-pub(super) struct Lost {
-    pub(super) reason: Reason,
+pub struct Lost {
+    pub reason: Reason,
     /// For the agent.
-    pub(super) text: String,
+    pub text: String,
     /// For the log, besides the text.
-    pub(super) cause: String,
+    pub cause: String,
     /// The program never ran: what was written was read by nobody.
-    pub(super) never_ran: bool,
+    pub never_ran: bool,
 }
 
 impl Lost {
-    pub(super) fn new(text: &str) -> Lost {
+    pub fn new(text: &str) -> Lost {
         Lost {
             reason: Reason::ConnectionLost,
             text: text.to_owned(),
@@ -134,8 +147,17 @@ impl Lost {
         }
     }
 
+    /// A message is larger than may be kept, and what comes behind it cannot be told from it. The
+    /// upstream has done its work by then.
+    pub fn too_large(max: usize) -> Lost {
+        let text = format!(
+            "the upstream sent a message larger than {max} bytes (max_message), which ended its connection"
+        );
+        Lost { reason: Reason::TooLarge, ..Lost::new(&text) }
+    }
+
     /// As the fault of a request that was or was not begun to be sent.
-    pub(super) fn fault(&self, sent: bool) -> Fault {
+    pub fn fault(&self, sent: bool) -> Fault {
         let delivery = if sent && !self.never_ran { Delivery::Unknown } else { Delivery::NotSent };
         let fault = Fault::new(self.reason, delivery, self.text.clone());
         if self.cause.is_empty() { fault } else { fault.because(&self.cause) }

@@ -1,9 +1,9 @@
-//! Who waits for what, and whose each line from a child is.
+//! Who waits for what, and whose each message from an upstream is.
 //!
-//! Never waits for anybody: the reader of a child calls it, and all requests to that child share
+//! Never waits for anybody: the reader of a pipe calls it, and all requests on that pipe share
 //! the reader.
 //!
-//! Rules, since a child may write anything:
+//! Rules, since an upstream may write anything:
 //! - An answer belongs to the request whose id, written in decimal, *is* the answer's id. We send
 //!   numbers only, so `"7"` and `7.0` are nobody's: a server that changes ids cannot be trusted
 //!   with whose answer is whose.
@@ -19,9 +19,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
-use super::counters::{Sparse, StdioCounters, count};
+use super::Heard;
+use super::counters::{PipeCounters, Sparse, count};
 use super::glance::{Glance, number};
-use super::lines::Line;
 use super::slot::{Lost, Slot};
 use crate::config::secret::Scrubber;
 use crate::failure::{Delivery, Fault, Reason};
@@ -34,16 +34,16 @@ use crate::upstream::transport::Unasked;
 /// Only the words of a counter hang on it.
 const RECENT_MAX: usize = 256;
 
-/// How much of a line that is no message is shown in the log.
+/// How much of what is no message is shown in the log.
 const NOISE_SHOWN: usize = 200;
 
-/// The requests under way on one child. Bounded by the callers: each entry is removed when its
+/// The requests under way on one pipe. Bounded by the callers: each entry is removed when its
 /// `request` future ends.
-pub(super) struct Table {
+pub struct Table {
     upstream: Arc<str>,
     max_message: usize,
     scrubber: Scrubber,
-    pub(super) counters: Arc<StdioCounters>,
+    pub counters: Arc<PipeCounters>,
     unasked: mpsc::Sender<Unasked>,
     asides: mpsc::Sender<Bytes>,
     inner: Mutex<Inner>,
@@ -79,11 +79,11 @@ impl Inner {
 }
 
 impl Table {
-    pub(super) fn new(
+    pub fn new(
         upstream: Arc<str>,
         max_message: usize,
         scrubber: Scrubber,
-        counters: Arc<StdioCounters>,
+        counters: Arc<PipeCounters>,
         unasked: mpsc::Sender<Unasked>,
         asides: mpsc::Sender<Bytes>,
     ) -> Table {
@@ -103,17 +103,17 @@ impl Table {
         }
     }
 
-    pub(super) fn saw_output(&self) -> bool {
+    pub fn saw_output(&self) -> bool {
         self.saw_output.load(Ordering::Relaxed)
     }
 
     /// Whether messages can still be sent, as the fault of one that cannot.
-    pub(super) fn check(&self) -> Result<(), Fault> {
+    pub fn check(&self) -> Result<(), Fault> {
         self.lock().lost.as_ref().map_or(Ok(()), |lost| Err(lost.fault(false)))
     }
 
     /// Wait for the answer to `id`, until the ticket is dropped.
-    pub(super) fn enter(&self, id: u64, cancellable: bool) -> Result<Ticket<'_>, Fault> {
+    pub fn enter(&self, id: u64, cancellable: bool) -> Result<Ticket<'_>, Fault> {
         let mut inner = self.lock();
         if let Some(lost) = &inner.lost {
             return Err(lost.fault(false));
@@ -129,7 +129,7 @@ impl Table {
     }
 
     /// The connection is gone: fail all that wait, and whoever still comes.
-    pub(super) fn fail_all(&self, lost: Lost) {
+    pub fn fail_all(&self, lost: Lost) {
         let mut inner = self.lock();
         let slots: Vec<_> = inner.waiting.drain().map(|(_, slot)| slot).collect();
         for slot in &slots {
@@ -139,7 +139,7 @@ impl Table {
     }
 
     /// Nothing is written any more: fail all that were not begun; the others may be answered yet.
-    pub(super) fn fail_unsent(&self, lost: Lost) {
+    pub fn fail_unsent(&self, lost: Lost) {
         let mut inner = self.lock();
         inner.waiting.retain(|_, slot| {
             let sent = slot.withdraw();
@@ -151,12 +151,12 @@ impl Table {
         inner.lost.get_or_insert(lost);
     }
 
-    /// A line came.
-    pub(super) fn take(&self, line: Line) {
+    /// Something came.
+    pub fn take(&self, heard: Heard) {
         self.saw_output.store(true, Ordering::Relaxed);
-        match line {
-            Line::TooLong(glance) => self.too_long(&glance),
-            Line::Whole(bytes) => match Frame::scan(bytes.clone()) {
+        match heard {
+            Heard::TooLong(glance) => self.too_long(&glance),
+            Heard::Whole(bytes) => match Frame::scan(bytes.clone()) {
                 Ok(frame) => self.message(frame),
                 Err(error) => self.no_message(&bytes, &error),
             },
@@ -270,12 +270,13 @@ impl Table {
             };
             tracing::warn!(
                 upstream = %self.upstream, bytes = line.len(), why = kind(error), line = shown,
-                "a line on stdout is no message and was skipped"
+                "what the upstream sent is no message and was skipped"
             );
         }
     }
 
-    fn fail_one(&self, id: u64, fault: Fault) -> bool {
+    /// This one request comes to nothing; `false`: it does not wait any more.
+    pub fn fail_one(&self, id: u64, fault: Fault) -> bool {
         let mut inner = self.lock();
         let known = inner.waiting.get(&id).is_some_and(|slot| slot.is_sent());
         let slot = known.then(|| inner.finish(id, Finish::Answered)).flatten();
@@ -324,15 +325,16 @@ fn concerns(frame: &Frame) -> Option<u64> {
 }
 
 /// A place in the table. Dropped before the answer came, it tells the upstream.
-pub(super) struct Ticket<'a> {
+pub struct Ticket<'a> {
     table: &'a Table,
     id: u64,
-    pub(super) slot: Arc<Slot>,
+    pub slot: Arc<Slot>,
     cancellable: bool,
 }
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
+        self.slot.abandon();
         let mut inner = self.table.lock();
         // Gone from the table: answered, or failed.
         let Some(slot) = inner.finish(self.id, Finish::Abandoned) else { return };
