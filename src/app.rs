@@ -338,13 +338,19 @@ pub async fn serve_stdio(options: ServeOptions, consumer: Option<String>) -> Res
     };
     let pipe =
         stdio::serve(running.edge.clone(), consumer, tokio::io::stdin(), tokio::io::stdout());
-    tokio::select! {
-        () = pipe => {}
-        () = signals.any() => {}
-    }
-    // Who could answer a question is gone.
+    tokio::pin!(pipe);
+    let ended = tokio::select! {
+        () = &mut pipe => true,
+        () = signals.any() => false,
+    };
+    // Who could answer a question is gone, or is about to be.
     running.edge.parks.clear();
-    running.stop().await;
+    if ended {
+        running.stop().await;
+    } else {
+        // The pipe is served meanwhile: what is under way is still answered on it.
+        tokio::join!(running.stop(), pipe);
+    }
     Ok(())
 }
 

@@ -763,3 +763,35 @@ async fn stdio_ends_with_its_host_whatever_is_still_open() {
         assert_eq!(pipe.hear(&json!(3))["result"]["content"], json!([]), "the call was answered");
     });
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_lets_stdio_answer_what_is_under_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = Scripted::start(&[tool("slow", false)], |a| {
+        a.tool()?;
+        Some(Reply::After(Duration::from_secs(1), Box::new(a.text("done"))))
+    })
+    .await;
+    let path = file(dir.path(), "drain_timeout = \"30s\"", &up.section("up", ""));
+    tokio::task::block_in_place(|| {
+        let mut pipe = Pipe::start(&path);
+        let end = Instant::now() + PATIENCE;
+        let list = json!({"_meta": modern_meta()});
+        while !pipe.ask(&json!(1), "tools/list", &list).to_string().contains("up__slow") {
+            assert!(Instant::now() < end);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let params = json!({"name": "up__slow", "arguments": {}, "_meta": modern_meta()});
+        let call = json!({"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": params});
+        pipe.say(&call.to_string());
+        while up.arrived("slow") == 0 {
+            assert!(Instant::now() < end);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let pid = rustix::process::Pid::from_child(&pipe.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        assert_eq!(pipe.hear(&json!(2))["result"]["content"][0]["text"], "done");
+        assert!(pipe.child.wait().unwrap().success());
+    });
+    assert_eq!(up.asked("notifications/cancelled"), 0);
+}

@@ -128,7 +128,8 @@ async fn answer(
     }
     let consumer = &*who.insert(identify(snapshot, peer, parts)?);
     // What belongs to something under way still comes in; what would begin something does not.
-    if edge.gateway.is_draining() && parts.method == Method::GET {
+    let resumes = parts.headers.contains_key(header::LAST_EVENT_ID);
+    if edge.gateway.is_draining() && parts.method == Method::GET && !resumes {
         return Err(draining());
     }
     if old_door {
@@ -136,6 +137,9 @@ async fn answer(
     }
     match parts.method {
         Method::GET if websocket::wanted(parts) => {
+            if edge.gateway.is_draining() {
+                return Err(draining());
+            }
             let slot = edge.stream_slot().ok_or_else(busy)?;
             let access = Access::new(&edge.gateway, consumer, headers);
             websocket::upgrade(edge, access, parts, slot)
@@ -362,6 +366,9 @@ async fn through_old_door(
     let settings = &snapshot.config.gateway;
     match (parts.uri.path(), &parts.method) {
         (sse::STREAM, &Method::GET) => {
+            if edge.gateway.is_draining() {
+                return Err(draining());
+            }
             let slot = edge.stream_slot().ok_or_else(busy)?;
             let access = Access::new(&edge.gateway, consumer, &parts.headers);
             Ok(events(sse::open(edge, access, slot)))
@@ -393,14 +400,24 @@ async fn get(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Parts) -> Resul
     // 2025-11-25 basic/transports, "resumability and redelivery": an event id names a stream, and
     // only what belongs to that stream is sent.
     let last = checks::single(&parts.headers, &header::LAST_EVENT_ID).ok().flatten();
-    if let Some(reader) = last.and_then(|last| session.replay.resume(last)) {
+    if let Some(last) = last.filter(|last| !last.is_empty() && !last.starts_with('g')) {
         let slot = edge.stream_slot().ok_or_else(busy)?;
+        let reader = session.replay.resume(last).ok_or_else(|| {
+            let text =
+                "nothing is kept of the stream of this event; open one without Last-Event-ID";
+            deny(400, Reason::InvalidMessage, text)
+        })?;
         return Ok(events(resumed(edge, session, reader, slot)));
+    }
+    if edge.gateway.is_draining() {
+        return Err(draining());
     }
     // A second stream takes over: the first is most likely a connection that died unseen.
     let token = tokio_util::sync::CancellationToken::new();
     let old =
         std::mem::replace(&mut *session.stream.lock().expect("no panic while held"), token.clone());
+    // It had not ended: what it was told may have gone to nobody.
+    let untold = session.streams.load(Ordering::Relaxed) > 0 && !old.is_cancelled();
     old.cancel();
     // The first one's place is free as soon as it has ended.
     let mut tries = 0;
@@ -415,7 +432,7 @@ async fn get(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Parts) -> Resul
         }
     };
     let access = Access::new(&edge.gateway, consumer, &parts.headers);
-    let missed = last.is_some_and(|last| session.has_more_than(last));
+    let missed = untold || last.is_some_and(|last| session.has_more_than(last));
     let feed = Feed::of_session(edge, access, &session, missed);
     let listener = Listener { feed, ends: vec![token, session.ended.clone()], slot };
     let edge = edge.clone();

@@ -318,7 +318,8 @@ impl Listener {
         let Listener { mut feed, ends, slot: _slot } = self;
         // The first bytes tell the client that the stream is open.
         if feed.id.is_none() {
-            let first = match feed.event_id().filter(|_| feed.is_primed()) {
+            let primed = feed.is_primed().then(|| feed.event_id()).flatten();
+            let first = match primed {
                 Some(id) => sse::priming(&id, None),
                 None => sse::comment("open"),
             };

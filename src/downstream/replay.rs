@@ -14,6 +14,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use crate::protocol::message::{Frame, Kind};
 use crate::protocol::sse;
 
 use super::Edge;
@@ -23,14 +24,18 @@ use super::legacy::{Running, last_word};
 /// Streams of one session that are kept, the open ones among them. Further calls have streams
 /// that end with their connection.
 const STREAMS_MAX: usize = 64;
-/// Bytes of notices kept of one stream; the oldest go first. An answer is kept whatever its size.
+/// Bytes of notices kept of one stream for a client that is away; the oldest go first. Where one
+/// reads, the call's notices wait for it beyond that. Answers and questions are kept in any case.
 const NOTICES_BYTES_MAX: usize = 1 << 20;
-/// Bytes kept of all streams of all sessions that nobody reads. Beyond it, what an absent client
-/// would have got is not kept.
+/// Events kept of one stream, the places of dropped ones among them.
+const EVENTS_MAX: usize = 100_000;
+/// Bytes kept of all streams of all sessions. Beyond it an absent client's notices are not kept.
 const BYTES_MAX: usize = 128 << 20;
 /// How long a stream that has ended is kept for a client that has not read it to its end. Clients
 /// come back within seconds, or were closed.
 const KEPT_TIME: Duration = Duration::from_secs(120);
+/// The same for one that has been read to its end: the last bytes may have been lost on the way.
+const READ_TIME: Duration = Duration::from_secs(5);
 /// How long a client should wait before it comes back.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -49,6 +54,8 @@ pub struct Stream {
     number: u64,
     state: Mutex<State>,
     news: Notify,
+    // A reader has read on, or is gone.
+    drained: Notify,
     // Of all streams.
     bytes: Arc<AtomicUsize>,
 }
@@ -59,6 +66,12 @@ struct State {
     events: VecDeque<Bytes>,
     bytes: usize,
     ended: bool,
+    // A reader has had all of it.
+    read: bool,
+    // The place of the first event that no reader has had.
+    unread: u64,
+    // Notices that nobody will get.
+    dropped: u64,
     touched: Instant,
     // The newest reader's; older ones are connections that died unseen.
     reader: Option<u64>,
@@ -77,8 +90,11 @@ impl Replay {
     fn open(&self, bytes: &Arc<AtomicUsize>) -> Option<Arc<Stream>> {
         let mut streams = lock(&self.0);
         if streams.kept.len() >= STREAMS_MAX {
-            let ended = streams.kept.iter().find(|(_, s)| lock(&s.state).ended).map(|(n, _)| *n)?;
-            streams.kept.remove(&ended);
+            let first = |ok: fn(&State) -> bool| {
+                streams.kept.iter().find(|(_, s)| ok(&lock(&s.state))).map(|(n, _)| *n)
+            };
+            let over = first(|s| s.ended && s.read).or_else(|| first(|s| s.ended))?;
+            streams.kept.remove(&over);
         }
         streams.next += 1;
         let stream = Arc::new(Stream {
@@ -88,11 +104,15 @@ impl Replay {
                 events: VecDeque::new(),
                 bytes: 0,
                 ended: false,
+                read: false,
+                unread: 1,
+                dropped: 0,
                 touched: Instant::now(),
                 reader: None,
                 readers: 0,
             }),
             news: Notify::new(),
+            drained: Notify::new(),
             bytes: bytes.clone(),
         });
         streams.kept.insert(stream.number, stream.clone());
@@ -103,15 +123,17 @@ impl Replay {
     pub fn resume(&self, last_event_id: &str) -> Option<Reader> {
         let (stream, seen) = last_event_id.split_once('-')?;
         let (stream, seen): (u64, u64) = (stream.parse().ok()?, seen.parse().ok()?);
+        let next = seen.checked_add(1)?;
         let stream = lock(&self.0).kept.get(&stream)?.clone();
-        Some(stream.read(seen + 1))
+        Some(stream.read(next))
     }
 
     /// Forget what nobody came back for.
     pub fn expire(&self) {
         lock(&self.0).kept.retain(|_, stream| {
             let state = lock(&stream.state);
-            !state.ended || state.touched.elapsed() < KEPT_TIME
+            let time = if state.read { READ_TIME } else { KEPT_TIME };
+            !state.ended || state.touched.elapsed() < time
         });
     }
 }
@@ -121,21 +143,67 @@ impl Stream {
         let mut state = lock(&self.state);
         state.touched = Instant::now();
         state.ended |= last;
-        let room = state.reader.is_some() || self.bytes.load(Ordering::Relaxed) < BYTES_MAX;
-        if room {
+        let keep = last
+            || state.reader.is_some()
+            || self.bytes.load(Ordering::Relaxed) < BYTES_MAX
+            || is_question(&event);
+        if keep {
             self.bytes.fetch_add(event.len(), Ordering::Relaxed);
             state.bytes += event.len();
+        } else {
+            state.dropped += 1;
         }
         // The place is counted all the same: a gap is a gap.
-        state.events.push_back(if room { event } else { Bytes::new() });
-        while !last && state.bytes > NOTICES_BYTES_MAX && state.events.len() > 1 {
+        state.events.push_back(if keep { event } else { Bytes::new() });
+        if !last {
+            self.make_room(&mut state);
+        }
+        drop(state);
+        self.news.notify_waiters();
+    }
+
+    // The oldest notices go, those that were read first of all, since they are the oldest.
+    fn make_room(&self, state: &mut State) {
+        let mut at = 0;
+        while state.bytes > NOTICES_BYTES_MAX && at + 1 < state.events.len() {
+            let place = state.first + at as u64;
+            if state.reader.is_some() && place >= state.unread {
+                break;
+            }
+            let event = &mut state.events[at];
+            if !event.is_empty() && !is_question(event) {
+                let gone = std::mem::take(event).len();
+                state.dropped += u64::from(place >= state.unread);
+                state.bytes -= gone;
+                self.bytes.fetch_sub(gone, Ordering::Relaxed);
+            }
+            at += 1;
+        }
+        while state.events.len() > 1
+            && (state.events[0].is_empty() || state.events.len() > EVENTS_MAX)
+        {
             let gone = state.events.pop_front().map_or(0, |event| event.len());
             state.first += 1;
             state.bytes -= gone;
             self.bytes.fetch_sub(gone, Ordering::Relaxed);
         }
-        drop(state);
-        self.news.notify_waiters();
+    }
+
+    // Resolves when a notice more would be kept for the reader, or there is none.
+    async fn room(&self) {
+        loop {
+            let drained = self.drained.notified();
+            tokio::pin!(drained);
+            drained.as_mut().enable();
+            {
+                let state = lock(&self.state);
+                let behind = state.first + state.events.len() as u64 > state.unread;
+                if state.reader.is_none() || state.bytes <= NOTICES_BYTES_MAX || !behind {
+                    return;
+                }
+            }
+            drained.await;
+        }
     }
 
     fn end(&self) {
@@ -180,12 +248,16 @@ impl Reader {
                 if let Some(event) = state.events.get(at).cloned() {
                     let id = format!("{}-{}", self.stream.number, self.next);
                     self.next += 1;
+                    state.unread = state.unread.max(self.next);
+                    drop(state);
+                    self.stream.drained.notify_waiters();
                     if event.is_empty() {
                         continue;
                     }
                     return Some((id, event));
                 }
                 if state.ended {
+                    state.read = true;
                     return None;
                 }
             }
@@ -235,7 +307,16 @@ impl Drop for Reader {
             state.reader = None;
             state.touched = Instant::now();
         }
+        drop(state);
+        self.stream.drained.notify_waiters();
     }
+}
+
+// A question must reach its caller: the upstream waits for the answer.
+fn is_question(event: &Bytes) -> bool {
+    // Most are progress, which is told apart without a scan.
+    memchr::memmem::find(event, b"notifications/").is_none()
+        && Frame::scan(event.clone()).is_ok_and(|frame| frame.kind() == Kind::Request)
 }
 
 /// Let a call go on by itself, what it says being kept; gives back the call if there is no room
@@ -251,24 +332,34 @@ pub fn keep(
     if let Some(first) = first {
         stream.push(first, false);
     }
-    edge.tasks.spawn(pump(running, stream));
+    let gateway = edge.gateway.clone();
+    edge.tasks.spawn(async move {
+        pump(running, &stream).await;
+        gateway.observe.metrics.notices_dropped(lock(&stream.state).dropped);
+    });
     Ok(reader)
 }
 
-async fn pump(running: Running, stream: Arc<Stream>) {
+async fn pump(running: Running, stream: &Stream) {
     let Running { mut work, mut notices } = running;
     let end = loop {
         tokio::select! {
             biased;
-            Some(notice) = notices.recv() => stream.push(notice, false),
+            Some(notice) = next_of(&mut notices, stream) => stream.push(notice, false),
             end = &mut work => break end,
         }
     };
-    drain(&mut notices, &stream).await;
+    drain(&mut notices, stream).await;
     match end {
         Some(said) => stream.push(said.message, true),
         None => stream.end(),
     }
+}
+
+// Waits for a reader that is behind: what finds no room in the call's own queue is counted there.
+async fn next_of(notices: &mut mpsc::Receiver<Bytes>, stream: &Stream) -> Option<Bytes> {
+    stream.room().await;
+    notices.recv().await
 }
 
 async fn drain(notices: &mut mpsc::Receiver<Bytes>, stream: &Stream) {
@@ -335,6 +426,7 @@ mod tests {
         }
         assert_eq!(sizes.last(), Some(&(NOTICES_BYTES_MAX * 2)));
         assert_eq!(sizes.len(), 5, "the newest notices and the answer: {sizes:?}");
+        drop(reader);
         // Too many streams: the oldest that has ended makes room; where none has, there is none.
         for _ in 1..STREAMS_MAX {
             replay.open(&all).unwrap();
@@ -353,5 +445,36 @@ mod tests {
         assert_eq!(reader.next().await.unwrap(), ("1-2".into(), bytes(7)));
         assert!(reader.next().await.is_none());
         assert_eq!(all.load(Ordering::Relaxed), BYTES_MAX + 7);
+        // An answer is kept also for who is away, and what was read goes soon.
+        drop(reader);
+        let stream = replay.open(&all).unwrap();
+        let question = Bytes::from(r#"{"jsonrpc":"2.0","id":1,"method":"roots/list"}"#);
+        stream.push(question.clone(), false);
+        stream.push(bytes(3), true);
+        tokio::time::advance(READ_TIME).await;
+        replay.expire();
+        assert!(replay.resume("1-0").is_none());
+        let mut reader = replay.resume("2-0").unwrap();
+        assert_eq!(reader.next().await.unwrap().1, question);
+        assert_eq!(reader.next().await.unwrap().1, bytes(3));
+        assert!(replay.resume("2-18446744073709551615").is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_dropped_under_a_reader_who_is_slow() {
+        let (replay, all) = (Replay::default(), Arc::<AtomicUsize>::default());
+        let stream = replay.open(&all).unwrap();
+        let mut reader = stream.read(1);
+        for n in 0..2 {
+            stream.room().await;
+            stream.push(bytes(NOTICES_BYTES_MAX / 2 + 1 + n), false);
+        }
+        let waits = tokio::time::timeout(RETRY, stream.room()).await;
+        assert!(waits.is_err(), "the next one waits for the reader");
+        for n in 0..2 {
+            assert_eq!(reader.next().await.unwrap().1.len(), NOTICES_BYTES_MAX / 2 + 1 + n);
+        }
+        stream.room().await;
+        assert_eq!(lock(&stream.state).dropped, 0);
     }
 }

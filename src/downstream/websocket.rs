@@ -91,7 +91,8 @@ async fn serve(edge: Arc<Edge>, mut access: Access, upgraded: Upgraded) {
     let (tx, mut rx) = mpsc::channel::<Bytes>(OUT_MAX);
     let (close, mut closing) = mpsc::channel::<CloseFrame>(1);
     let stop = edge.stop.clone();
-    let writer = tokio::spawn(async move {
+    let unread = edge.clone();
+    let mut writer = tokio::spawn(async move {
         let mut tick = tokio::time::interval(every);
         tick.reset();
         loop {
@@ -109,6 +110,9 @@ async fn serve(edge: Arc<Edge>, mut access: Access, upgraded: Upgraded) {
                 _ = tick.tick() => (Message::Ping(Bytes::new()), false),
             };
             let written = tokio::time::timeout(UNREAD_TIME, sink.send(frame)).await;
+            if written.is_err() {
+                unread.gateway.observe.metrics.unread_dropped(1);
+            }
             if last || !matches!(written, Ok(Ok(()))) {
                 return;
             }
@@ -128,9 +132,14 @@ async fn serve(edge: Arc<Edge>, mut access: Access, upgraded: Upgraded) {
                 pipe.finish().await;
                 break;
             }
+            // Nothing can be said any more, so nothing more is heard.
+            _ = &mut writer => break,
         };
         match heard {
-            Ok(Some(Ok(Message::Text(text)))) => pipe.hear(text.into()).await,
+            Ok(Some(Ok(Message::Text(text)))) => tokio::select! {
+                () = pipe.hear(text.into()) => {}
+                _ = &mut writer => break,
+            },
             Ok(Some(Ok(Message::Binary(_)))) => {
                 let reason = "messages are text frames".into();
                 let _ = close.try_send(CloseFrame { code: CloseCode::Unsupported, reason });
@@ -147,7 +156,9 @@ async fn serve(edge: Arc<Edge>, mut access: Access, upgraded: Upgraded) {
         }
     }
     drop(pipe);
-    let _ = writer.await;
+    if !writer.is_finished() {
+        let _ = writer.await;
+    }
 }
 
 fn away() -> CloseFrame {

@@ -64,9 +64,14 @@ async fn listen(link: Arc<Link>, ear: Ear) {
             match filter(&link, &uris) {
                 Some(filter) => {
                     let acknowledged = Arc::new(Notify::new());
-                    let next = listening(link.clone(), ear.clone(), filter, acknowledged.clone());
+                    let late = Arc::new(AtomicBool::new(false));
+                    let heard = (acknowledged.clone(), late.clone());
+                    let next = listening(link.clone(), ear.clone(), filter, heard);
                     let next = AbortOnDrop(tokio::spawn(next));
-                    let _ = tokio::time::timeout(ACK_TIME, acknowledged.notified()).await;
+                    if tokio::time::timeout(ACK_TIME, acknowledged.notified()).await.is_err() {
+                        // The old one goes, and nobody listens until the new one is heard.
+                        late.store(true, Ordering::Relaxed);
+                    }
                     current = Some(next);
                 }
                 None => current = None,
@@ -100,9 +105,14 @@ fn filter(link: &Link, uris: &BTreeSet<Arc<str>>) -> Option<Bytes> {
     (filter != b"{}").then(|| filter.into())
 }
 
-async fn listening(link: Arc<Link>, ear: Ear, filter: Bytes, acknowledged: Arc<Notify>) {
+async fn listening(
+    link: Arc<Link>,
+    ear: Ear,
+    filter: Bytes,
+    (acknowledged, late): (Arc<Notify>, Arc<AtomicBool>),
+) {
     let mut failures = 0;
-    // A request before this one was acknowledged, and then it ended.
+    // A request before this one ended, or was never heard.
     let mut gap = false;
     loop {
         let id = link.mint();
@@ -113,15 +123,16 @@ async fn listening(link: Arc<Link>, ear: Ear, filter: Bytes, acknowledged: Arc<N
             if frame.method() == "notifications/subscriptions/acknowledged" {
                 open.store(true, Ordering::Relaxed);
                 acknowledged.notify_one();
-                if gap {
+                if gap || late.swap(false, Ordering::Relaxed) {
                     ear.missed();
                 }
             }
             ear.note(&frame);
         };
         let end = link.exchange(id, "subscriptions/listen", None, message, &on_notice, None).await;
+        gap = true;
         if open.into_inner() {
-            (gap, failures) = (true, 0);
+            failures = 0;
         }
         failures += 1;
         let asked = match end {
