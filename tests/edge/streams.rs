@@ -43,9 +43,10 @@ async fn a_second_stream_takes_over_and_the_end_of_the_session_ends_it() {
     let mut third = old.listen().await;
     assert_eq!(second.next().await, None);
     weir.rewrite("builtin = false", "");
-    assert_eq!(third.message().await.unwrap()["method"], "notifications/tools/list_changed");
+    // What the streams before it were told may have reached nobody: it is told of all lists.
+    while third.message().await.unwrap()["method"] != "notifications/tools/list_changed" {}
     assert_eq!(old.delete().await, 204);
-    assert_eq!(third.next().await, None);
+    while third.next().await.is_some() {}
     weir.until("no stream", |s| s["sessions"] == 0).await;
     let page = weir.metrics().await;
     assert!(page.contains("weir_streams 0"), "{page}");
