@@ -89,6 +89,26 @@ impl Terminal {
     }
 }
 
+/// One of those that are counted, until it is dropped.
+pub struct Counted {
+    count: Arc<AtomicU64>,
+    /// How many there were with it when it came.
+    pub now: u64,
+}
+
+impl Counted {
+    /// One more.
+    pub fn new(count: &Arc<AtomicU64>) -> Counted {
+        Counted { now: count.fetch_add(1, Ordering::AcqRel) + 1, count: count.clone() }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// Most notices that wait for a slow client before the oldest kind of loss sets in: further ones
 /// are dropped and counted. A call's progress is a handful; 256 rides out a stalled client.
 pub const NOTICES_MAX: usize = 256;

@@ -411,13 +411,12 @@ impl Control {
             self.successors.keys().filter(|name| !upstreams.contains_key(*name)).cloned().collect();
         retired.extend(orphaned.iter().filter_map(|name| self.successors.remove(name)));
         let patience = config.gateway.drain_timeout;
-        let next = self.snapshot(config, upstreams, Some(&before));
+        let next = self.snapshot(config.clone(), upstreams, Some(&before));
         gateway.current.publish(next);
         for old in retired {
             self.retire(old, patience);
         }
-        let running = gateway.current.load().config.clone();
-        for c in running.upstreams.iter().filter(|c| c.enabled && plan.build.contains(&c.name)) {
+        for c in config.upstreams.iter().filter(|c| c.enabled && plan.build.contains(&c.name)) {
             if let Some(why) = &c.dormant {
                 tracing::warn!(upstream = %c.name, "the upstream is dormant: {why}");
             }

@@ -16,7 +16,7 @@ pub mod subscriptions;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::call::{Call, Consumer, Notices, Terminal};
+use crate::call::{Call, Consumer, Counted, Notices, Terminal};
 use crate::config::secret::Scrubber;
 use crate::failure::{Failure, Reason, Refusal};
 use crate::observe::Observe;
@@ -37,7 +37,7 @@ pub struct Gateway {
     pub observe: Arc<Observe>,
     /// Which resources are watched, and who is told.
     pub subscriptions: Arc<Subscriptions>,
-    in_flight: AtomicU64,
+    in_flight: Arc<AtomicU64>,
     // Of these, what is carried to an upstream.
     carried: Arc<AtomicU64>,
     draining: AtomicBool,
@@ -54,7 +54,7 @@ impl Gateway {
             current: Current::new(first),
             observe,
             subscriptions,
-            in_flight: AtomicU64::new(0),
+            in_flight: Arc::default(),
             carried: Arc::default(),
             draining: AtomicBool::new(false),
         }
@@ -78,7 +78,7 @@ impl Gateway {
     /// Answer one call. Dropping the future cancels it, upstream too.
     pub async fn handle(&self, call: &Call, mut record: Record, notices: &Notices) -> Terminal {
         let snapshot = self.current.load();
-        let _count = Count::new(&self.in_flight);
+        let _count = Counted::new(&self.in_flight);
         match self.walk(&snapshot, call, &mut record, notices).await {
             Ok((terminal, tool_error)) => {
                 record.bytes_out(terminal.size());
@@ -191,45 +191,11 @@ struct Carried {
     _own: Counted,
 }
 
-// One of those that are counted, until it is dropped.
-struct Counted {
-    count: Arc<AtomicU64>,
-    // How many there were with it.
-    now: u64,
-}
-
-impl Counted {
-    fn new(count: &Arc<AtomicU64>) -> Counted {
-        Counted { now: count.fetch_add(1, Ordering::Relaxed) + 1, count: count.clone() }
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.count.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// How a failure reaches the caller: a tool result that the model reads, or an error.
 pub fn told(call: &Call, failure: &Failure) -> Terminal {
     if call.method.name == "tools/call" && failure.reason.as_tool_result() {
         Terminal::Own(failure.to_tool_result().into(), crate::call::Form::Canonical)
     } else {
         Terminal::Error(failure.to_error())
-    }
-}
-
-struct Count<'a>(&'a AtomicU64);
-
-impl<'a> Count<'a> {
-    fn new(count: &'a AtomicU64) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Count(count)
-    }
-}
-
-impl Drop for Count<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -277,10 +277,9 @@ impl Guard {
         self.concurrency.lend()
     }
 
-    /// The upstream asked for a pause, outside any call: for so long, or without a number as
-    /// configured. Capped by `throttle.pause_max`.
-    pub fn pause(&self, how_long: Option<Duration>) {
-        self.throttled(how_long);
+    /// The upstream asked for a pause, outside any call. Capped by `throttle.pause_max`.
+    pub fn pause(&self, how_long: Duration) {
+        self.throttled(Some(how_long));
     }
 
     /// Whether a text in an answer means throttling, by the configured texts.

@@ -36,6 +36,13 @@ impl Purpose {
     }
 }
 
+/// A name of 128 random bits for a URL or a sealed text, in visible ASCII: nobody can guess it.
+pub fn random_name() -> Box<str> {
+    let mut bytes = [0u8; 16];
+    getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
+    URL_SAFE_NO_PAD.encode(bytes).into()
+}
+
 /// Seals and opens. Has no `Debug` that shows the key.
 pub struct Sealer(LessSafeKey);
 

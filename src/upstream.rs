@@ -36,7 +36,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::call::{Call, Notices, Terminal};
+use crate::call::{Call, Counted, Notices, Terminal};
 use crate::catalog::slice::Slice;
 use crate::catalog::view::Route;
 use crate::config::secret::Scrubber;
@@ -220,8 +220,8 @@ impl Upstream {
         self.guard.snapshot()
     }
 
-    /// It asked for a pause outside any call; as long as it said, or as configured.
-    fn throttled(&self, how_long: Option<Duration>) {
+    /// It asked for a pause outside any call.
+    fn throttled(&self, how_long: Duration) {
         self.guard.pause(how_long);
     }
 
@@ -306,7 +306,7 @@ impl Upstream {
         trace: Trace<'_>,
         notices: &Notices,
     ) -> (Result<Terminal, Failure>, Sent) {
-        let _count = InFlight::new(&self.in_flight);
+        let _count = Counted::new(&self.in_flight);
         let config = self.config.load_full();
         let rule =
             (route.kind() == ListKind::Tools).then(|| config.tool_rule(route.native())).flatten();
@@ -420,21 +420,6 @@ fn not_there(state: &State, why: &str) -> Fault {
         _ => Reason::UpstreamDown,
     };
     Fault::new(reason, Delivery::NotSent, format!("the upstream is {}: {why}", state.as_str()))
-}
-
-struct InFlight<'a>(&'a AtomicU64);
-
-impl<'a> InFlight<'a> {
-    fn new(count: &'a AtomicU64) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        InFlight(count)
-    }
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 fn limiters(

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use harness::{PATIENCE, Weir, call, peers, reason, tool_names, upstream};
+use harness::{PATIENCE, Program, Weir, call, free_port, peers, reason, tool_names, upstream};
 
 const CAL_KEY: &str = "cal_test_0123456789abcdef";
 const RETELL_KEY: &str = "key_test_0123456789abcdef";
@@ -68,42 +68,19 @@ fn everything(name: &str) -> String {
 
 /// A server over streamable HTTP; ended when dropped.
 struct OverHttp {
-    child: Child,
+    _server: Program,
     url: String,
 }
 
 impl OverHttp {
     fn start() -> OverHttp {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let servers = peers().join("servers");
-        let child = Command::new("node")
-            .arg("--require")
-            .arg(servers.join("loopback.cjs"))
-            .arg(servers.join("node_modules/@modelcontextprotocol/server-everything/dist/index.js"))
-            .arg("streamableHttp")
-            .env("PORT", port.to_string())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let end = Instant::now() + PATIENCE;
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(Instant::now() < end, "server-everything does not listen");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        OverHttp { child, url: format!("http://127.0.0.1:{port}/mcp") }
+        let port = free_port();
+        let server = Program::everything("streamableHttp", port);
+        OverHttp { _server: server, url: format!("http://127.0.0.1:{port}/mcp") }
     }
 
     fn section(&self, name: &str) -> String {
         format!("\n[upstreams.{name}]\nurl = {:?}\n", self.url)
-    }
-}
-
-impl Drop for OverHttp {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

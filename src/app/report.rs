@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 
+use crate::config::UpstreamConfig;
 use crate::gateway::snapshot::Snapshot;
 
 /// One upstream.
@@ -70,20 +71,22 @@ pub struct CallReport {
     pub failed: bool,
 }
 
+// What a start makes of an upstream.
+fn at_start(config: &UpstreamConfig) -> String {
+    match &config.dormant {
+        _ if !config.enabled => "disabled".to_owned(),
+        Some(why) => format!("dormant: {why}"),
+        None => "starting".to_owned(),
+    }
+}
+
 /// The same as one line of JSON, for logs that machines read.
 pub fn banner_line(snapshot: &Snapshot, listen: SocketAddr, admin: Option<SocketAddr>) -> String {
     let states: serde_json::Map<String, serde_json::Value> = snapshot
         .config
         .upstreams
         .iter()
-        .map(|c| {
-            let state = match &c.dormant {
-                _ if !c.enabled => "disabled".to_owned(),
-                Some(why) => format!("dormant: {why}"),
-                None => "starting".to_owned(),
-            };
-            (c.name.to_string(), state.into())
-        })
+        .map(|c| (c.name.to_string(), at_start(c).into()))
         .collect();
     let now = humantime::format_rfc3339_micros(std::time::SystemTime::now());
     let line = serde_json::json!({
@@ -103,14 +106,7 @@ pub fn banner_line(snapshot: &Snapshot, listen: SocketAddr, admin: Option<Socket
 pub fn banner(snapshot: &Snapshot, listen: SocketAddr, admin: Option<SocketAddr>) -> String {
     let mut out = String::from("Weirkeeper serves\n");
     for c in &snapshot.config.upstreams {
-        let line = if !c.enabled {
-            "disabled".to_owned()
-        } else if let Some(why) = &c.dormant {
-            format!("dormant: {why}")
-        } else {
-            "starting".to_owned()
-        };
-        let _ = writeln!(out, "  {:<16} {line}", c.name);
+        let _ = writeln!(out, "  {:<16} {}", c.name, at_start(c));
     }
     if snapshot.config.gateway.builtin {
         let _ = writeln!(out, "  {:<16} ready: the gateway's own tools", "weir");

@@ -277,20 +277,16 @@ fn forms(value: &str) -> Vec<String> {
     // Base64 takes three bytes at a time, so what stands before the value (`user:` in a header)
     // gives it one of three forms; its first and last letters are shared with its neighbours.
     for engine in [&STANDARD_NO_PAD, &URL_SAFE_NO_PAD] {
-        out.push(engine.encode(value));
-        for before in 0..3 {
+        let alone = engine.encode(value);
+        let within = (0..3).map(|before| {
             let mut bytes = vec![0; before];
             bytes.extend_from_slice(value.as_bytes());
-            let text = engine.encode(&bytes);
             let (from, to) = ((before * 8).div_ceil(6), bytes.len() * 8 / 6);
-            out.push(text[from..to].to_owned());
-        }
+            engine.encode(&bytes)[from..to].to_owned()
+        });
+        out.extend(within.chain([alone]).filter(|form| form.len() >= BASE64_MIN));
     }
-    let plain = 2;
-    let enough = |(n, form): (usize, String)| {
-        (n < plain || form.len() >= BASE64_MIN || form.contains('%')).then_some(form)
-    };
-    out.into_iter().enumerate().filter_map(enough).collect()
+    out
 }
 
 fn percent_encoded(value: &str, keep: &str, lower: bool) -> String {

@@ -146,7 +146,8 @@ pub fn version(headers: &HeaderMap, meta: &RequestMeta) -> Result<(), Refused> {
 }
 
 /// `Mcp-Method` and `Mcp-Name` mirror the body (2026-07-28 basic/transports/streamable-http).
-pub fn mirrored(headers: &HeaderMap, frame: &Frame) -> Result<(), Refused> {
+/// Returns what the body names, if it names something and that can be read.
+pub fn mirrored(headers: &HeaderMap, frame: &Frame) -> Result<Option<String>, Refused> {
     match single(headers, &header::METHOD) {
         Ok(Some(v)) if v == frame.method() => {}
         Ok(None) => return Err(mismatch("the header Mcp-Method is missing")),
@@ -155,17 +156,17 @@ pub fn mirrored(headers: &HeaderMap, frame: &Frame) -> Result<(), Refused> {
     let field = match frame.method() {
         "tools/call" | "prompts/get" => "name",
         "resources/read" => "uri",
-        _ => return Ok(()),
+        _ => return Ok(None),
     };
     let params = frame.params().unwrap_or_default();
     let body = Members::read(&params)
         .ok()
         .and_then(|m| m.get_str(field).map(std::borrow::Cow::into_owned));
     // Without a readable name the params are wrong, and that is said later.
-    let Some(body) = body else { return Ok(()) };
+    let Some(body) = body else { return Ok(None) };
     match single(headers, &header::NAME) {
         Ok(Some(v)) => match header::decode(v) {
-            Some(name) if name == body => Ok(()),
+            Some(name) if name == body => Ok(Some(body)),
             Some(_) => Err(mismatch(format!("the header Mcp-Name differs from params.{field}"))),
             None => Err(mismatch("the header Mcp-Name has a bad base64 value")),
         },

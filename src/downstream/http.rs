@@ -128,7 +128,8 @@ async fn answer(
     }
     let consumer = &*who.insert(identify(snapshot, peer, parts)?);
     // What belongs to something under way still comes in; what would begin something does not.
-    let resumes = parts.headers.contains_key(header::LAST_EVENT_ID);
+    let resumes =
+        !old_door && !websocket::wanted(parts) && parts.headers.contains_key(header::LAST_EVENT_ID);
     if edge.gateway.is_draining() && parts.method == Method::GET && !resumes {
         return Err(draining());
     }
@@ -137,9 +138,6 @@ async fn answer(
     }
     match parts.method {
         Method::GET if websocket::wanted(parts) => {
-            if edge.gateway.is_draining() {
-                return Err(draining());
-            }
             let slot = edge.stream_slot().ok_or_else(busy)?;
             let access = Access::new(&edge.gateway, consumer, headers);
             websocket::upgrade(edge, access, parts, slot)
@@ -184,7 +182,21 @@ fn preflight() -> Out {
     out
 }
 
-// A body may take its time, and a key may be revoked meanwhile.
+// The body of a request whose sender may still send it: a body may take its time, and a key may be
+// revoked meanwhile.
+async fn received(
+    edge: &Edge,
+    snapshot: &Snapshot,
+    consumer: &Consumer,
+    parts: &Parts,
+    body: &mut Option<Incoming>,
+) -> Result<Bytes, Denied> {
+    let settings = &snapshot.config.gateway;
+    let bytes = read(edge, body, settings.max_body, settings.body_timeout).await?;
+    still_known(edge, snapshot, consumer, parts)?;
+    Ok(bytes)
+}
+
 fn still_known(
     edge: &Edge,
     snapshot: &Snapshot,
@@ -218,15 +230,11 @@ async fn post(
     if !checks::is_json(&parts.headers) {
         return Err(deny(415, Reason::NotJson, "Content-Type must be application/json"));
     }
-    let settings = &snapshot.config.gateway;
-    let bytes = read(edge, body, settings.max_body, settings.body_timeout).await?;
-    still_known(edge, snapshot, consumer, parts)?;
+    let bytes = received(edge, snapshot, consumer, parts, body).await?;
     if bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[') {
         return batch(edge, consumer, parts, &bytes).await;
     }
-    let frame = Frame::scan(bytes).map_err(|e| {
-        Denied::new(400, Refused::with_code(Reason::InvalidMessage, e.code(), e.to_string()))
-    })?;
+    let frame = Frame::scan(bytes).map_err(|e| Denied::new(400, e.into()))?;
     // A retry of a parked call ends something, it begins nothing.
     if edge.gateway.is_draining() && frame.kind() == Kind::Request && !park::may_resume(&frame) {
         return Err(draining().to(&frame));
@@ -313,9 +321,12 @@ async fn modern_post(
         }
     }
     let id = frame.id().unwrap_or_default();
-    let checked = modern::checked(meta, |meta| checks::version(&parts.headers, meta))
-        .and_then(|found| checks::mirrored(&parts.headers, &frame).map(|()| found))
-        .and_then(|found| Ok((found, mirror::params(edge, consumer, &parts.headers, &frame)?)));
+    let checked =
+        modern::checked(meta, |meta| checks::version(&parts.headers, meta)).and_then(|found| {
+            let name = checks::mirrored(&parts.headers, &frame)?;
+            let name = name.as_deref();
+            Ok((found, mirror::params(edge, consumer, &parts.headers, &frame, name)?))
+        });
     let ((meta, revision), strays) =
         checked.map_err(|refused| Denied::new(400, refused).to(&frame))?;
     let asked = frame.clone();
@@ -363,19 +374,14 @@ async fn through_old_door(
     parts: &Parts,
     body: &mut Option<Incoming>,
 ) -> Result<Out, Denied> {
-    let settings = &snapshot.config.gateway;
     match (parts.uri.path(), &parts.method) {
         (sse::STREAM, &Method::GET) => {
-            if edge.gateway.is_draining() {
-                return Err(draining());
-            }
             let slot = edge.stream_slot().ok_or_else(busy)?;
             let access = Access::new(&edge.gateway, consumer, &parts.headers);
             Ok(events(sse::open(edge, access, slot)))
         }
         (sse::MESSAGES, &Method::POST) => {
-            let bytes = read(edge, body, settings.max_body, settings.body_timeout).await?;
-            still_known(edge, snapshot, consumer, parts)?;
+            let bytes = received(edge, snapshot, consumer, parts, body).await?;
             if sse::deliver(edge, consumer, parts.uri.query(), bytes).await {
                 return Ok(empty(202));
             }
@@ -504,7 +510,7 @@ async fn batch(
         let frame = match Frame::scan(Bytes::copy_from_slice(item.get().as_bytes())) {
             Ok(frame) => frame,
             Err(e) => {
-                let refused = Refused::with_code(Reason::InvalidMessage, e.code(), e.to_string());
+                let refused = Refused::from(e);
                 refused.note(edge, &consumer.name, OTHER, "http", session.revision.as_str());
                 answers.push(refused.message(b"null"));
                 continue;
@@ -517,7 +523,7 @@ async fn batch(
         }
     }
     // All are under way, each in its own task; their notices have no stream to go to.
-    for Running { work, notices } in running {
+    for Running { work, notices, .. } in running {
         drop(notices);
         answers.extend(work.await.map(|said| said.message));
     }
@@ -544,8 +550,7 @@ async fn read(
 ) -> Result<Bytes, Denied> {
     let too_large = || {
         let text = format!("the body is larger than {max} bytes (gateway.max_body)");
-        let code = crate::protocol::error::INVALID_REQUEST;
-        Denied::new(413, Refused::with_code(Reason::TooLarge, code, text))
+        Denied::new(413, Refused::too_large(text))
     };
     let mut incoming = body.take().expect("a body is read once");
     if incoming.size_hint().lower() > max as u64 {

@@ -10,7 +10,7 @@ use crate::protocol::revision::{Era, Revision};
 use crate::protocol::sse;
 
 use super::body::Events;
-use super::legacy::{Running, last_word};
+use super::legacy::{Running, Step};
 use super::render::Said;
 use super::reply::{Out, events, json};
 use super::session::Session;
@@ -25,91 +25,73 @@ const OPEN_AFTER: Duration = Duration::from_secs(1);
 /// its stream breaks, and its client may come back for the rest.
 pub async fn lazily(
     edge: &Arc<Edge>,
-    running: Running,
+    mut running: Running,
     accepts: checks::Accepts,
     revision: Revision,
     session: Option<&Arc<Session>>,
 ) -> Out {
-    let Running { mut work, mut notices } = running;
     // Without a stream there is no way for notices, nor to ask anything.
     if !accepts.events {
+        let Running { work, notices, .. } = running;
         drop(notices);
         return finished(work.await, revision);
     }
     let every = edge.gateway.current.load().config.gateway.keep_alive;
     let open_after = if session.is_some() { every.min(OPEN_AFTER) } else { every };
-    let mut told = true;
     let first = tokio::select! {
         biased;
-        done = &mut work => {
-            // Notices that came together with the end still go first.
-            match last_word(&mut notices).await {
-                Some(notice) => Some((notice, Some(done))),
-                None if accepts.json => return finished(done, revision),
-                None => {
-                    told = false;
-                    Some((Bytes::new(), Some(done)))
-                }
-            }
-        }
-        Some(notice) = notices.recv() => Some((notice, None)),
+        step = running.next() => Some(step),
         () = tokio::time::sleep(open_after) => None,
     };
-    if let (Some(session), None | Some((_, None))) = (session, &first) {
-        let running = Running { work, notices };
-        let first = first.as_ref().map(|(notice, _)| notice.clone());
-        match replay::keep(edge, &session.replay, running, first) {
+    let mut first = match first {
+        Some(Step::End(done)) if accepts.json => return finished(done, revision),
+        first => first,
+    };
+    let ended = running.is_over() || matches!(first, Some(Step::End(_)));
+    if let Some(session) = session.filter(|_| !ended) {
+        let notice = match first.take() {
+            Some(Step::Notice(notice)) => Some(notice),
+            _ => None,
+        };
+        match replay::keep(edge, &session.replay, running, notice) {
             Ok(reader) => {
                 let primed = session.revision >= Revision::R2025_11_25;
                 return events(reader.events(edge, primed));
             }
-            Err(running) => Running { work, notices } = running,
+            Err((back, notice)) => {
+                running = back;
+                first = notice.map(Step::Notice);
+            }
         }
     }
     events(Events::new(move |tx| async move {
-        let mut done = None;
-        match first {
-            Some((notice, end)) => {
-                if told && tx.send(sse::event(&notice)).await.is_err() {
-                    return;
-                }
-                done = end;
-            }
-            None => {
-                let _ = tx.send(sse::comment("")).await;
-            }
-        }
         let mut tick = interval(every);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tick.reset();
-        let end = loop {
-            if let Some(end) = done.take() {
-                break end;
-            }
-            tokio::select! {
-                biased;
-                Some(notice) = notices.recv() => {
-                    if tx.send(sse::event(&notice)).await.is_err() {
-                        return;
-                    }
-                }
-                end = &mut work => break end,
-                _ = tick.tick() => {
-                    if tx.send(sse::comment("")).await.is_err() {
-                        return;
-                    }
-                }
-            }
+        // A sign of life, if it is that for which the stream was opened.
+        let mut event = match first {
+            Some(step) => of_step(step),
+            None => Some((sse::comment(""), false)),
         };
-        while let Some(notice) = last_word(&mut notices).await {
-            if tx.send(sse::event(&notice)).await.is_err() {
+        while let Some((bytes, last)) = event {
+            if tx.send(bytes).await.is_err() || last {
                 return;
             }
-        }
-        if let Some(said) = end {
-            let _ = tx.send(sse::event(&said.message)).await;
+            event = tokio::select! {
+                biased;
+                step = running.next() => of_step(step),
+                _ = tick.tick() => Some((sse::comment(""), false)),
+            };
         }
     }))
+}
+
+// The event that says it, and whether it is the last; none where no response is owed.
+fn of_step(step: Step) -> Option<(Bytes, bool)> {
+    match step {
+        Step::Notice(notice) => Some((sse::event(&notice), false)),
+        Step::End(said) => said.map(|said| (sse::event(&said.message), true)),
+    }
 }
 
 fn finished(done: Option<Said>, revision: Revision) -> Out {

@@ -16,11 +16,11 @@ use crate::call::{Consumer, Notices};
 use crate::failure::Reason;
 use crate::gateway::router;
 use crate::gateway::subscriptions::Changes;
-use crate::observe::record::Record;
+use crate::observe::record::{Outcome, Record};
 use crate::protocol::capability::Askable;
 use crate::protocol::error::LEGACY_RESOURCE_NOT_FOUND;
 use crate::protocol::message::{Frame, Kind, response};
-use crate::protocol::meta::{Members, ObjectWriter};
+use crate::protocol::meta::{Members, ObjectWriter, cancelled_id};
 use crate::protocol::method::{self, Handling};
 use crate::protocol::revision::Revision;
 use crate::upstream::inbound::LOG_LEVELS;
@@ -49,15 +49,57 @@ pub struct Running {
     pub work: Pin<Box<dyn Future<Output = Option<Said>> + Send>>,
     /// The notices it causes meanwhile.
     pub notices: mpsc::Receiver<Bytes>,
+    // Whether the work is done, and its outcome while the last notices are still handed out.
+    over: bool,
+    end: Option<Said>,
+}
+
+/// What a call says next.
+pub enum Step {
+    /// A notice.
+    Notice(Bytes),
+    /// The response message, or nothing if it was cancelled. Nothing comes behind it.
+    End(Option<Said>),
+}
+
+impl Running {
+    /// A call that has begun.
+    pub fn new(
+        work: Pin<Box<dyn Future<Output = Option<Said>> + Send>>,
+        notices: mpsc::Receiver<Bytes>,
+    ) -> Running {
+        Running { work, notices, over: false, end: None }
+    }
+
+    /// What it says next: its notices in their order, the end behind all of them. Safe to drop and
+    /// call again.
+    pub async fn next(&mut self) -> Step {
+        if !self.over {
+            tokio::select! {
+                biased;
+                end = &mut self.work => (self.over, self.end) = (true, end),
+                Some(notice) = self.notices.recv() => return Step::Notice(notice),
+            }
+        }
+        match last_word(&mut self.notices).await {
+            Some(notice) => Step::Notice(notice),
+            None => Step::End(self.end.take()),
+        }
+    }
+
+    /// Whether the work is done, and only words are left.
+    pub fn is_over(&self) -> bool {
+        self.over
+    }
 }
 
 /// How long the last words of a call that has ended may take. They are on their way already: it
 /// is tasks of our own that hand them on.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
-/// A notice that a call left behind, such as the withdrawal of a question; `None` when there is
-/// no more to come.
-pub async fn last_word(notices: &mut mpsc::Receiver<Bytes>) -> Option<Bytes> {
+// A notice that a call left behind, such as the withdrawal of a question; `None` when there is no
+// more to come.
+async fn last_word(notices: &mut mpsc::Receiver<Bytes>) -> Option<Bytes> {
     match notices.try_recv() {
         Ok(notice) => Some(notice),
         Err(mpsc::error::TryRecvError::Disconnected) => None,
@@ -151,11 +193,7 @@ pub async fn handle(
 
 // 2025-11-25 basic/utilities/cancellation: unknown and finished ids are ignored.
 fn cancel(session: &Session, frame: &Frame) {
-    let Some(params) = frame.params() else { return };
-    let Ok(members) = Members::read(&params) else { return };
-    if let Some(id) = members.get("requestId")
-        && let Some(running) = session.running.get(id.get().as_bytes())
-    {
+    if let Some(running) = cancelled_id(frame).and_then(|id| session.running.get(&id)) {
         running.cancel();
     }
 }
@@ -209,7 +247,7 @@ async fn request(
     }
     if session.running.len() >= SESSION_CALLS_MAX {
         let text = "as many requests of this session are under way as may be";
-        return refuse(record, Refused::new(Reason::Overloaded, text));
+        return Ok(refused(record, &Refused::new(Reason::Overloaded, text), &id));
     }
     let token = CancellationToken::new();
     // 2025-11-25 basic: an id must not be used twice in a session. The first goes on.
@@ -222,7 +260,7 @@ async fn request(
     };
     if !free {
         let text = "a request with this id is already under way";
-        return refuse(record, Refused::new(Reason::DuplicateId, text));
+        return Ok(refused(record, &Refused::new(Reason::DuplicateId, text), &id));
     }
     let (notices, notices_rx) = conversation::open(session);
     let (done, answer) = oneshot::channel();
@@ -243,7 +281,7 @@ async fn request(
         let _ = done.send(out);
     });
     let work = Box::pin(async move { answer.await.ok().flatten() });
-    Ok(Handled::Running(Running { work, notices: notices_rx }))
+    Ok(Handled::Running(Running::new(work, notices_rx)))
 }
 
 // A request of a session while it runs; forgotten when it has ended, however that came.
@@ -262,10 +300,10 @@ fn invalid(text: impl Into<String>) -> Refused {
     Refused::new(Reason::InvalidParams, text)
 }
 
-// The call has a record already, which must not end as if its caller had gone away.
-fn refuse(record: Record, refused: Refused) -> Result<Handled, Refused> {
-    record.forget();
-    Err(refused)
+// For a call that has its record already.
+fn refused(record: Record, refused: &Refused, id: &[u8]) -> Handled {
+    record.finish(Outcome::Refused(refused.reason));
+    Handled::Message(refused.message(id))
 }
 
 // 2025-11-25 server/resources, "subscriptions". The answer does not wait for the upstream: it is

@@ -4,7 +4,7 @@ use std::io::{self, Cursor};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::call::Counted;
 use crate::observe::metrics::ConnectionRefusal;
 
 use super::body::OutBody;
@@ -84,11 +85,11 @@ async fn connection(edge: Arc<Edge>, mut stream: TcpStream, peer: SocketAddr) {
     };
     let Ok(Some(head)) = head else { return };
     let h2 = head == H2_PREFACE;
-    let busy = Arc::<AtomicUsize>::default();
+    let busy = Arc::<AtomicU64>::default();
     let service = {
         let (edge, busy) = (edge.clone(), busy.clone());
         service_fn(move |request| {
-            let (edge, held) = (edge.clone(), Busy::new(&busy));
+            let (edge, held) = (edge.clone(), Counted::new(&busy));
             async move {
                 let out = http::serve(edge, peer, request).await;
                 Ok::<_, std::convert::Infallible>(out.map(|body| Tracked { body, _held: held }))
@@ -143,7 +144,7 @@ async fn connection(edge: Arc<Edge>, mut stream: TcpStream, peer: SocketAddr) {
 
 // Resolves when nobody waits for anything on the connection: no request is being answered, no
 // answer is on its way. What is only half said gets a moment to become a request.
-async fn idle(busy: &AtomicUsize, writing: &AtomicBool) {
+async fn idle(busy: &AtomicU64, writing: &AtomicBool) {
     loop {
         tokio::time::sleep(HALF_SAID).await;
         if busy.load(Ordering::Acquire) == 0 && !writing.load(Ordering::Acquire) {
@@ -152,25 +153,10 @@ async fn idle(busy: &AtomicUsize, writing: &AtomicBool) {
     }
 }
 
-/// A request that is being answered, until the last byte of its answer was taken.
-struct Busy(Arc<AtomicUsize>);
-
-impl Busy {
-    fn new(count: &Arc<AtomicUsize>) -> Busy {
-        count.fetch_add(1, Ordering::AcqRel);
-        Busy(count.clone())
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
+// Of a request that is being answered, until the last byte of its answer was taken.
 struct Tracked {
     body: OutBody,
-    _held: Busy,
+    _held: Counted,
 }
 
 impl Body for Tracked {

@@ -9,7 +9,6 @@ use hyper::HeaderMap;
 use crate::call::{Consumer, Strays};
 use crate::protocol::header;
 use crate::protocol::message::Frame;
-use crate::protocol::meta::Members;
 use crate::protocol::method::ListKind;
 use crate::protocol::param::{self, PREFIX, Param, Said};
 
@@ -24,7 +23,7 @@ const STRAYS_MAX: usize = 16;
 const STRAYS_BYTES_MAX: usize = 8 << 10;
 
 /// Check the headers of a `tools/call` against its body, by the tool as this consumer sees it.
-/// Returns those that the tool does not define.
+/// Returns those that the tool does not define. `name` is the tool that the body names.
 ///
 /// A call that names no tool is left to what refuses it.
 pub fn params(
@@ -32,14 +31,14 @@ pub fn params(
     consumer: &Consumer,
     headers: &HeaderMap,
     frame: &Frame,
+    name: Option<&str>,
 ) -> Result<Strays, Refused> {
     if frame.method() != "tools/call" {
         return Ok(Strays::default());
     }
     let call = frame.params().unwrap_or_default();
     let view = edge.gateway.current.load().view(consumer);
-    let name = Members::read(&call).ok().and_then(|m| m.get_str("name").map(String::from));
-    let Some(route) = name.and_then(|name| view.resolve(ListKind::Tools, &name)) else {
+    let Some(route) = name.and_then(|name| view.resolve(ListKind::Tools, name)) else {
         return Ok(Strays::default());
     };
     check(route.params(), headers, &call)?;

@@ -123,7 +123,7 @@ pub async fn handle(
         let terminal = park::wrapped(&edge, &call, terminal);
         Some(render(terminal, &id, method, revision))
     });
-    Ok(Handled::Running(Running { work, notices: notices_rx }))
+    Ok(Handled::Running(Running::new(work, notices_rx)))
 }
 
 /// The HTTP status of an error of our own, or of the one error of an upstream that is about the

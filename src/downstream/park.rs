@@ -5,7 +5,6 @@
 //! What the caller carries in between is sealed: which park, whose, for which request, until
 //! when. Each is good for one request: what was used, was taken out.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -27,7 +26,7 @@ use crate::protocol::meta::{Members, ObjectWriter, RequestMeta, key};
 use crate::protocol::method::Method;
 use crate::protocol::revision::Revision;
 use crate::protocol::splice::{Splice, range_of};
-use crate::seal::Purpose;
+use crate::seal::{Purpose, random_name};
 
 use super::Edge;
 use super::legacy::Running;
@@ -331,7 +330,7 @@ fn run(
     let (tx, notices) = mpsc::channel(crate::call::NOTICES_MAX);
     let edge = edge.clone();
     let work = Box::pin(async move { Some(go_on(&edge, conversation, &id, token, tx).await) });
-    Running { work: work as std::pin::Pin<Box<dyn Future<Output = _> + Send>>, notices }
+    Running::new(work, notices)
 }
 
 async fn go_on(
@@ -349,9 +348,7 @@ async fn go_on(
 }
 
 fn park(edge: &Edge, conversation: Conversation) -> Terminal {
-    let mut bytes = [0u8; 16];
-    getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
-    let name: Box<str> = URL_SAFE_NO_PAD.encode(bytes).into();
+    let name = random_name();
     let mut requests = ObjectWriter::new();
     for (key, question) in &conversation.asked {
         let mut request = ObjectWriter::new();

@@ -12,11 +12,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::call::{Consumer, Strays};
 use crate::failure::Reason;
+use crate::observe::metrics::OTHER;
 use crate::protocol::message::{Frame, Kind, response};
-use crate::protocol::meta::{Members, RequestMeta};
+use crate::protocol::meta::{RequestMeta, cancelled_id};
 
 use super::canonical::meta_of;
-use super::legacy::{self, Handled, Running, last_word};
+use super::legacy::{self, Handled, Running, Step};
 use super::listen::Feed;
 use super::refused::{Refused, label};
 use super::session::{SESSION_CALLS_MAX, Session};
@@ -86,19 +87,14 @@ impl Pipe {
     pub async fn hear(&mut self, message: Bytes) {
         match Frame::scan(message) {
             Ok(frame) => self.take(frame).await,
-            Err(e) => {
-                let refused = Refused::with_code(Reason::InvalidMessage, e.code(), e.to_string());
-                self.refuse(b"", crate::observe::metrics::OTHER, &refused).await;
-            }
+            Err(e) => self.refuse(b"", OTHER, &e.into()).await,
         }
     }
 
     /// Refuse a message that is too large to be read.
     pub async fn too_long(&self, max: usize) {
         let text = format!("the message is longer than {max} bytes (gateway.max_body)");
-        let code = crate::protocol::error::INVALID_REQUEST;
-        let refused = Refused::with_code(Reason::TooLarge, code, text);
-        self.refuse(b"", crate::observe::metrics::OTHER, &refused).await;
+        self.refuse(b"", OTHER, &Refused::too_large(text)).await;
     }
 
     async fn refuse(&self, id: &[u8], method: &'static str, refused: &Refused) {
@@ -271,13 +267,10 @@ impl Pipe {
 
     // 2026-07-28 basic/transports/stdio: on a shared pipe cancellation is a notification.
     fn cancel(&self, frame: &Frame) {
-        let Some(params) = frame.params() else { return };
-        let Ok(members) = Members::read(&params) else { return };
-        if let Some(id) = members.get("requestId") {
-            let book = self.running.lock().expect("no panic while held");
-            if let Some(job) = book.get(id.get().as_bytes()) {
-                job.cancel.cancel();
-            }
+        let Some(id) = cancelled_id(frame) else { return };
+        let book = self.running.lock().expect("no panic while held");
+        if let Some(job) = book.get(&id) {
+            job.cancel.cancel();
         }
     }
 
@@ -310,20 +303,19 @@ impl Drop for Pipe {
     }
 }
 
-async fn run(running: Running, tx: mpsc::Sender<Bytes>) {
-    let Running { mut work, mut notices } = running;
-    let end = loop {
-        tokio::select! {
-            biased;
-            Some(notice) = notices.recv() => { let _ = tx.send(notice).await; }
-            end = &mut work => break end,
+async fn run(mut running: Running, tx: mpsc::Sender<Bytes>) {
+    loop {
+        match running.next().await {
+            Step::Notice(notice) => {
+                let _ = tx.send(notice).await;
+            }
+            Step::End(end) => {
+                if let Some(said) = end {
+                    let _ = tx.send(said.message).await;
+                }
+                return;
+            }
         }
-    };
-    while let Some(notice) = last_word(&mut notices).await {
-        let _ = tx.send(notice).await;
-    }
-    if let Some(said) = end {
-        let _ = tx.send(said.message).await;
     }
 }
 

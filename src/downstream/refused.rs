@@ -5,8 +5,8 @@ use bytes::Bytes;
 
 use crate::failure::Reason;
 use crate::observe::record::{Outcome, Record};
-use crate::protocol::error::ErrorObject;
-use crate::protocol::message::{Frame, Kind, response};
+use crate::protocol::error::{ErrorObject, INVALID_REQUEST};
+use crate::protocol::message::{Frame, FrameError, Kind, response};
 use crate::protocol::method::{METHODS, Method};
 
 use super::Edge;
@@ -43,6 +43,11 @@ impl Refused {
         self
     }
 
+    /// More bytes than are taken.
+    pub fn too_large(text: impl Into<String>) -> Refused {
+        Refused::with_code(Reason::TooLarge, INVALID_REQUEST, text)
+    }
+
     /// A method that this revision does not have, or not here.
     pub fn unknown_method(method: &str) -> Refused {
         let method: String = method.chars().take(64).collect();
@@ -70,6 +75,12 @@ impl Refused {
     ) {
         Record::open(&edge.gateway.observe, &consumer.into(), method, transport, revision, None)
             .finish(Outcome::Refused(self.reason));
+    }
+}
+
+impl From<FrameError> for Refused {
+    fn from(error: FrameError) -> Refused {
+        Refused::with_code(Reason::InvalidMessage, error.code(), error.to_string())
     }
 }
 

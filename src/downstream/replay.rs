@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::protocol::message::{Frame, Kind};
@@ -19,7 +19,7 @@ use crate::protocol::sse;
 
 use super::Edge;
 use super::body::Events;
-use super::legacy::{Running, last_word};
+use super::legacy::{Running, Step};
 
 /// Streams of one session that are kept, the open ones among them. Further calls have streams
 /// that end with their connection.
@@ -319,15 +319,15 @@ fn is_question(event: &Bytes) -> bool {
         && Frame::scan(event.clone()).is_ok_and(|frame| frame.kind() == Kind::Request)
 }
 
-/// Let a call go on by itself, what it says being kept; gives back the call if there is no room
-/// for that. `first` is a notice that was taken from it already.
+/// Let a call go on by itself, what it says being kept; gives back what it was given if there is no
+/// room for that. `first` is a notice that was taken from the call already.
 pub fn keep(
     edge: &Edge,
     replay: &Replay,
     running: Running,
     first: Option<Bytes>,
-) -> Result<Reader, Running> {
-    let Some(stream) = replay.open(&edge.kept_bytes) else { return Err(running) };
+) -> Result<Reader, (Running, Option<Bytes>)> {
+    let Some(stream) = replay.open(&edge.kept_bytes) else { return Err((running, first)) };
     let reader = stream.read(1);
     if let Some(first) = first {
         stream.push(first, false);
@@ -340,31 +340,16 @@ pub fn keep(
     Ok(reader)
 }
 
-async fn pump(running: Running, stream: &Stream) {
-    let Running { mut work, mut notices } = running;
-    let end = loop {
-        tokio::select! {
-            biased;
-            Some(notice) = next_of(&mut notices, stream) => stream.push(notice, false),
-            end = &mut work => break end,
+async fn pump(mut running: Running, stream: &Stream) {
+    loop {
+        // Waits for a reader that is behind: what finds no room in the call's own queue is counted
+        // there. The call itself runs in a task of its own.
+        stream.room().await;
+        match running.next().await {
+            Step::Notice(notice) => stream.push(notice, false),
+            Step::End(Some(said)) => return stream.push(said.message, true),
+            Step::End(None) => return stream.end(),
         }
-    };
-    drain(&mut notices, stream).await;
-    match end {
-        Some(said) => stream.push(said.message, true),
-        None => stream.end(),
-    }
-}
-
-// Waits for a reader that is behind: what finds no room in the call's own queue is counted there.
-async fn next_of(notices: &mut mpsc::Receiver<Bytes>, stream: &Stream) -> Option<Bytes> {
-    stream.room().await;
-    notices.recv().await
-}
-
-async fn drain(notices: &mut mpsc::Receiver<Bytes>, stream: &Stream) {
-    while let Some(notice) = last_word(notices).await {
-        stream.push(notice, false);
     }
 }
 

@@ -3,14 +3,13 @@
 
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use dashmap::DashMap;
 use tokio::sync::mpsc;
 
 use crate::call::Consumer;
 use crate::protocol::sse;
+use crate::seal::random_name;
 
 use super::access::Access;
 use super::body::Events;
@@ -48,9 +47,7 @@ impl Drop for Open {
 
 /// Open a stream for a consumer.
 pub fn open(edge: &Arc<Edge>, access: Access, slot: Slot) -> Events {
-    let mut bytes = [0u8; 16];
-    getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
-    let secret: Box<str> = URL_SAFE_NO_PAD.encode(bytes).into();
+    let secret = random_name();
     let (inbox, messages) = mpsc::channel(IN_MAX);
     let consumer = access.consumer().clone();
     edge.doors.0.insert(secret.clone(), Door { consumer, inbox });

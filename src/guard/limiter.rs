@@ -274,28 +274,22 @@ struct Receipt {
 }
 
 impl Bucket {
-    fn interval(&self) -> u128 {
-        self.rate.map_or(0, |rate| rate.interval.get().into())
-    }
-
     /// How long someone waits before whom `ahead` others take a token first.
     fn wait(&self, now: u128, ahead: u32) -> Duration {
         let open = now.max(self.paused_until);
-        if self.rate.is_none() {
-            return duration(open - now);
-        }
-        let interval = self.interval();
-        let spare = self.rate.map_or(0, |rate| interval * u128::from(rate.burst.get() - 1));
+        let Some(rate) = self.rate else { return duration(open - now) };
+        let interval = u128::from(rate.interval.get());
+        let spare = interval * u128::from(rate.burst.get() - 1);
         let full_at = self.full_at.max(open) + interval * u128::from(ahead);
         duration(full_at.saturating_sub(spare).max(open) - now)
     }
 
     fn take(&mut self, now: u128) -> Receipt {
-        if self.rate.is_none() {
+        let Some(rate) = self.rate else {
             return Receipt { before: self.full_at, after: self.full_at };
-        }
+        };
         let before = self.full_at.max(now);
-        self.full_at = before + self.interval();
+        self.full_at = before + u128::from(rate.interval.get());
         Receipt { before, after: self.full_at }
     }
 

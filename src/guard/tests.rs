@@ -377,9 +377,9 @@ async fn a_text_that_means_throttling_is_handed_on_and_pauses_the_bucket() {
 #[tokio::test(start_paused = true)]
 async fn a_pause_shorter_than_max_wait_is_waited_for() {
     let guard = guard(|c| c.rate = Some(rate(10.0, 10, 6 * S)));
-    guard.pause(Some(4 * S));
+    guard.pause(4 * S);
     assert_eq!(fine(&guard).await.1.limited, 4 * S);
-    guard.pause(Some(3600 * S));
+    guard.pause(3600 * S);
     assert_eq!(guard.snapshot().paused, Some(60 * S));
     assert_refused(fine(&guard).await, Reason::Throttled);
 }
@@ -514,7 +514,7 @@ async fn a_call_that_finds_the_probes_under_way_gives_its_token_back() {
     });
     fail(&guard).await;
     advance(29 * S + S / 2).await;
-    guard.pause(Some(S));
+    guard.pause(S);
     advance(S / 2).await;
     let first = busy(&guard, 10 * S).await;
     let second = busy(&guard, 10 * S).await;
@@ -740,7 +740,7 @@ async fn a_reload_reaches_every_part() {
         c.throttle.pause_max = S;
     }));
     assert_eq!(guard.snapshot().tokens, Some(7.0));
-    guard.pause(Some(9 * S));
+    guard.pause(9 * S);
     assert_eq!(guard.snapshot().paused, Some(S));
     advance(S).await;
     let busy = busy(&guard, S).await;

@@ -186,11 +186,6 @@ impl Record {
         self.context.tracestate()
     }
 
-    /// It was no call after all: what became of the request is told by another record.
-    pub fn forget(mut self) {
-        self.finished = true;
-    }
-
     /// The call ended.
     pub fn finish(mut self, outcome: Outcome) {
         self.end(outcome);

@@ -3,10 +3,12 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::message::Frame;
 use super::revision::Revision;
 
 /// Keys of `_meta` that the specification reserves (2026-07-28 basic/index, "_meta").
@@ -55,6 +57,13 @@ impl<'a> Members<'a> {
         // Borrowed where the text has no escapes.
         serde_json::from_str::<CowStr<'a>>(raw).ok().map(|c| c.0)
     }
+}
+
+/// The raw id that a `notifications/cancelled` names (all revisions, basic/utilities/cancellation).
+pub fn cancelled_id(notification: &Frame) -> Option<Bytes> {
+    let params = notification.params()?;
+    let members = Members::read(&params).ok()?;
+    members.get("requestId").map(|id| Bytes::copy_from_slice(id.get().as_bytes()))
 }
 
 struct CowStr<'a>(Cow<'a, str>);

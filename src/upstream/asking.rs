@@ -20,7 +20,7 @@ use crate::failure::{Delivery, Fault, Reason};
 use crate::guard::{Deadline, Guard};
 use crate::protocol::error::{ErrorObject, INTERNAL_ERROR};
 use crate::protocol::message::{Frame, Kind, response};
-use crate::protocol::meta::{Members, ObjectWriter};
+use crate::protocol::meta::{Members, ObjectWriter, cancelled_id};
 
 use super::inbound;
 use super::link::Link;
@@ -204,10 +204,4 @@ fn raw(value: &RawValue) -> Bytes {
 
 fn error(code: i32, text: &str) -> Reply {
     Reply::Error(Bytes::copy_from_slice(ErrorObject::new(code, text).to_raw().get().as_bytes()))
-}
-
-fn cancelled_id(frame: &Frame) -> Option<Bytes> {
-    let params = frame.params()?;
-    let members = Members::read(&params).ok()?;
-    members.get("requestId").map(raw)
 }

@@ -474,7 +474,7 @@ impl Ear {
         if let (Reason::Throttled, Some(pause), Some(owner)) =
             (fault.reason, fault.retry_after, self.owner.upgrade())
         {
-            owner.throttled(Some(pause));
+            owner.throttled(pause);
         }
     }
 

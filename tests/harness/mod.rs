@@ -39,6 +39,50 @@ pub fn peers() -> PathBuf {
         .clone()
 }
 
+/// A server that is a program listening on a loopback port; ended when dropped.
+pub struct Program(Child);
+
+impl Program {
+    /// Start it and wait until somebody answers at the port.
+    pub fn start(command: &mut Command, port: u16) -> Program {
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let program = Program(child);
+        let end = Instant::now() + PATIENCE;
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(Instant::now() < end, "{command:?} does not listen");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        program
+    }
+
+    /// `server-everything` in this mode.
+    pub fn everything(mode: &str, port: u16) -> Program {
+        let servers = peers().join("servers");
+        let main = "node_modules/@modelcontextprotocol/server-everything/dist/index.js";
+        let mut command = Command::new("node");
+        command.arg("--require").arg(servers.join("loopback.cjs"));
+        command.arg(servers.join(main)).arg(mode).env("PORT", port.to_string());
+        Program::start(&mut command, port)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A port that was free just now.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 /// A running gateway; stopped when dropped.
 pub struct Weir {
     pub url: String,

@@ -1,57 +1,17 @@
 //! Real servers of HTTP+SSE, found behind their URL.
 
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use serde_json::json;
 
-use crate::harness::{PATIENCE, Weir, call, modern, peers, tool_names};
+use crate::harness::{Program, Weir, call, free_port, modern, peers, tool_names};
 use crate::peer::Peer;
 use crate::{Old, asked_call, text};
 
-/// A server as a program; ended when dropped.
-struct Program(Child);
-
-impl Program {
-    fn start(command: &mut Command, port: u16) -> Program {
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let end = Instant::now() + PATIENCE;
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(Instant::now() < end, "{command:?} does not listen");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Program(child)
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn server_everything_over_sse() {
-    let servers = peers().join("servers");
     let port = free_port();
-    let mut command = Command::new("node");
-    command
-        .arg("--require")
-        .arg(servers.join("loopback.cjs"))
-        .arg(servers.join("node_modules/@modelcontextprotocol/server-everything/dist/index.js"))
-        .arg("sse")
-        .env("PORT", port.to_string());
-    let _server = Program::start(&mut command, port);
+    let _server = Program::everything("sse", port);
     let section = format!("[upstreams.up]\nurl = \"http://127.0.0.1:{port}/sse\"\n");
     let weir = Weir::start("", &section);
     weir.ready(&["up"]).await;
