@@ -29,6 +29,7 @@ use crate::protocol::message::{Frame, message};
 use crate::protocol::meta::{ObjectWriter, RequestMeta};
 use crate::protocol::method::{self, ListKind};
 use crate::protocol::revision::Revision;
+use crate::protocol::task::Tasks;
 use crate::seal::Sealer;
 use crate::upstream::Site;
 
@@ -505,6 +506,9 @@ async fn call_on(
         meta: RequestMeta::default(),
         form: Form::Canonical,
         askable: Askable::default(),
+        tasks: Tasks::None,
+        task: None,
+        asides: None,
         strays: crate::call::Strays::default(),
         session: None,
         revision: Revision::LATEST,

@@ -1,11 +1,12 @@
 //! What travels through the heart: the call, the notices it causes, its terminal.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::protocol::capability::Askable;
 use crate::protocol::error::ErrorObject;
@@ -13,6 +14,7 @@ use crate::protocol::message::{Frame, Kind};
 use crate::protocol::meta::RequestMeta;
 use crate::protocol::method::Method;
 use crate::protocol::revision::Revision;
+use crate::protocol::task::Tasks;
 
 /// Who calls. Made only by `identity`, so there is no work for nobody.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -26,6 +28,17 @@ pub struct Consumer {
 /// Headers `mcp-param-…` of a caller that its tool does not define: names in lower case, values as
 /// they came. An upstream may know what we don't.
 pub type Strays = Box<[(Box<str>, Box<str>)]>;
+
+/// The task that a request names.
+#[derive(Clone, Debug)]
+pub struct TaskName {
+    /// Public name of the tool that runs in it: whoever may call that may have the task.
+    pub tool: Box<str>,
+    /// The upstream's id.
+    pub native: Box<str>,
+    /// The caller's id.
+    pub public: Box<str>,
+}
 
 /// One downstream request in canonical form.
 pub struct Call {
@@ -43,8 +56,14 @@ pub struct Call {
     pub askable: Askable,
     /// Its headers that mirror nothing we know of.
     pub strays: Strays,
+    /// What the caller makes of it if a call becomes a task.
+    pub tasks: Tasks,
+    /// The task that it names, for the methods that name one.
+    pub task: Option<TaskName>,
     /// The caller's session, if it has one: a conversation with an upstream may belong to it.
     pub session: Option<Arc<str>>,
+    /// Where notices for the caller go that belong to none of its calls, if it has such a way.
+    pub asides: Option<Arc<Asides>>,
     /// The caller's revision; for the record, and for nobody to branch on between the edges.
     pub revision: Revision,
 }
@@ -112,6 +131,40 @@ impl Drop for Counted {
 /// Most notices that wait for a slow client before the oldest kind of loss sets in: further ones
 /// are dropped and counted. A call's progress is a handful; 256 rides out a stalled client.
 pub const NOTICES_MAX: usize = 256;
+
+/// Notices that wait for a session's client outside of its calls. It may have no stream open for
+/// them; then the newest are kept.
+#[derive(Default)]
+pub struct Asides {
+    waiting: Mutex<VecDeque<Bytes>>,
+    more: Notify,
+}
+
+/// Most of them that wait: each is about a page that a person has open.
+const ASIDES_MAX: usize = 32;
+
+impl Asides {
+    /// Hand over one complete notification message. Never waits.
+    pub fn push(&self, message: Bytes) {
+        let mut waiting = self.waiting.lock().expect("no panic while held");
+        if waiting.len() >= ASIDES_MAX {
+            waiting.pop_front();
+        }
+        waiting.push_back(message);
+        self.more.notify_one();
+    }
+
+    /// The next one. Safe to drop and call again.
+    pub async fn next(&self) -> Bytes {
+        loop {
+            let first = self.waiting.lock().expect("no panic while held").pop_front();
+            match first {
+                Some(message) => return message,
+                None => self.more.notified().await,
+            }
+        }
+    }
+}
 
 /// How long a caller is given for an answer. A person may have to look something up; a question
 /// that is open for longer is forgotten, and upstreams give up sooner than that.

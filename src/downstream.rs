@@ -25,6 +25,7 @@ pub mod session;
 pub mod sse;
 pub mod stall;
 pub mod stdio;
+mod tasks;
 pub mod websocket;
 
 use std::sync::Arc;

@@ -20,4 +20,5 @@ pub mod param;
 pub mod revision;
 pub mod splice;
 pub mod sse;
+pub mod task;
 pub mod walk;

@@ -25,6 +25,8 @@ pub enum Purpose {
     Session,
     /// `requestState` of a client of the newest revision.
     RequestState,
+    /// The id of a task.
+    Task,
 }
 
 impl Purpose {
@@ -32,6 +34,7 @@ impl Purpose {
         match self {
             Purpose::Session => b"weir session 1",
             Purpose::RequestState => b"weir request state 1",
+            Purpose::Task => b"weir task 1",
         }
     }
 }

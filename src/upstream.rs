@@ -23,7 +23,9 @@ pub mod link;
 pub mod loader;
 mod mirror;
 pub mod outbound;
+mod pages;
 pub mod subscriptions;
+mod tasks;
 pub mod transport;
 
 use std::collections::HashMap;
@@ -54,6 +56,7 @@ use errand::Errand;
 use lease::Leases;
 use link::Link;
 use outbound::Trace;
+use pages::Pages;
 use subscriptions::Subscriptions;
 use transport::http::HttpCounters;
 use transport::pipe::PipeCounters;
@@ -99,6 +102,8 @@ pub struct Upstream {
     born: tokio::time::Instant,
     // Milliseconds after `born`, rounded up; 0: not yet.
     lists_at: Arc<AtomicU64>,
+    // Who waits to hear that a page was visited.
+    pages: Pages,
     // As the keeper fetched them last; a call that was refused for its headers waits here.
     lists: watch::Sender<Option<Arc<Slice>>>,
     /// Rises with each upstream that this process makes.
@@ -157,6 +162,7 @@ impl Upstream {
             born: tokio::time::Instant::now(),
             lists_at: Arc::default(),
             lists: watch::Sender::new(None),
+            pages: Pages::default(),
             incarnation: INCARNATIONS.fetch_add(1, Ordering::Relaxed),
             stop: stop.clone(),
             retiring: AtomicBool::new(false),
@@ -331,7 +337,13 @@ impl Upstream {
             parsed,
             mirrored: &mirrored,
             trace,
-            asking: Asking { call, notices, guard: &self.guard, deadline: &deadline },
+            asking: Asking {
+                call,
+                notices,
+                pages: &self.pages,
+                guard: &self.guard,
+                deadline: &deadline,
+            },
         };
         let begun = AtomicBool::new(false);
         let carried = self.guard.run(&ask, &deadline, |_| {

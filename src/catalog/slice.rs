@@ -15,8 +15,9 @@ use sha2::{Digest, Sha256};
 use crate::protocol::message::one_line;
 use crate::protocol::meta::Members;
 use crate::protocol::method::ListKind;
-use crate::protocol::revision::Revision;
+use crate::protocol::revision::{Era, Revision};
 use crate::protocol::splice::range_of;
+use crate::protocol::task::{self, TaskSupport};
 
 /// Longest native name or URI, in bytes: the specification advises 128 for names, URIs carry
 /// queries. What is longer would only be carried around by every log line and table.
@@ -84,6 +85,8 @@ pub struct Hints {
     pub destructive: Option<bool>,
     /// `idempotentHint`
     pub idempotent: Option<bool>,
+    /// `execution.taskSupport`; not a hint but a rule.
+    pub task: TaskSupport,
 }
 
 /// An item that was dropped.
@@ -140,17 +143,28 @@ impl Slice {
 }
 
 impl About {
-    /// Whether it declares the capability `name`, or with a dot (`resources.subscribe`) a part
-    /// of one.
+    /// Whether it declares the capability `name`, or with dots (`resources.subscribe`) a part of
+    /// one.
     pub fn can(&self, name: &str) -> bool {
-        let (name, part) = name.split_once('.').map_or((name, None), |(n, p)| (n, Some(p)));
         let declared = |raw: &[u8], name: &str| {
             let members = Members::read(raw).ok()?;
             let value = members.get(name)?.get();
-            (!matches!(value, "null" | "false")).then(|| value.to_owned())
+            (!matches!(value, "null" | "false")).then(|| value.as_bytes().to_vec())
         };
-        let Some(value) = declared(&self.capabilities, name) else { return false };
-        part.is_none_or(|part| declared(value.as_bytes(), part).is_some())
+        let first = Some(self.capabilities.to_vec());
+        name.split('.').fold(first, |raw, name| declared(&raw?, name)).is_some()
+    }
+
+    /// Whether its tools can run as tasks of 2025-11-25 (basic/utilities/tasks).
+    pub fn has_old_tasks(&self) -> bool {
+        self.revision == Revision::R2025_11_25 && self.can("tasks.requests.tools.call")
+    }
+
+    /// Whether its tools can run as tasks, as 2025-11-25 or as the extension has them.
+    pub fn has_tasks(&self) -> bool {
+        self.has_old_tasks()
+            || self.revision.era() == Era::Modern
+                && task::has_extension(&self.capabilities, task::EXTENSION)
     }
 }
 
@@ -307,6 +321,8 @@ fn read_item(kind: ListKind, raw: Bytes) -> Result<Item, (Option<Arc<str>>, BadI
             hints.destructive = flag("destructiveHint");
             hints.idempotent = flag("idempotentHint");
         }
+        hints.task =
+            members.get("execution").map(|e| TaskSupport::read(e.get())).unwrap_or_default();
     }
     let key_span = range_of(&raw, place.get().as_bytes());
     Ok(Item { raw, key, key_span, hints, schema })

@@ -111,7 +111,10 @@ impl View {
         let number = place.entry as usize;
         let entry = &exposed.entries[number];
         let (public, params) = (entry.exposed.clone(), entry.params.clone());
-        Some(Route::listed(kind, public, exposed.item(number), params, &merged.part.config))
+        let route = Route::listed(kind, public, exposed.item(number), params, &merged.part.config);
+        // The tool's word counts where its server's does (2025-11-25 basic/utilities/tasks).
+        let old = merged.part.slice.as_ref().is_some_and(|s| s.about.has_old_tasks());
+        Some(if old { route } else { route.without_task() })
     }
 
     fn unlisted(&self, kind: ListKind, public: &str) -> Option<Route> {

@@ -9,6 +9,7 @@ use crate::protocol::message::Frame;
 use crate::protocol::meta::{Members, RequestMeta};
 use crate::protocol::method::Method;
 use crate::protocol::revision::{Era, Revision};
+use crate::protocol::task::Tasks;
 
 use super::Edge;
 
@@ -62,6 +63,9 @@ pub fn open(
         form,
         askable,
         strays: Strays::default(),
+        tasks: Tasks::None,
+        task: None,
+        asides: None,
         session,
         revision,
     };

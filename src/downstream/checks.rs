@@ -156,6 +156,7 @@ pub fn mirrored(headers: &HeaderMap, frame: &Frame) -> Result<Option<String>, Re
     let field = match frame.method() {
         "tools/call" | "prompts/get" => "name",
         "resources/read" => "uri",
+        "tasks/get" | "tasks/update" | "tasks/cancel" => "taskId",
         _ => return Ok(None),
     };
     let params = frame.params().unwrap_or_default();

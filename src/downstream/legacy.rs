@@ -29,7 +29,7 @@ use super::canonical::{Opened, TraceHeaders, meta_of, open};
 use super::refused::{Refused, label};
 use super::render::{Said, render};
 use super::session::{Hello, SESSION_CALLS_MAX, Session};
-use super::{Edge, conversation, listen};
+use super::{Edge, conversation, listen, tasks};
 
 /// What became of a message.
 pub enum Handled {
@@ -146,7 +146,7 @@ pub fn welcome(edge: &Edge, session: &Session, id: &[u8]) -> Bytes {
     let view = snapshot.view(&session.consumer);
     let mut out = ObjectWriter::new();
     out.value("protocolVersion", &session.revision.as_str())
-        .raw("capabilities", &view.capabilities())
+        .raw("capabilities", &view.capabilities(session.revision))
         .raw("serverInfo", &router::server_info());
     if let Some(text) = router::instructions(&view, &snapshot.config.gateway) {
         out.value("instructions", &text);
@@ -230,7 +230,10 @@ async fn request(
     meta.client_capabilities = None;
     meta.protocol_version = None;
     meta.log_level.clone_from(&session.log_level.lock().expect("no panic while held"));
-    let Opened { call, record } = open(
+    let named = tasks::named(edge, &session.consumer, method, &frame, session.revision, &meta)?;
+    let (frame, task) = named.map_or((frame, None), |(frame, task)| (frame, Some(task)));
+    let wanted = tasks::wanted(edge, &session.consumer, method, &frame, session.revision, &meta);
+    let Opened { mut call, record } = open(
         edge,
         transport,
         &session.consumer,
@@ -241,6 +244,9 @@ async fn request(
         (session.askable, Some(session.id.clone())),
         trace,
     );
+    call.task = task;
+    call.asides = Some(session.asides.clone());
+    call.tasks = wanted;
     if method.handling != Handling::Forward {
         let terminal = edge.gateway.handle(&call, record, &Notices::none()).await;
         return Ok(Handled::Message(render(terminal, &id, method, session.revision).message));
@@ -271,6 +277,7 @@ async fn request(
         let revision = session2.revision;
         let out = tokio::select! {
             terminal = edge2.gateway.handle(&call, record, &notices) => {
+                let terminal = tasks::sealed(&edge2, &call, terminal);
                 Some(render(terminal, &id, method, revision))
             }
             () = token.cancelled() => None,

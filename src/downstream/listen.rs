@@ -11,7 +11,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::call::Consumer;
+use crate::call::{Asides, Consumer};
 use crate::gateway::Gateway;
 use crate::gateway::subscriptions::{Changes, Topic};
 use crate::protocol::message::{Frame, Kind, message, response};
@@ -143,6 +143,7 @@ pub struct Feed {
     topics: Vec<Topic>,
     watching: Watching,
     id: Option<Bytes>,
+    asides: Arc<Asides>,
     waiting: VecDeque<Bytes>,
 }
 
@@ -180,6 +181,8 @@ impl Feed {
             watching: Watching::Own(watches),
             // Its own bytes: the stream may stay for long, and the request need not.
             id: Some(Bytes::copy_from_slice(id)),
+            // One that nobody writes to.
+            asides: Arc::default(),
             waiting: VecDeque::from([ack]),
         }
     }
@@ -199,6 +202,7 @@ impl Feed {
             topics: Topic::ALL.to_vec(),
             watching: Watching::Session(session.clone()),
             id: None,
+            asides: session.asides.clone(),
             waiting: VecDeque::new(),
         };
         let again = session.has_listened.swap(true, Ordering::Relaxed);
@@ -243,6 +247,7 @@ impl Feed {
                     }
                     Err(RecvError::Closed) => std::future::pending().await,
                 },
+                aside = self.asides.next() => return Some(aside),
                 () = self.access.revoked() => return None,
             }
         }

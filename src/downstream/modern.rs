@@ -15,7 +15,7 @@ use super::canonical::{Opened, TraceHeaders, open};
 use super::legacy::{Handled, Running};
 use super::refused::Refused;
 use super::render::render;
-use super::{listen, park};
+use super::{listen, park, tasks};
 
 /// Whether a request is of the newest era: its `_meta` names a revision, or only that era has
 /// its method (2026-07-28 basic/versioning).
@@ -106,9 +106,14 @@ pub async fn handle(
     } else {
         frame
     };
+    let named = tasks::named(edge, consumer, method, &frame, revision, &meta)?;
+    let (frame, task) = named.map_or((frame, None), |(frame, task)| (frame, Some(task)));
+    let wanted = tasks::wanted(edge, consumer, method, &frame, revision, &meta);
     let Opened { mut call, record } =
         open(edge, transport, consumer, method, frame, meta, revision, (askable, None), trace);
     call.strays = strays;
+    call.task = task;
+    call.tasks = wanted;
     if method.handling != Handling::Forward {
         let terminal = edge.gateway.handle(&call, record, &Notices::none()).await;
         return Ok(Handled::Message(render(terminal, &id, method, revision).message));
@@ -121,6 +126,7 @@ pub async fn handle(
     let work = Box::pin(async move {
         let terminal = edge.gateway.handle(&call, record, &notices).await;
         let terminal = park::wrapped(&edge, &call, terminal);
+        let terminal = tasks::sealed(&edge, &call, terminal);
         Some(render(terminal, &id, method, revision))
     });
     Ok(Handled::Running(Running::new(work, notices_rx)))

@@ -28,10 +28,10 @@ use crate::protocol::revision::Revision;
 use crate::protocol::splice::{Splice, range_of};
 use crate::seal::{Purpose, random_name};
 
-use super::Edge;
 use super::legacy::Running;
 use super::refused::Refused;
 use super::render::{Said, render};
+use super::{Edge, tasks};
 
 /// Most parked calls, and most of one consumer: each is a call in flight upstream.
 const PARKS_MAX: usize = 1024;
@@ -291,7 +291,8 @@ pub fn begin(edge: &Arc<Edge>, call: Call, record: Record, id: Bytes) -> Running
         let edge = edge.clone();
         tokio::spawn(async move {
             let terminal = edge.gateway.handle(&call, record, &notices).await;
-            let _ = done.send(wrapped(&edge, &call, terminal));
+            let terminal = wrapped(&edge, &call, terminal);
+            let _ = done.send(tasks::sealed(&edge, &call, terminal));
         })
     };
     let conversation = Conversation {

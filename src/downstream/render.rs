@@ -103,7 +103,10 @@ fn mapped_error(error: &[u8], era: Era, method: &Method) -> Option<Vec<u8>> {
         (Era::Legacy, Ok(INVALID_PARAMS)) if resource && says_not_found(code.message.get()) => {
             LEGACY_RESOURCE_NOT_FOUND
         }
-        (Era::Modern, Ok(LEGACY_URL_ELICITATION)) => INTERNAL_ERROR,
+        // Who could be shown the pages was; this one did not declare it.
+        (Era::Modern, Ok(LEGACY_URL_ELICITATION)) => {
+            return Some(lacks_pages(code.message));
+        }
         // What the caller lacks the caller must hear; the upstream was told what it declared.
         (Era::Modern, Ok(MISSING_CLIENT_CAPABILITY)) => return None,
         // The other modern codes speak of our own request to the upstream, not of the caller's.
@@ -121,6 +124,16 @@ fn mapped_error(error: &[u8], era: Era, method: &Method) -> Option<Vec<u8>> {
         }
     }
     Some(out.finish())
+}
+
+// 2026-07-28 basic/index: the error says which capability it takes.
+fn lacks_pages(message: &RawValue) -> Vec<u8> {
+    let needed = serde_json::json!({"requiredCapabilities": {"elicitation": {"url": {}}}});
+    ObjectWriter::new()
+        .value("code", &MISSING_CLIENT_CAPABILITY)
+        .raw("message", message.get().as_bytes())
+        .value("data", &needed)
+        .finish()
 }
 
 fn says_not_found(message: &str) -> bool {

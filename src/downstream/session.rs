@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::call::{Consumer, Reply};
+use crate::call::{Asides, Consumer, Reply};
 use crate::protocol::capability::Askable;
 use crate::protocol::revision::Revision;
 
@@ -69,6 +69,8 @@ pub struct Session {
     pub running: DashMap<Bytes, CancellationToken>,
     /// What was said on the streams of its calls.
     pub replay: Replay,
+    /// What its client is told besides, outside of its calls.
+    pub asides: Arc<Asides>,
     /// What its client was last told about, between two GET streams.
     pub told: Mutex<Option<Known>>,
     /// It has had a stream of changes, so there can be a gap before the next one.
@@ -100,6 +102,7 @@ impl Session {
             log_level: Mutex::new(None),
             running: DashMap::with_shard_amount(2),
             replay: Replay::default(),
+            asides: Arc::default(),
             told: Mutex::default(),
             has_listened: AtomicBool::new(false),
             next_event: AtomicU64::new(1),

@@ -8,7 +8,7 @@ use crate::config::Gateway as Settings;
 use crate::failure::{Reason, Refusal};
 use crate::protocol::address::Parsed;
 use crate::protocol::meta::{Members, ObjectWriter, key};
-use crate::protocol::method::{AddressField, Handling};
+use crate::protocol::method::{AddressField, Handling, ListKind};
 use crate::protocol::revision::Revision;
 
 /// What is to be done.
@@ -57,6 +57,14 @@ pub fn plan(view: &View, call: &Call, settings: &Settings) -> Result<Plan, Unpla
             let params = call.frame.params();
             let parsed = Parsed::read(call.method, params.as_deref())
                 .map_err(|e| Refusal::new(Reason::InvalidParams, e.to_string()))?;
+            if let Some(task) = &call.task {
+                // Whoever may call the tool may have what became of the call.
+                let route = view.resolve(ListKind::Tools, &task.tool).ok_or_else(|| Unplanned {
+                    refusal: Refusal::new(Reason::InvalidParams, "Unknown task"),
+                    name: task.tool.to_string(),
+                })?;
+                return Ok(Plan::Forward(route, parsed));
+            }
             let Some(address) = &parsed.address else {
                 return Err(Refusal::new(Reason::InvalidParams, "the request names nothing").into());
             };
@@ -133,7 +141,7 @@ pub fn discover(view: &View, settings: &Settings) -> Vec<u8> {
     let mut out = ObjectWriter::new();
     out.value("resultType", &"complete")
         .value("supportedVersions", &[Revision::LATEST.as_str()])
-        .raw("capabilities", &view.capabilities());
+        .raw("capabilities", &view.capabilities(Revision::LATEST));
     if let Some(text) = instructions(view, settings) {
         out.value("instructions", &text);
     }

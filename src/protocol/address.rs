@@ -66,7 +66,8 @@ impl Parsed {
             Ok(Some(Address { kind, value, span: range_of(raw, text.as_bytes()) }))
         };
         parsed.address = match method.address {
-            AddressField::None => None,
+            // A task is sealed: the edge reads it.
+            AddressField::None | AddressField::Task => None,
             AddressField::ToolName => take(&params, ListKind::Tools, "name", "params.name")?,
             AddressField::PromptName => take(&params, ListKind::Prompts, "name", "params.name")?,
             AddressField::Uri => take(&params, ListKind::Resources, "uri", "params.uri")?,
@@ -113,6 +114,8 @@ pub enum UriHolder {
     PromptResult,
     /// The result of `resources/read`.
     ReadResult,
+    /// The result of `tasks/get` of the newest revision's extension.
+    TaskResult,
     /// The params of `notifications/resources/updated`.
     Updated,
     /// One tool of `tools/list` (its app's page).
@@ -123,7 +126,8 @@ impl UriHolder {
     /// What the result of this method is; `None` if it names no resource.
     pub fn of_result(method: &str) -> Option<UriHolder> {
         match method {
-            "tools/call" => Some(UriHolder::ToolResult),
+            "tools/call" | "tasks/result" => Some(UriHolder::ToolResult),
+            "tasks/get" => Some(UriHolder::TaskResult),
             "prompts/get" => Some(UriHolder::PromptResult),
             "resources/read" => Some(UriHolder::ReadResult),
             _ => None,
@@ -133,6 +137,10 @@ impl UriHolder {
     fn places(self) -> &'static Place {
         match self {
             UriHolder::ToolResult => &Place::Object(&[("content", Place::Each(&Place::Block))]),
+            UriHolder::TaskResult => &Place::Object(&[(
+                "result",
+                Place::Object(&[("content", Place::Each(&Place::Block))]),
+            )]),
             UriHolder::PromptResult => &Place::Object(&[(
                 "messages",
                 Place::Each(&Place::Object(&[("content", Place::OneOrEach(&Place::Block))])),

@@ -71,6 +71,8 @@ pub enum AddressField {
     PromptName,
     /// `params.uri`, a resource.
     Uri,
+    /// `params.taskId`, a task.
+    Task,
     /// `params.ref`: `{type: "ref/prompt", name}` or `{type: "ref/resource", uri}`.
     Ref,
 }
@@ -127,7 +129,7 @@ const fn row(
 }
 
 /// The table, in the order of section 3 of any revision's schema.
-pub static METHODS: [Method; 15] = [
+pub static METHODS: [Method; 19] = [
     row("initialize", H::Edge, A::None, true, false, R24, R11),
     row("ping", H::Edge, A::None, true, false, R24, R11),
     row("logging/setLevel", H::Edge, A::None, true, false, R24, R11),
@@ -143,6 +145,10 @@ pub static METHODS: [Method; 15] = [
     row("subscriptions/listen", H::Listen, A::None, true, false, R26, R26),
     row("resources/subscribe", H::Edge, A::Uri, true, false, R24, R11),
     row("resources/unsubscribe", H::Edge, A::Uri, true, false, R24, R11),
+    row("tasks/get", H::Forward, A::Task, true, false, R11, R26),
+    row("tasks/result", H::Forward, A::Task, true, false, R11, R11),
+    row("tasks/update", H::Forward, A::Task, false, false, R26, R26),
+    row("tasks/cancel", H::Forward, A::Task, false, false, R11, R26),
 ];
 
 /// The row of a method in a revision; `None` if that revision does not have it.

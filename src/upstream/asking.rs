@@ -21,9 +21,11 @@ use crate::guard::{Deadline, Guard};
 use crate::protocol::error::{ErrorObject, INTERNAL_ERROR};
 use crate::protocol::message::{Frame, Kind, response};
 use crate::protocol::meta::{Members, ObjectWriter, cancelled_id};
+use crate::protocol::task::{self, Tasks};
 
 use super::inbound;
 use super::link::Link;
+use super::pages::Pages;
 use super::transport::Unasked;
 
 /// Questions of one call that wait to be looked at.
@@ -42,6 +44,8 @@ pub struct Asking<'a> {
     pub call: &'a Call,
     /// The way to its caller.
     pub notices: &'a Notices,
+    /// Who waits to hear that a page was visited.
+    pub pages: &'a Pages,
     /// Stands aside while the caller thinks.
     pub guard: &'a Guard,
     /// Stands still meanwhile.
@@ -110,9 +114,17 @@ impl Asking<'_> {
     }
 
     async fn put(&self, link: &Link, frame: &Frame) -> Reply {
-        let params = frame.params();
+        let mut params = frame.params();
+        if let Some(raw) = &mut params
+            && self.call.tasks != Tasks::Asked
+        {
+            *raw = task::related(raw, self.call.task.as_ref().map(|task| &*task.public));
+        }
         if let Err((code, text)) = link.askable.allows(frame.method(), params.as_deref()) {
             return error(code, text);
+        }
+        if let (Some(asides), Some(page)) = (&self.call.asides, &params) {
+            self.pages.shown(page, asides);
         }
         match self.ask(frame.method(), params).await {
             Some(reply) => reply,
@@ -137,7 +149,6 @@ impl Asking<'_> {
         rounds: u32,
         terminal: &Terminal,
     ) -> Result<Vec<(&'static str, Bytes)>, Fault> {
-        let garbled = |text: &str| Fault::new(Reason::Garbled, Delivery::Unknown, text);
         let Terminal::Answer(frame, _) = terminal else {
             return Err(garbled("the upstream's questions cannot be read"));
         };
@@ -148,33 +159,65 @@ impl Asking<'_> {
         let members = Members::read(&outcome)
             .map_err(|_| garbled("the upstream's questions cannot be read"))?;
         let state = members.get("requestState").map(raw);
-        let asked = members.get("inputRequests").map(|r| Members::read(r.get().as_bytes()));
-        let asked = match asked {
-            None => Members::default(),
-            Some(Ok(asked)) if asked.0.len() <= ROUND_MAX => asked,
-            Some(_) => return Err(garbled("the upstream's questions cannot be read")),
-        };
+        let asked = members.get("inputRequests").map_or("{}", |r| r.get()).as_bytes();
         let mut retry = Vec::new();
-        if asked.0.is_empty() {
+        if Members::read(asked).is_ok_and(|asked| asked.0.is_empty()) {
             if state.is_none() {
                 return Err(garbled("the upstream asks and does not say what"));
             }
             let pause = AGAIN.0.saturating_mul(1 << rounds.min(5)).min(AGAIN.1);
             tokio::time::sleep(pause).await;
         } else {
-            let answers = asked.0.iter().map(|(key, request)| self.answer(key, request));
-            let answers: FuturesUnordered<_> = answers.collect();
-            let answers: Vec<_> = answers.collect().await;
-            let mut responses = ObjectWriter::new();
-            for answer in answers {
-                let (key, result) = answer?;
-                responses.raw(&key, &result);
-            }
-            retry.push(("inputResponses", responses.finish().into()));
+            retry.push(("inputResponses", self.answers(asked).await?));
         }
         // Byte for byte: it may be signed.
         retry.extend(state.map(|s| ("requestState", s)));
         Ok(retry)
+    }
+
+    /// The caller's answers to raw `inputRequests`, as raw `inputResponses`.
+    ///
+    /// # Errors
+    /// See [`Asking::round`].
+    pub async fn answers(&self, asked: &[u8]) -> Result<Bytes, Fault> {
+        let asked = match Members::read(asked) {
+            Ok(asked) if asked.0.len() <= ROUND_MAX => asked,
+            _ => return Err(garbled("the upstream's questions cannot be read")),
+        };
+        let answers = asked.0.iter().map(|(key, request)| self.answer(key, request));
+        let answers: FuturesUnordered<_> = answers.collect();
+        let answers: Vec<_> = answers.collect().await;
+        let mut responses = ObjectWriter::new();
+        for answer in answers {
+            let (key, result) = answer?;
+            responses.raw(&key, &result);
+        }
+        Ok(responses.finish().into())
+    }
+
+    /// Show the caller the pages that the upstream wants visited before it takes the call
+    /// (2025-11-25 client/elicitation, "URL elicitation required error").
+    ///
+    /// # Errors
+    /// When the caller does not visit them all, or the upstream wants it again and again.
+    pub async fn show(&self, rounds: u32, pages: &[Bytes]) -> Result<(), Fault> {
+        if rounds > ROUNDS_MAX || pages.len() > ROUND_MAX {
+            return Err(garbled("the upstream asks again and again"));
+        }
+        let shown = pages.iter().map(|page| self.ask("elicitation/create", Some(page.clone())));
+        let shown: FuturesUnordered<_> = shown.collect();
+        let shown: Vec<_> = shown.collect().await;
+        let accepted = |reply: &Option<Reply>| match reply {
+            Some(Reply::Result(raw)) => Members::read(raw)
+                .is_ok_and(|m| m.get_str("action").is_some_and(|action| action == "accept")),
+            _ => false,
+        };
+        if shown.iter().all(accepted) {
+            return Ok(());
+        }
+        // The upstream said that it did nothing.
+        let text = "the upstream wants a page visited first, and the client declined";
+        Err(Fault::new(Reason::CapabilityMissing, Delivery::Refused, text))
     }
 
     async fn answer(&self, key: &str, request: &RawValue) -> Result<(String, Bytes), Fault> {
@@ -194,6 +237,10 @@ impl Asking<'_> {
             None => Err(failed(format!("the client gave no answer to {method}"))),
         }
     }
+}
+
+fn garbled(text: &str) -> Fault {
+    Fault::new(Reason::Garbled, Delivery::Unknown, text)
 }
 
 const CANCEL: Bytes = Bytes::from_static(br#"{"action":"cancel"}"#);

@@ -14,14 +14,14 @@ use crate::guard::Done;
 use crate::protocol::address::Parsed;
 use crate::protocol::message::{Frame, Kind};
 
-use super::Upstream;
 use super::asking::{ASKS_MAX, Asking};
 use super::inbound::{self, Arrived};
-use super::lease::{self, Hearing};
+use super::lease::{self, Hearing, Held};
 use super::link::{Answered, Link, Unanswered};
 use super::mirror::{self, Header};
 use super::outbound::{self, Trace};
 use super::transport::Unasked;
+use super::{Upstream, pages, tasks};
 
 /// What an attempt carries, the same for each.
 pub struct Errand<'a> {
@@ -34,62 +34,123 @@ pub struct Errand<'a> {
     pub asking: Asking<'a>,
 }
 
+/// What a request of a call says besides what its caller said.
+#[derive(Default)]
+pub struct Extra {
+    /// Members of the params.
+    pub members: Vec<(&'static str, Bytes)>,
+    /// The caller is said to know tasks: for one that does not, they are followed here.
+    pub tasks: bool,
+}
+
+/// The conversation that carries a call.
+pub struct Way {
+    main: Arc<Link>,
+    held: Option<Held>,
+}
+
+impl Way {
+    /// What carries it.
+    pub fn link(&self) -> &Arc<Link> {
+        self.held.as_ref().map_or(&self.main, |held| &held.link)
+    }
+
+    /// Where a pipe's questions go.
+    pub fn hearing(&self) -> Option<&Hearing> {
+        self.held.as_ref().and_then(|held| held.hearing.as_deref())
+    }
+
+    /// The call has ended by itself.
+    pub fn ended(&self) {
+        if let Some(held) = &self.held {
+            held.ended(true);
+        }
+    }
+
+    /// It has not, after all.
+    pub fn goes_on(&self) {
+        if let Some(held) = &self.held {
+            held.ended(false);
+        }
+    }
+}
+
 /// Make one attempt.
 pub async fn attempt(
     upstream: &Upstream,
     errand: &Errand<'_>,
 ) -> Result<Done<(Terminal, bool)>, Fault> {
+    let Asking { call, .. } = errand.asking;
+    if call.task.is_some() {
+        return tasks::attempt(upstream, errand).await;
+    }
     let mut headers = errand.mirrored.to_vec();
-    let mut arrived = once(upstream, errand, &mut headers, &[]).await?;
+    let mut extra = tasks::extra(errand);
+    let own = extra.members.len();
+    let (mut arrived, mut way) = once(upstream, errand, &mut headers, &extra).await?;
     let mut rounds = 0;
-    // A caller of the newest revision makes the rounds itself.
-    while arrived.asks && errand.asking.call.form == Form::Plain {
-        rounds += 1;
-        let answers = errand.asking.round(rounds, &arrived.terminal).await?;
-        // Not a repetition: the upstream asked for this request (2026-07-28 basic/patterns/mrtr).
-        // The first request of the call did arrive: what never left now is no proof any more that
-        // nothing was done, and the questions must not be asked again.
-        arrived = once(upstream, errand, &mut headers, &answers)
+    loop {
+        // A caller of the newest revision makes the rounds itself.
+        if arrived.asks && call.form == Form::Plain {
+            rounds += 1;
+            let answers = errand.asking.round(rounds, &arrived.terminal).await?;
+            extra.members.truncate(own);
+            extra.members.extend(answers);
+        } else if let Some(pages) = pages::to_show(call, &arrived.terminal) {
+            rounds += 1;
+            errand.asking.show(rounds, &pages).await?;
+        } else if !extra.tasks && tasks::wants_tasks(call, &arrived) {
+            extra.tasks = true;
+        } else {
+            break;
+        }
+        // Not a repetition: the upstream asked for this request (2026-07-28 basic/patterns/mrtr;
+        // 2025-11-25 client/elicitation, "URL elicitation required error"). The first request of
+        // the call did arrive: what never left now is no proof any more that nothing was done,
+        // and the questions must not be asked again.
+        (arrived, way) = once(upstream, errand, &mut headers, &extra)
             .await
             .map_err(|fault| Fault { delivery: Delivery::Unknown, ..fault })?;
     }
+    let mut arrived = tasks::arrived(errand, &way, arrived).await?;
+    if let Some(other) = pages::unshown(call, &arrived.terminal) {
+        arrived.terminal = other;
+    }
+    upstream.pages.wanted(call, &arrived.terminal);
     Ok(Done { value: (arrived.terminal, arrived.tool_error), signal: arrived.signal })
+}
+
+/// The conversation for a call.
+pub async fn way(upstream: &Upstream, errand: &Errand<'_>) -> Result<Way, Fault> {
+    let main = upstream.link(errand.asking.deadline).await?;
+    let held = if lease::needed(&main, errand.config, errand.asking.call, errand.route.task()) {
+        Some(upstream.leases.take(&upstream.connector, errand.config, &main, errand.asking).await?)
+    } else {
+        None
+    };
+    Ok(Way { main, held })
 }
 
 async fn once(
     upstream: &Upstream,
     errand: &Errand<'_>,
     headers: &mut Vec<Header>,
-    answers: &[(&str, Bytes)],
-) -> Result<Arrived, Fault> {
-    let Asking { call, deadline, .. } = errand.asking;
+    extra: &Extra,
+) -> Result<(Arrived, Way), Fault> {
     let mut renewed = false;
     let mut remade = false;
     loop {
-        let main = upstream.link(deadline).await?;
-        let held = if lease::needed(&main, errand.config, call) {
-            Some(
-                upstream
-                    .leases
-                    .take(&upstream.connector, errand.config, &main, errand.asking)
-                    .await?,
-            )
-        } else {
-            None
-        };
-        let link = held.as_ref().map_or(&main, |held| &held.link);
-        let hearing = held.as_ref().and_then(|held| held.hearing.as_deref());
-        let carried = carry(upstream, link, hearing, errand, headers, answers).await;
-        if let Some(held) = &held {
-            held.ended();
-        }
+        let way = way(upstream, errand).await?;
+        let link = way.link();
+        let carried = carry(upstream, &way, errand, headers, extra).await;
+        way.ended();
         // Nobody there: that is for all to know, before the next calls find it out one by one. A
         // pipe tells its end itself; but where messages are posted, it may not notice.
         if let Err(fault) = &carried
             && (fault.reason == Reason::ConnectFailed
-                || fault.reason == Reason::ConnectionLost && !main.wire.is_pipe())
+                || fault.reason == Reason::ConnectionLost && !way.main.wire.is_pipe())
         {
-            main.doubt();
+            way.main.doubt();
         }
         match carried {
             // The session had ended before the request was looked at. Renewing it is our own
@@ -115,31 +176,35 @@ async fn once(
             Err(fault) if link.is_lost() && renewed && fault.delivery == Delivery::NotSent => {
                 return Err(Fault { delivery: Delivery::Refused, ..fault });
             }
-            arrived => return arrived,
+            arrived => return arrived.map(|arrived| (arrived, way)),
         }
     }
 }
 
-async fn carry(
+/// Send the request once and take the answer.
+pub async fn carry(
     upstream: &Upstream,
-    link: &Arc<Link>,
-    hearing: Option<&Hearing>,
+    way: &Way,
     errand: &Errand<'_>,
     headers: &[Header],
-    answers: &[(&str, Bytes)],
+    extra: &Extra,
 ) -> Result<Arrived, Fault> {
+    let link = way.link();
     let Errand { route, parsed, trace, asking, .. } = *errand;
-    let Asking { call, notices, deadline, guard } = asking;
+    let Asking { call, notices, deadline, guard, .. } = asking;
     if let Some(level) = &call.meta.log_level
         && let Some(rank) = inbound::LOG_LEVELS.iter().position(|l| **l == **level)
     {
         link.want_logs(rank, level).await;
     }
     let id = link.mint();
-    let message = outbound::build(call, parsed, route.native(), link.era(), id, trace, answers);
+    let message = outbound::build(call, parsed, route.native(), link.era(), id, trace, extra);
     let method = call.method.name;
-    let name = matches!(method, "tools/call" | "prompts/get" | "resources/read")
-        .then(|| &**route.native());
+    let name = match (&call.task, method) {
+        (Some(task), _) => Some(&*task.native),
+        (None, "tools/call" | "prompts/get" | "resources/read") => Some(&**route.native()),
+        _ => None,
+    };
     let on_notice = |frame: Frame| {
         if frame.method() == "notifications/progress" {
             deadline.extend();
@@ -156,7 +221,7 @@ async fn carry(
         link.exchange_with(id, method, name, headers, message, &on_notice, None).await
     } else {
         let (asks, asked) = mpsc::channel::<Unasked>(ASKS_MAX);
-        if let Some(hearing) = hearing {
+        if let Some(hearing) = way.hearing() {
             hearing.begin(asks.clone());
         }
         tokio::select! {

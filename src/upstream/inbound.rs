@@ -13,6 +13,9 @@ use crate::protocol::message::{Frame, Kind};
 use crate::protocol::meta::{Members, key};
 use crate::protocol::revision::Era;
 use crate::protocol::splice::Splice;
+use crate::protocol::task::{self, Tasks};
+
+use super::tasks;
 
 #[derive(Deserialize)]
 struct Shallow<'a> {
@@ -78,6 +81,7 @@ pub fn accept(
         }
         None => frame,
     };
+    let frame = tasks::renamed(call, frame);
     let form = if era == Era::Modern { Form::Canonical } else { Form::Plain };
     Ok(Arrived { terminal: Terminal::Answer(frame, form), tool_error, asks, signal })
 }
@@ -133,6 +137,17 @@ pub fn notice(call: &Call, upstream: &str, frame: &Frame) -> Option<Bytes> {
             }
         }
         _ => return None,
+    }
+    if call.tasks != Tasks::Asked {
+        let to = call.task.as_ref().map(|task| &*task.public);
+        let other = task::related(&params, to);
+        if other != params {
+            let edited = Frame::scan(s.apply(frame.bytes())).ok()?;
+            let mut s = Splice::new();
+            let now = task::related(&edited.params()?, to);
+            s.replace(edited.params_span()?, now.to_vec());
+            return Some(s.apply(edited.bytes()));
+        }
     }
     Some(s.apply(frame.bytes()))
 }

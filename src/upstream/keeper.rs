@@ -449,7 +449,11 @@ pub(super) struct Ear {
     pub owner: Weak<Upstream>,
 }
 
-/// Whether a notification concerns all who use the upstream, and no call.
+/// What says that somebody is done with a page (2025-11-25 client/elicitation).
+const PAGE_VISITED: &str = "notifications/elicitation/complete";
+
+/// Whether a notification belongs to no call: it concerns all who use the upstream, or says itself
+/// whom.
 pub(super) fn is_change(method: &str) -> bool {
     matches!(
         method,
@@ -457,6 +461,7 @@ pub(super) fn is_change(method: &str) -> bool {
             | "notifications/prompts/list_changed"
             | "notifications/resources/list_changed"
             | "notifications/resources/updated"
+            | PAGE_VISITED
     )
 }
 
@@ -480,6 +485,12 @@ impl Ear {
 
     pub fn note(&self, frame: &Frame) {
         if !is_change(frame.method()) {
+            return;
+        }
+        if frame.method() == PAGE_VISITED {
+            if let Some(owner) = self.owner.upgrade() {
+                owner.pages.visited(frame);
+            }
             return;
         }
         if frame.method() != "notifications/resources/updated" {

@@ -18,6 +18,7 @@ use crate::config::{EraChoice, Isolation, UpstreamConfig};
 use crate::failure::{Delivery, Fault, Reason};
 use crate::protocol::capability::Askable;
 use crate::protocol::message::Frame;
+use crate::protocol::task::{TaskSupport, Tasks};
 
 use super::asking::Asking;
 use super::connector::Connector;
@@ -104,9 +105,9 @@ pub struct Held {
 }
 
 impl Held {
-    /// The call ended, with an answer or without; it was not broken off.
-    pub fn ended(&self) {
-        self.over.store(true, Ordering::Relaxed);
+    /// Whether the call ended, with an answer or without; otherwise it was broken off.
+    pub fn ended(&self, over: bool) {
+        self.over.store(over, Ordering::Relaxed);
     }
 }
 
@@ -156,7 +157,9 @@ impl Leases {
         // Counted before anything is waited for, so that it is not taken for idle meanwhile.
         let mut held = Using(Some(lease.clone()));
         let exclusive = main.wire.is_pipe();
-        let turn = if exclusive {
+        // A word about a task causes no question, and must not wait behind the call that does.
+        let aside = call.task.is_some() && call.method.name != "tasks/result";
+        let turn = if exclusive && !aside {
             if lease.users.load(Ordering::Acquire) > LINE_MAX {
                 let text = "it was not called: as many calls wait for its conversation as may";
                 return Err(Fault::new(Reason::QueueFull, Delivery::NotSent, text));
@@ -204,7 +207,7 @@ impl Leases {
             over: AtomicBool::new(false),
             once,
             link: live.link.clone(),
-            hearing: exclusive.then(|| live.hearing.clone()),
+            hearing: (exclusive && !aside).then(|| live.hearing.clone()),
             lease: lease.clone(),
             _turn: turn,
         })
@@ -364,8 +367,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Whether a conversation of this kind is needed: the upstream's era cannot say in a call what
 /// its caller can be asked, and this caller can be asked something.
-pub fn needed(main: &Link, config: &UpstreamConfig, call: &Call) -> bool {
+///
+/// A task outlives its call. Where the conversation would not, it belongs to the shared one.
+pub fn needed(main: &Link, config: &UpstreamConfig, call: &Call, support: TaskSupport) -> bool {
+    let becomes_task = call.tasks == Tasks::Welcome && support == TaskSupport::Required;
+    let outlives = (call.task.is_some() || becomes_task) && call.session.is_none();
     main.era() == crate::protocol::revision::Era::Legacy
         && !call.askable.is_nothing()
         && config.isolation != Isolation::Shared
+        && !(outlives && config.isolation == Isolation::Session)
 }

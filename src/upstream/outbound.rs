@@ -6,10 +6,14 @@ use bytes::Bytes;
 use crate::call::Call;
 use crate::protocol::address::Parsed;
 use crate::protocol::capability::modern_capabilities;
+use crate::protocol::form::strip_members;
 use crate::protocol::message::message;
 use crate::protocol::meta::{ObjectWriter, key};
 use crate::protocol::revision::{Era, Revision};
 use crate::protocol::splice::Splice;
+use crate::protocol::task::{self, Tasks};
+
+use super::errand::Extra;
 
 /// The W3C context that the upstream continues.
 #[derive(Clone, Copy, Default)]
@@ -40,7 +44,7 @@ pub fn own_meta() -> Vec<u8> {
 /// The caller's `_meta` put in the upstream's words (2026-07-28 basic/index, "_meta"): our id is
 /// the progress token, the newest revision's metadata is there for a modern upstream and only
 /// for it, everything else stays.
-fn meta_for(call: &Call, era: Era, id: u64, trace: Trace<'_>) -> Vec<u8> {
+fn meta_for(call: &Call, era: Era, id: u64, trace: Trace<'_>, tasks: bool) -> Vec<u8> {
     let meta = &call.meta;
     let mut out = ObjectWriter::new();
     if meta.progress_token.is_some() {
@@ -54,7 +58,10 @@ fn meta_for(call: &Call, era: Era, id: u64, trace: Trace<'_>) -> Vec<u8> {
         };
         // Never more than this caller can serve: an upstream asks for what it sees here.
         let declared = meta.client_capabilities.as_deref();
-        let capabilities = modern_capabilities(declared, call.askable, call.revision.era());
+        let mut capabilities = modern_capabilities(declared, call.askable, call.revision.era());
+        if tasks {
+            capabilities = task::with_extension(&capabilities);
+        }
         out.raw(key::CLIENT_CAPABILITIES, &capabilities);
         if let Some(level) = &meta.log_level {
             out.value(key::LOG_LEVEL, level);
@@ -73,11 +80,21 @@ fn meta_for(call: &Call, era: Era, id: u64, trace: Trace<'_>) -> Vec<u8> {
     out.finish()
 }
 
+/// `_meta` of a request of our own about a task of this call, which the caller knows nothing of.
+pub fn meta_of_task(call: &Call) -> Vec<u8> {
+    let declared = call.meta.client_capabilities.as_deref();
+    let capabilities = modern_capabilities(declared, call.askable, call.revision.era());
+    ObjectWriter::new()
+        .value(key::PROTOCOL_VERSION, &Revision::LATEST.as_str())
+        .raw(key::CLIENT_INFO, &client_info())
+        .raw(key::CLIENT_CAPABILITIES, &task::with_extension(&capabilities))
+        .finish()
+}
+
 /// The bytes for the upstream.
 ///
 /// `native` replaces the address, `id` the caller's id. What is neither address, id nor `_meta`
-/// is copied as it came. `answers` are members that a retry adds to the params
-/// (2026-07-28 basic/patterns/mrtr).
+/// is copied as it came. `extra` are members that are added to the params.
 pub fn build(
     call: &Call,
     parsed: &Parsed,
@@ -85,14 +102,14 @@ pub fn build(
     era: Era,
     id: u64,
     trace: Trace<'_>,
-    answers: &[(&str, Bytes)],
+    extra: &Extra,
 ) -> Bytes {
-    let meta = meta_for(call, era, id, trace);
+    let meta = meta_for(call, era, id, trace, extra.tasks);
     let id = id.to_string();
     let Some(params) = call.frame.params_span() else {
         let mut params = ObjectWriter::new();
         params.raw("_meta", &meta);
-        for (k, v) in answers {
+        for (k, v) in &extra.members {
             params.raw(k, v);
         }
         let params = params.finish();
@@ -105,8 +122,14 @@ pub fn build(
         let (range, text) = address.edit(native);
         s.replace(shift(range), text);
     }
+    // A wish for a task counts only where it was checked (2025-11-25 basic/utilities/tasks).
+    if call.method.name == "tools/call" && call.tasks != Tasks::Asked {
+        for cut in strip_members(&call.frame.bytes()[params.clone()], &["task"]) {
+            s.replace(shift(cut), b"".as_slice());
+        }
+    }
     let mut more = ObjectWriter::new();
-    for (k, v) in answers {
+    for (k, v) in &extra.members {
         more.raw(k, v);
     }
     match &parsed.meta {

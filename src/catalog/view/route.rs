@@ -7,6 +7,7 @@ use crate::catalog::slice::{Hints, Item};
 use crate::config::UpstreamConfig;
 use crate::protocol::method::ListKind;
 use crate::protocol::param::Param;
+use crate::protocol::task::TaskSupport;
 
 /// The way to one tool, prompt or resource that a consumer may use. Only
 /// [`View::resolve`](super::View::resolve) makes one, so a call without permission cannot be
@@ -81,6 +82,17 @@ impl Route {
     /// The tool's own `readOnlyHint`. The operator's word goes before it.
     pub fn read_only(&self) -> Option<bool> {
         self.hints.read_only
+    }
+
+    /// The same to a tool that never runs as a task of 2025-11-25.
+    pub(super) fn without_task(mut self) -> Route {
+        self.hints.task = TaskSupport::Forbidden;
+        self
+    }
+
+    /// Whether the tool runs as a task (2025-11-25 basic/utilities/tasks).
+    pub fn task(&self) -> TaskSupport {
+        self.hints.task
     }
 
     /// The tool's parameters that are mirrored in headers; none where its upstream gets none.

@@ -9,6 +9,7 @@ use crate::call::Form;
 use crate::catalog::merge::Part;
 use crate::catalog::slice::{Slice, SliceBuilder};
 use crate::catalog::testing::{about, part, part_with, slice, tools};
+use crate::protocol::revision::Revision;
 
 fn world() -> Arc<Slice> {
     slice(&[
@@ -275,7 +276,7 @@ fn capabilities_are_the_union_of_what_was_last_known() {
     let erp = can(r#"{"resources":{"subscribe":true},"completions":{}}"#);
     let c = catalog(vec![part("crm", &crm), down(part("erp", &erp), true)]);
     let said = |rule: Option<&ViewRule>| {
-        String::from_utf8(View::new(&c, rule).capabilities().to_vec()).unwrap()
+        String::from_utf8(View::new(&c, rule).capabilities(Revision::LATEST).to_vec()).unwrap()
     };
     insta::assert_snapshot!(said(None), @r#"{"tools":{"listChanged":true},"resources":{"listChanged":true,"subscribe":true},"completions":{},"logging":{}}"#);
     assert_eq!(
@@ -283,7 +284,7 @@ fn capabilities_are_the_union_of_what_was_last_known() {
         r#"{"tools":{"listChanged":true},"logging":{}}"#
     );
     let never = catalog(vec![down(part("new", &crm), false)]);
-    insta::assert_snapshot!(text(&View::new(&never, None).capabilities()), @r#"{"tools":{"listChanged":true},"prompts":{"listChanged":true},"resources":{"listChanged":true}}"#);
+    insta::assert_snapshot!(text(&View::new(&never, None).capabilities(Revision::LATEST)), @r#"{"tools":{"listChanged":true},"prompts":{"listChanged":true},"resources":{"listChanged":true}}"#);
 }
 
 #[test]

@@ -9,6 +9,8 @@ use serde_json::{Map, Value, json};
 use super::View;
 use crate::catalog::naming::{SEPARATOR, exposed_name, exposed_uri};
 use crate::protocol::method::ListKind;
+use crate::protocol::revision::{Era, Revision};
+use crate::protocol::task;
 
 /// How much one upstream puts into one list of a view.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,15 +26,15 @@ pub struct Size {
 }
 
 impl View {
-    /// The raw `capabilities` object, the same in all revisions.
+    /// The raw `capabilities` object for a client of this revision.
     ///
     /// The union of what the seen upstreams were last known to have, down or not: a session of an
     /// old client reads it once and would never look again. For that reason an upstream that was
     /// never seen counts as one that has tools, prompts and resources.
     ///
-    /// Left out, because nothing here serves them: `tasks`, `experimental` and `extensions` (an
-    /// extension's methods carry ids that we would have to rewrite).
-    pub fn capabilities(&self) -> Bytes {
+    /// Of `experimental` and `extensions` only what is understood here: an extension's methods
+    /// carry ids that have to be rewritten.
+    pub fn capabilities(&self, revision: Revision) -> Bytes {
         let any = |name: &str, unknown: bool| {
             self.parts().any(|m| m.part.slice.as_ref().map_or(unknown, |s| s.about.can(name)))
         };
@@ -51,7 +53,29 @@ impl View {
                 said.insert(whole.into(), json!({}));
             }
         }
+        if self.has_tasks(revision) {
+            match revision.era() {
+                // `list` is missing: what was begun is known to those who began it, not to us.
+                Era::Legacy => {
+                    let requests = json!({"tools": {"call": {}}});
+                    said.insert("tasks".into(), json!({"cancel": {}, "requests": requests}));
+                }
+                Era::Modern => {
+                    said.insert("extensions".into(), json!({task::EXTENSION: {}}));
+                }
+            }
+        }
         Bytes::from(Value::Object(said).to_string())
+    }
+
+    /// Whether a client of this revision can have tasks: one of 2025-11-25 those of its own
+    /// revision only, since it is the client that asks for them, by what the tool says of itself.
+    pub fn has_tasks(&self, revision: Revision) -> bool {
+        let mut known = self.parts().filter_map(|m| m.part.slice.as_ref());
+        match revision {
+            Revision::R2025_11_25 => known.any(|s| s.about.has_old_tasks()),
+            _ => revision.era() == Era::Modern && known.any(|s| s.about.has_tasks()),
+        }
     }
 
     /// Whether this upstream tells of changes of single resources.

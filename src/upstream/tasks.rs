@@ -1,0 +1,407 @@
+//! Calls that become tasks (2025-11-25 basic/utilities/tasks; the newest revision's extension
+//! `io.modelcontextprotocol/tasks`).
+//!
+//! Caller and upstream of one dialect talk past us, but for the ids. A caller that knows no tasks
+//! gets the result: the task is followed here until it has one. A caller of the newest revision
+//! gets the tasks of an old upstream in its own words.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use crate::call::{Call, Form, Terminal};
+use crate::failure::{Delivery, Fault, Reason};
+use crate::guard::{Done, Signal};
+use crate::protocol::error::{
+    ErrorObject, INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, MISSING_CLIENT_CAPABILITY,
+};
+use crate::protocol::message::{Frame, Kind, message, response};
+use crate::protocol::meta::{Members, ObjectWriter};
+use crate::protocol::revision::Era;
+use crate::protocol::splice::Splice;
+use crate::protocol::task::{self, Glance, Status, TaskSupport, Tasks};
+
+use super::Upstream;
+use super::asking::ASKS_MAX;
+use super::errand::{self, Errand, Extra, Way};
+use super::inbound::{self, Arrived};
+use super::link::Link;
+use super::outbound;
+use super::transport::Unasked;
+
+/// How long to wait before asking how a task is, if it does not say; and the limits of what it
+/// may say: less would be a flood, more would keep a caller waiting for what is done.
+const POLL: Duration = Duration::from_secs(1);
+const POLL_MIN: Duration = Duration::from_millis(100);
+const POLL_MAX: Duration = Duration::from_secs(15);
+
+/// How long telling an upstream that nobody wants a task any more may take.
+const CANCEL_TIME: Duration = Duration::from_secs(2);
+
+/// What a call says besides, so that its tool runs: one of 2025-11-25 that only runs as a task is
+/// asked for one, also for a caller that knows none.
+pub fn extra(errand: &Errand<'_>) -> Extra {
+    let call = errand.asking.call;
+    let mut extra = Extra::default();
+    if call.method.name == "tools/call"
+        && call.tasks != Tasks::Asked
+        && errand.route.task() == TaskSupport::Required
+    {
+        extra.members.push(("task", Bytes::from_static(b"{}")));
+    }
+    extra
+}
+
+/// Whether a refused call may be made again with tasks declared: the upstream runs the tool in no
+/// other way, and the caller, who cannot declare that, waits for the result
+/// (`io.modelcontextprotocol/tasks`, "required capabilities").
+pub fn wants_tasks(call: &Call, arrived: &Arrived) -> bool {
+    let Terminal::Answer(frame, _) = &arrived.terminal else { return false };
+    if call.form != Form::Plain
+        || call.method.name != "tools/call"
+        || frame.error_code() != Some(i64::from(MISSING_CLIENT_CAPABILITY))
+    {
+        return false;
+    }
+    let outcome = frame.outcome();
+    let needed = || {
+        let error = Members::read(&outcome).ok()?;
+        let data = Members::read(error.get("data")?.get().as_bytes()).ok()?;
+        let needed = data.get("requiredCapabilities")?.get().as_bytes();
+        // That, and nothing else.
+        let only = Members::read(needed).ok()?.0.len() == 1;
+        Some(only && task::has_extension(needed, task::EXTENSION))
+    };
+    needed().unwrap_or(false)
+}
+
+/// What becomes of an answer to a call that may have become a task.
+///
+/// # Errors
+/// When a task that is followed has no result.
+pub async fn arrived(errand: &Errand<'_>, way: &Way, arrived: Arrived) -> Result<Arrived, Fault> {
+    let call = errand.asking.call;
+    let Some(created) = created(call, way.link(), &arrived.terminal)? else { return Ok(arrived) };
+    match (call.tasks, way.link().era()) {
+        (Tasks::None, _) => follow(errand, way, created).await,
+        (Tasks::Welcome, Era::Legacy) => {
+            let Terminal::Answer(frame, _) = &arrived.terminal else { return Ok(arrived) };
+            let said = task::created_in_extension(&frame.outcome()).ok_or_else(unreadable)?;
+            Ok(Arrived { terminal: made(Kind::Result, &said, Form::Canonical)?, ..arrived })
+        }
+        _ => Ok(arrived),
+    }
+}
+
+fn created(call: &Call, link: &Link, terminal: &Terminal) -> Result<Option<Glance>, Fault> {
+    let Terminal::Answer(frame, _) = terminal else { return Ok(None) };
+    if call.method.name != "tools/call" || frame.kind() != Kind::Result {
+        return Ok(None);
+    }
+    let outcome = frame.outcome();
+    if task::created_id(&outcome).is_none() {
+        return Ok(None);
+    }
+    let task = task::created(&outcome, link.era() == Era::Modern).ok_or_else(unreadable)?;
+    Glance::read(&task).map(Some).ok_or_else(unreadable)
+}
+
+fn unreadable() -> Fault {
+    Fault::new(Reason::Garbled, Delivery::Unknown, "what the upstream says of a task is not valid")
+}
+
+// A message in the place of an upstream's.
+fn made(kind: Kind, body: &[u8], form: Form) -> Result<Terminal, Fault> {
+    let frame = Frame::scan(response(b"0", kind, body)).map_err(|_| unreadable())?;
+    Ok(Terminal::Answer(frame, form))
+}
+
+/// A task that its caller knows nothing of: given up when the caller goes away.
+struct Followed {
+    link: Arc<Link>,
+    cancel: Option<Bytes>,
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        let Some(params) = self.cancel.take() else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let link = self.link.clone();
+        runtime.spawn(async move {
+            let told = one(&link, "tasks/cancel", None, params);
+            let _ = tokio::time::timeout(CANCEL_TIME, told).await;
+        });
+    }
+}
+
+// A task's whole life, for a caller that waits for the result.
+async fn follow(errand: &Errand<'_>, way: &Way, mut task: Glance) -> Result<Arrived, Fault> {
+    let link = way.link();
+    way.goes_on();
+    let named = |more: Option<(&str, &[u8])>| {
+        let mut params = ObjectWriter::new();
+        params.value("taskId", &task.id);
+        if let Some((key, raw)) = more {
+            params.raw(key, raw);
+        }
+        if link.era() == Era::Modern {
+            let meta = outbound::meta_of_task(errand.asking.call);
+            params.raw("_meta", &meta);
+        }
+        Bytes::from(params.finish())
+    };
+    let id = task.id.clone();
+    let mut followed = Followed { link: link.clone(), cancel: Some(named(None)) };
+    let get = named(None);
+    // A task may go on naming a question for a moment after it was answered.
+    let mut answered = HashSet::new();
+    let arrived = loop {
+        match task.status {
+            Status::Working => tokio::time::sleep(pause(&task)).await,
+            _ if link.era() == Era::Legacy => {
+                break result(errand, way, &id).await?;
+            }
+            Status::InputRequired => tokio::time::sleep(POLL_MIN).await,
+            // A moment ago it was not over; then its last words are fetched once more.
+            _ => {}
+        }
+        let frame = one(link, "tasks/get", Some(&id), get.clone()).await?;
+        errand.asking.deadline.extend();
+        if frame.kind() == Kind::Error {
+            break plain(Terminal::Answer(frame, Form::Canonical));
+        }
+        let outcome = frame.outcome();
+        task = Glance::read(&outcome).ok_or_else(unreadable)?;
+        if link.era() == Era::Legacy {
+            continue;
+        }
+        let members = Members::read(&outcome).map_err(|_| unreadable())?;
+        let part = |key: &str| members.get(key).map(|raw| raw.get().as_bytes());
+        match task.status {
+            Status::Working => {}
+            Status::InputRequired => {
+                let asked = part("inputRequests").map(Members::read);
+                let Some(Ok(asked)) = asked else { continue };
+                let mut new = ObjectWriter::new();
+                let mut any = false;
+                for (key, question) in &asked.0 {
+                    if answered.insert(key.to_string()) {
+                        any = true;
+                        new.raw(key, question.get().as_bytes());
+                    }
+                }
+                if !any {
+                    continue;
+                }
+                let answers = errand.asking.answers(&new.finish()).await?;
+                let mut params = ObjectWriter::new();
+                params.value("taskId", &id).raw("inputResponses", &answers);
+                params.raw("_meta", &outbound::meta_of_task(errand.asking.call));
+                let params = params.finish().into();
+                one(link, "tasks/update", Some(&id), params).await?;
+            }
+            Status::Completed => {
+                let result = part("result").ok_or_else(unreadable)?;
+                let Terminal::Answer(frame, _) = made(Kind::Result, result, Form::Canonical)?
+                else {
+                    return Err(unreadable());
+                };
+                let guard = errand.asking.guard;
+                break inbound::accept(
+                    errand.asking.call,
+                    guard,
+                    errand.route,
+                    Era::Modern,
+                    frame,
+                )?;
+            }
+            Status::Failed => {
+                let error = part("error").ok_or_else(unreadable)?;
+                break plain(made(Kind::Error, error, Form::Canonical)?);
+            }
+            Status::Cancelled => {
+                let error = ErrorObject::new(INTERNAL_ERROR, "the server cancelled the task");
+                let error = error.to_raw();
+                break plain(made(Kind::Error, error.get().as_bytes(), Form::Canonical)?);
+            }
+        }
+    };
+    followed.cancel = None;
+    way.ended();
+    Ok(arrived)
+}
+
+fn plain(terminal: Terminal) -> Arrived {
+    Arrived { terminal, tool_error: false, asks: false, signal: Signal::Fine }
+}
+
+fn pause(task: &Glance) -> Duration {
+    task.poll_ms.map_or(POLL, Duration::from_millis).clamp(POLL_MIN, POLL_MAX)
+}
+
+// One small request about a task.
+async fn one(
+    link: &Arc<Link>,
+    method: &str,
+    name: Option<&str>,
+    params: Bytes,
+) -> Result<Frame, Fault> {
+    let id = link.mint();
+    let message = message(Some(id.to_string().as_bytes()), method, Some(&params));
+    let answered = link.exchange(id, method, name, message, &|_| {}, None).await;
+    answered.map(|answered| answered.frame).map_err(|unanswered| unanswered.fault)
+}
+
+// `tasks/result` waits until there is one, and the questions of the task come on its stream.
+async fn result(errand: &Errand<'_>, way: &Way, native: &str) -> Result<Arrived, Fault> {
+    let asking = errand.asking;
+    let link = way.link();
+    let id = link.mint();
+    let params = ObjectWriter::new().value("taskId", &native).finish();
+    let request = message(Some(id.to_string().as_bytes()), "tasks/result", Some(&params));
+    let (asks, asked) = mpsc::channel::<Unasked>(ASKS_MAX);
+    if let Some(hearing) = way.hearing() {
+        hearing.begin(asks.clone());
+    }
+    let on_notice = |frame: Frame| {
+        asking.deadline.extend();
+        if let Some(message) = inbound::notice(asking.call, &link.upstream, &frame) {
+            asking.notices.send(message);
+        }
+    };
+    let get: Bytes = ObjectWriter::new().value("taskId", &native).finish().into();
+    let alive = async {
+        // As long as the upstream knows the task and works at it, it is not slow.
+        loop {
+            tokio::time::sleep(POLL_MAX).await;
+            if let Ok(frame) = one(link, "tasks/get", None, get.clone()).await
+                && frame.kind() == Kind::Result
+            {
+                asking.deadline.extend();
+            }
+        }
+    };
+    let answered = tokio::select! {
+        biased;
+        answered = link.exchange(id, "tasks/result", None, request, &on_notice, Some(&asks)) => answered,
+        () = asking.serve(link, asked) => unreachable!("it ends with the call"),
+        () = alive => unreachable!("it ends with the call"),
+    };
+    let mut frame = answered.map_err(|unanswered| unanswered.fault)?.frame;
+    if asking.call.task.is_none() {
+        // A caller that knows of no task need not hear of one.
+        let said = task::related(&frame.outcome(), None);
+        frame = with_outcome(frame, &said);
+    }
+    inbound::accept(asking.call, asking.guard, errand.route, link.era(), frame)
+}
+
+/// Make one attempt at a request that names a task.
+///
+/// # Errors
+/// When the upstream fails.
+pub async fn attempt(
+    upstream: &Upstream,
+    errand: &Errand<'_>,
+) -> Result<Done<(Terminal, bool)>, Fault> {
+    let call = errand.asking.call;
+    let Some(task) = &call.task else { return Err(unreadable()) };
+    let way = errand::way(upstream, errand).await?;
+    let arrived = match (way.link().era(), call.form, call.method.name) {
+        (Era::Legacy, Form::Canonical, "tasks/get") => old_get(errand, &way, &task.native).await,
+        (Era::Legacy, Form::Canonical, "tasks/cancel") => old_cancel(&way, &task.native).await,
+        (Era::Legacy, Form::Canonical, _) => {
+            // Its questions come live, with the call that waits for the result.
+            Ok(plain(refused(METHOD_NOT_FOUND, "the task's server takes no answers this way")?))
+        }
+        (Era::Legacy, Form::Plain, "tasks/result") => {
+            way.goes_on();
+            result(errand, &way, &task.native).await
+        }
+        // It was made when the upstream spoke the other dialect.
+        (Era::Modern, Form::Plain, _) => Ok(plain(refused(INVALID_PARAMS, "Unknown task")?)),
+        _ => errand::carry(upstream, &way, errand, &[], &Extra::default()).await,
+    };
+    way.ended();
+    let arrived = arrived?;
+    Ok(Done { value: (arrived.terminal, arrived.tool_error), signal: arrived.signal })
+}
+
+fn refused(code: i32, text: &str) -> Result<Terminal, Fault> {
+    made(Kind::Error, ErrorObject::new(code, text).to_raw().get().as_bytes(), Form::Canonical)
+}
+
+async fn old_get(errand: &Errand<'_>, way: &Way, native: &str) -> Result<Arrived, Fault> {
+    let link = way.link();
+    let params: Bytes = ObjectWriter::new().value("taskId", &native).finish().into();
+    let frame = one(link, "tasks/get", None, params.clone()).await?;
+    if frame.kind() == Kind::Error {
+        return Ok(plain(Terminal::Answer(frame, Form::Canonical)));
+    }
+    let said = frame.outcome();
+    let glance = Glance::read(&said).ok_or_else(unreadable)?;
+    let mut came: Option<(&str, Bytes)> = None;
+    let mut status = None;
+    if matches!(glance.status, Status::Completed | Status::Failed) {
+        // It does not wait any more.
+        let end = one(link, "tasks/result", None, params).await?;
+        if end.kind() == Kind::Error {
+            came = Some(("error", end.outcome()));
+            status = Some("failed");
+        } else {
+            // That a tool says `isError` is a result like any other in the extension.
+            came = Some(("result", task::related(&end.outcome(), None)));
+            status = Some("completed");
+        }
+    }
+    let came = came.as_ref().map(|(key, raw)| (*key, &raw[..]));
+    let said = task::in_extension(&said, came, status).ok_or_else(unreadable)?;
+    let Terminal::Answer(frame, _) = made(Kind::Result, &said, Form::Canonical)? else {
+        return Err(unreadable());
+    };
+    inbound::accept(errand.asking.call, errand.asking.guard, errand.route, Era::Modern, frame)
+}
+
+// One that is over is cancelled as well as it can be (`io.modelcontextprotocol/tasks`,
+// "cancellation"); 2025-11-25 calls that an error.
+async fn old_cancel(way: &Way, native: &str) -> Result<Arrived, Fault> {
+    let link = way.link();
+    let params: Bytes = ObjectWriter::new().value("taskId", &native).finish().into();
+    let frame = one(link, "tasks/cancel", None, params.clone()).await?;
+    if frame.kind() == Kind::Error {
+        let now = one(link, "tasks/get", None, params).await?;
+        let over = now.kind() == Kind::Result
+            && Glance::read(&now.outcome()).is_some_and(|task| task.is_over());
+        if !over {
+            return Ok(plain(Terminal::Answer(frame, Form::Canonical)));
+        }
+    }
+    Ok(plain(made(Kind::Result, br#"{"resultType":"complete"}"#, Form::Canonical)?))
+}
+
+/// What an answer says of the call's task, with the caller's id of it.
+pub fn renamed(call: &Call, frame: Frame) -> Frame {
+    let Some(task) = &call.task else { return frame };
+    let outcome = frame.outcome();
+    let mut said = task::related(&outcome, Some(&task.public));
+    if let Some((range, with)) = task::id_edit(&said, &task.public)
+        && task::id_of(&said).as_deref() == Some(&*task.native)
+    {
+        let mut s = Splice::new();
+        s.replace(range, with);
+        said = s.apply(&said);
+    }
+    with_outcome(frame, &said)
+}
+
+fn with_outcome(frame: Frame, said: &Bytes) -> Frame {
+    if *said == frame.outcome() {
+        return frame;
+    }
+    let mut s = Splice::new();
+    s.replace(frame.outcome_span().expect("an answer has an outcome"), said.to_vec());
+    Frame::scan(s.apply(frame.bytes())).unwrap_or(frame)
+}
