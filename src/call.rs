@@ -132,11 +132,11 @@ impl Drop for Counted {
 /// are dropped and counted. A call's progress is a handful; 256 rides out a stalled client.
 pub const NOTICES_MAX: usize = 256;
 
-/// Notices that wait for a session's client outside of its calls. It may have no stream open for
+/// Words that wait for a session's client outside of its calls. It may have no stream open for
 /// them; then the newest are kept.
 #[derive(Default)]
 pub struct Asides {
-    waiting: Mutex<VecDeque<Bytes>>,
+    waiting: Mutex<VecDeque<Word>>,
     more: Notify,
 }
 
@@ -145,21 +145,33 @@ const ASIDES_MAX: usize = 32;
 
 impl Asides {
     /// Hand over one complete notification message. Never waits.
-    pub fn push(&self, message: Bytes) {
+    pub fn tell(&self, message: Bytes) {
+        self.push(Word::Notice(message));
+    }
+
+    /// Ask the client. `None`: it gave no answer within [`ANSWER_TIME`]. Dropping the future takes
+    /// the question back.
+    pub async fn ask(&self, method: &str, params: Option<Bytes>) -> Option<Reply> {
+        let (reply, answer) = oneshot::channel();
+        self.push(Word::Question(Question { method: method.into(), params, reply }));
+        tokio::time::timeout(ANSWER_TIME, answer).await.ok()?.ok()
+    }
+
+    fn push(&self, word: Word) {
         let mut waiting = self.waiting.lock().expect("no panic while held");
         if waiting.len() >= ASIDES_MAX {
             waiting.pop_front();
         }
-        waiting.push_back(message);
+        waiting.push_back(word);
         self.more.notify_one();
     }
 
     /// The next one. Safe to drop and call again.
-    pub async fn next(&self) -> Bytes {
+    pub async fn next(&self) -> Word {
         loop {
             let first = self.waiting.lock().expect("no panic while held").pop_front();
             match first {
-                Some(message) => return message,
+                Some(word) => return word,
                 None => self.more.notified().await,
             }
         }

@@ -105,6 +105,13 @@ impl Gateway {
         }
     }
 
+    /// The roots of a session's client changed: the upstreams that may ask for them are told.
+    pub fn roots_changed(&self, consumer: &Consumer, session: &str) {
+        for upstream in self.current.load().upstreams.values() {
+            upstream.roots_changed(consumer, session);
+        }
+    }
+
     /// Tell a new set of secrets to the log's net.
     pub fn scrub_logs(&self, scrubber: Scrubber) {
         self.observe.scrub(scrubber);

@@ -38,7 +38,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::call::{Call, Counted, Notices, Terminal};
+use crate::call::{Call, Consumer, Counted, Notices, Terminal};
 use crate::catalog::slice::Slice;
 use crate::catalog::view::Route;
 use crate::config::secret::Scrubber;
@@ -260,6 +260,12 @@ impl Upstream {
     pub fn lists_age(&self) -> Option<Duration> {
         let at = self.lists_at.load(Ordering::Relaxed);
         (at > 0).then(|| self.born.elapsed().saturating_sub(Duration::from_millis(at)))
+    }
+
+    /// The roots of a session's client changed. Whatever conversations are the consumer's or the
+    /// session's are told, if they were told that they would be (2025-11-25 client/roots).
+    pub fn roots_changed(&self, consumer: &Consumer, session: &str) {
+        self.leases.roots_changed(&consumer.name, session);
     }
 
     /// Calls being carried.

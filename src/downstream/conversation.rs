@@ -49,18 +49,36 @@ async fn ask(
     question: Question,
     tx: &mpsc::Sender<Bytes>,
 ) -> Result<(), mpsc::error::SendError<Bytes>> {
+    let told = tx.clone();
+    let (id, request) = put(session, question, move |notice| {
+        let _ = told.try_send(notice);
+    });
+    let sent = tx.send(request).await;
+    if sent.is_err() {
+        session.asked.remove(&id);
+    }
+    sent
+}
+
+/// A question outside of any call, as the request that puts it.
+pub fn put_aside(session: &Arc<Session>, question: Question) -> Bytes {
+    let asides = session.asides.clone();
+    put(session, question, move |notice| asides.tell(notice)).1
+}
+
+// The question's id and the request. `tell` takes the notice that it is withdrawn.
+fn put(
+    session: &Arc<Session>,
+    question: Question,
+    tell: impl Fn(Bytes) + Send + 'static,
+) -> (Bytes, Bytes) {
     let Question { method, params, mut reply } = question;
     let id = session.question_id();
     let params = fit(&method, params, session.revision, &id);
     let request = message(Some(&id), &method, params.as_deref());
     let (answer_tx, answer) = tokio::sync::oneshot::channel::<Reply>();
     session.asked.insert(id.clone(), answer_tx);
-    let sent = tx.send(request).await;
-    if sent.is_err() {
-        session.asked.remove(&id);
-        return sent;
-    }
-    let (session, tx) = (session.clone(), tx.clone());
+    let (session, asked) = (session.clone(), id.clone());
     tokio::spawn(async move {
         tokio::select! {
             answer = answer => {
@@ -72,13 +90,12 @@ async fn ask(
             () = reply.closed() => {
                 session.asked.remove(&id);
                 let params = ObjectWriter::new().raw("requestId", &id).finish();
-                let told = message(None, "notifications/cancelled", Some(&params));
-                let _ = tx.try_send(told);
+                tell(message(None, "notifications/cancelled", Some(&params)));
             }
             () = session.ended.cancelled() => { session.asked.remove(&id); }
         }
     });
-    Ok(())
+    (asked, request)
 }
 
 // What the newest revision dropped and an older one needs.

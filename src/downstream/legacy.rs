@@ -179,8 +179,12 @@ pub async fn handle(
             })
         }
         Kind::Notification => {
-            if frame.method() == "notifications/cancelled" {
-                cancel(session, &frame);
+            match frame.method() {
+                "notifications/cancelled" => cancel(session, &frame),
+                "notifications/roots/list_changed" => {
+                    edge.gateway.roots_changed(&session.consumer, &session.id);
+                }
+                _ => {}
             }
             Handled::Accepted
         }

@@ -11,7 +11,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::call::{Asides, Consumer};
+use crate::call::{Asides, Consumer, Word};
 use crate::gateway::Gateway;
 use crate::gateway::subscriptions::{Changes, Topic};
 use crate::protocol::message::{Frame, Kind, message, response};
@@ -24,7 +24,7 @@ use crate::upstream::subscriptions::{Updated, Watch};
 use super::access::Access;
 use super::body::Events;
 use super::session::Session;
-use super::{Edge, Slot};
+use super::{Edge, Slot, conversation};
 
 /// Most resources that one stream or session watches.
 pub const WATCHES_MAX: usize = 1000;
@@ -247,7 +247,13 @@ impl Feed {
                     }
                     Err(RecvError::Closed) => std::future::pending().await,
                 },
-                aside = self.asides.next() => return Some(aside),
+                aside = self.asides.next() => match (aside, &self.watching) {
+                    (Word::Notice(notice), _) => return Some(notice),
+                    (Word::Question(question), Watching::Session(session)) => {
+                        return Some(conversation::put_aside(session, question));
+                    }
+                    (Word::Question(_), Watching::Own(_)) => {}
+                },
                 () = self.access.revoked() => return None,
             }
         }

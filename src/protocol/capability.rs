@@ -25,6 +25,8 @@ impl Askable {
     pub const SAMPLING_CONTEXT: Askable = Askable(16);
     /// `roots/list`.
     pub const ROOTS: Askable = Askable(32);
+    /// It says when its roots change (before 2026-07-28).
+    pub const ROOTS_CHANGE: Askable = Askable(64);
 
     /// Read a raw `capabilities` object as `revision` means it. What cannot be read is nothing.
     pub fn read(raw: &str, revision: Revision) -> Askable {
@@ -54,6 +56,9 @@ impl Askable {
         }
         if all["roots"].is_object() {
             out.0 |= Askable::ROOTS.0;
+            if all["roots"]["listChanged"] == true && revision.era() == Era::Legacy {
+                out.0 |= Askable::ROOTS_CHANGE.0;
+            }
         }
         out
     }
@@ -83,7 +88,8 @@ impl Askable {
         let has = |what| self.has(what);
         let mut out = ObjectWriter::new();
         if has(Askable::ROOTS) {
-            out.raw("roots", b"{}");
+            let tells = has(Askable::ROOTS_CHANGE) && revision.era() == Era::Legacy;
+            out.raw("roots", if tells { b"{\"listChanged\":true}" } else { b"{}" });
         }
         if has(Askable::SAMPLING) {
             let mut sampling = ObjectWriter::new();

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 use crate::protocol::message::{Frame, Kind};
 use crate::protocol::meta::ObjectWriter;
@@ -40,9 +40,40 @@ pub async fn follow(link: Arc<Link>, ear: Ear) {
     let wishes = subscriptions::follow(ear.subscriptions.clone(), link.clone());
     let _wishes = AbortOnDrop(tokio::spawn(wishes));
     if let Wire::Http(wire) = &link.wire {
-        get_stream(&link, wire, &ear).await;
+        get_stream(&link, wire, &Hears::Keeper(ear)).await;
     }
     std::future::pending::<()>().await;
+}
+
+/// Hear what an old upstream says on the GET stream of a conversation that is not the keeper's,
+/// and hand it to whoever hears that conversation.
+pub async fn follow_leased(link: Arc<Link>) {
+    if let Wire::Http(wire) = &link.wire {
+        get_stream(&link, wire, &Hears::Lease(link.unasked())).await;
+    }
+}
+
+enum Hears {
+    Keeper(Ear),
+    Lease(mpsc::Sender<Unasked>),
+}
+
+impl Hears {
+    async fn hear(&self, link: &Link, message: Unasked) {
+        match self {
+            Hears::Keeper(ear) => heard(link, message, ear).await,
+            Hears::Lease(listener) => {
+                let _ = listener.send(message).await;
+            }
+        }
+    }
+
+    fn missed(&self) {
+        // The keeper's own stream is told of changes as well.
+        if let Hears::Keeper(ear) = self {
+            ear.missed();
+        }
+    }
 }
 
 // 2026-07-28 basic/patterns/subscriptions. A request's wishes cannot change: other wishes are
@@ -160,7 +191,7 @@ fn pause(failures: u32, asked: Option<Duration>) -> Duration {
 }
 
 // 2025-11-25 basic/transports, "listening for messages from the server".
-async fn get_stream(link: &Arc<Link>, wire: &HttpWire, ear: &Ear) {
+async fn get_stream(link: &Arc<Link>, wire: &HttpWire, hears: &Hears) {
     let mut from: Option<String> = None;
     let mut failures = 0;
     // For a while no stream was open: what was said meanwhile is heard only by going on where
@@ -170,15 +201,17 @@ async fn get_stream(link: &Arc<Link>, wire: &HttpWire, ear: &Ear) {
         let asked = match wire.stream(&link.headers(""), from.as_deref()).await {
             Ok(mut stream) => {
                 if gap && from.is_none() {
-                    ear.missed();
+                    hears.missed();
                 }
                 gap = true;
                 let mut said = false;
                 while let Ok(Some(frame)) = stream.next().await {
                     said = true;
                     match frame.kind() {
-                        Kind::Notification => ear.note(&frame),
-                        Kind::Request => heard(link, Unasked::Request(frame), ear).await,
+                        Kind::Notification => {
+                            hears.hear(link, Unasked::Notification(frame)).await;
+                        }
+                        Kind::Request => hears.hear(link, Unasked::Request(frame)).await,
                         Kind::Result | Kind::Error => {}
                     }
                 }

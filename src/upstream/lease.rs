@@ -13,15 +13,16 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 
-use crate::call::Call;
+use crate::call::{Asides, Call, Reply};
 use crate::config::{EraChoice, Isolation, UpstreamConfig};
 use crate::failure::{Delivery, Fault, Reason};
 use crate::protocol::capability::Askable;
-use crate::protocol::message::Frame;
+use crate::protocol::message::{Frame, Kind, message, response};
 use crate::protocol::task::{TaskSupport, Tasks};
 
 use super::asking::Asking;
 use super::connector::Connector;
+use super::events;
 use super::keeper::{AbortOnDrop, ended, is_change, refuse};
 use super::link::Link;
 use super::transport::Unasked;
@@ -30,6 +31,9 @@ use super::transport::Unasked;
 const LEASES_MAX: usize = 64;
 /// Calls at once in one conversation on a pipe: one is carried, the others wait for it.
 const LINE_MAX: usize = 32;
+/// Questions for roots outside of calls that are open in one conversation: one would do, and a
+/// second may overtake it.
+const ROOTS_ASKED_MAX: usize = 2;
 /// So long without a call, and a conversation is ended.
 const LEASE_IDLE: Duration = Duration::from_secs(600);
 /// How often that is looked at.
@@ -53,6 +57,8 @@ impl Key {
 pub struct Leases {
     open: Mutex<HashMap<Key, Arc<Lease>>>,
     unnamed: AtomicU64,
+    // Sessions whose change of roots is being told, and whether there was another since.
+    telling: Mutex<HashMap<Box<str>, bool>>,
 }
 
 /// One conversation, made when first needed and again when it was lost.
@@ -66,8 +72,9 @@ struct Lease {
 struct Live {
     link: Arc<Link>,
     hearing: Arc<Hearing>,
-    // Ends with the conversation.
+    // End with the conversation.
     _listener: AbortOnDrop,
+    _stream: Option<AbortOnDrop>,
 }
 
 /// Who is listening on a pipe now: the one call that it carries.
@@ -146,12 +153,15 @@ impl Leases {
     ) -> Result<Held, Fault> {
         let Asking { call, deadline, guard, .. } = asking;
         let owner: Box<str> = match (config.isolation, &call.session) {
-            (Isolation::Session, Some(session)) => format!("s {session}").into(),
+            (Isolation::Session, Some(session)) => of_session(session),
             (Isolation::Session, None) => {
                 format!("c {}", self.unnamed.fetch_add(1, Ordering::Relaxed)).into()
             }
-            _ => format!("n {}", call.consumer.name).into(),
+            _ => of_consumer(&call.consumer.name),
         };
+        // What is asked outside of its calls is for its owner, if that is one client.
+        let client = call.asides.as_ref().filter(|_| config.isolation == Isolation::Session);
+        let client = client.map(Arc::downgrade).unwrap_or_default();
         let key = Key { owner, askable: call.askable };
         let lease = self.find(&key)?;
         // Counted before anything is waited for, so that it is not taken for idle meanwhile.
@@ -198,7 +208,7 @@ impl Leases {
                 let text = "it was not called: how the upstream is reached has just changed";
                 return Err(Fault::new(Reason::ConnectionLost, Delivery::NotSent, text));
             }
-            *live = Some(Live::new(link, unasked, connector.notes.clone()));
+            *live = Some(Live::new(link, unasked, connector.notes.clone(), client));
         }
         let live = live.as_ref().expect("made above");
         held.0 = None;
@@ -271,6 +281,47 @@ impl Leases {
         while ends.join_next().await.is_some() {}
     }
 
+    /// See [`Upstream::roots_changed`](super::Upstream::roots_changed). However often that is
+    /// said meanwhile, it is handed on once more.
+    pub fn roots_changed(self: &Arc<Self>, consumer: &str, session: &str) {
+        if let Some(again) = lock(&self.telling).get_mut(session) {
+            *again = true;
+            return;
+        }
+        let (leases, consumer, session) = (self.clone(), Box::from(consumer), Box::from(session));
+        lock(&self.telling).insert(Box::clone(&session), false);
+        tokio::spawn(async move {
+            loop {
+                leases.tell_roots(&consumer, &session).await;
+                let mut telling = lock(&leases.telling);
+                match telling.get_mut(&session) {
+                    Some(again) if *again => *again = false,
+                    _ => {
+                        telling.remove(&session);
+                        return;
+                    }
+                }
+            }
+        });
+    }
+
+    async fn tell_roots(&self, consumer: &str, session: &str) {
+        let owners = [of_consumer(consumer), of_session(session)];
+        let concerned =
+            |key: &Key| owners.contains(&key.owner) && key.askable.has(Askable::ROOTS_CHANGE);
+        let all: Vec<_> = lock(&self.open)
+            .iter()
+            .filter(|(key, _)| concerned(key))
+            .map(|(_, lease)| lease.clone())
+            .collect();
+        for lease in all {
+            let link = lease.live.lock().await.as_ref().map(|live| live.link.clone());
+            if let Some(link) = link {
+                let _ = link.notify(message(None, "notifications/roots/list_changed", None)).await;
+            }
+        }
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         lock(&self.open).len()
@@ -302,10 +353,21 @@ impl Lease {
 }
 
 impl Live {
-    fn new(link: Link, mut unasked: mpsc::Receiver<Unasked>, notes: mpsc::Sender<Frame>) -> Live {
+    fn new(
+        link: Link,
+        mut unasked: mpsc::Receiver<Unasked>,
+        notes: mpsc::Sender<Frame>,
+        client: Weak<Asides>,
+    ) -> Live {
         let (link, hearing) = (Arc::new(link), Arc::<Hearing>::default());
+        // Over HTTP what belongs to no call comes on a stream of its own, which is worth having
+        // where there may be something for the owner.
+        let roots = link.askable.has(Askable::ROOTS) && client.strong_count() > 0;
+        let stream = (roots || link.askable.has(Askable::URL))
+            .then(|| AbortOnDrop(tokio::spawn(events::follow_leased(link.clone()))));
         let listener = {
             let (link, hearing) = (link.clone(), hearing.clone());
+            let places = Arc::new(Semaphore::new(ROOTS_ASKED_MAX));
             tokio::spawn(async move {
                 let lost = link.clone();
                 let gone = ended(&lost);
@@ -336,7 +398,9 @@ impl Live {
                         _ => Some(message),
                     };
                     match left {
-                        Some(Unasked::Request(frame)) => refuse(&link, &frame).await,
+                        Some(Unasked::Request(frame)) => {
+                            aside(&link, frame, &client, &places).await;
+                        }
                         Some(Unasked::Notification(frame)) => {
                             let _ = notes.try_send(frame);
                         }
@@ -345,8 +409,42 @@ impl Live {
                 }
             })
         };
-        Live { link, hearing, _listener: AbortOnDrop(listener) }
+        Live { link, hearing, _listener: AbortOnDrop(listener), _stream: stream }
     }
+}
+
+// A question that belongs to no call. Where the conversation is one client's, that client can say
+// what its roots are; nothing else is anybody's to answer (2025-11-25 client/roots).
+async fn aside(link: &Arc<Link>, frame: Frame, client: &Weak<Asides>, places: &Arc<Semaphore>) {
+    let client = client
+        .upgrade()
+        .filter(|_| frame.method() == "roots/list" && link.askable.has(Askable::ROOTS));
+    let place = places.clone().try_acquire_owned();
+    let (Some(client), Some(id), Ok(place)) = (client, frame.id(), place) else {
+        return refuse(link, &frame).await;
+    };
+    let link = link.clone();
+    tokio::spawn(async move {
+        let _place = place;
+        let answer = tokio::select! {
+            answer = client.ask(frame.method(), frame.params()) => answer,
+            () = link.when_lost() => return,
+        };
+        let answer = match answer {
+            Some(Reply::Result(result)) => response(&id, Kind::Result, &result),
+            Some(Reply::Error(error)) => response(&id, Kind::Error, &error),
+            None => return refuse(&link, &frame).await,
+        };
+        let _ = link.notify(answer).await;
+    });
+}
+
+fn of_session(session: &str) -> Box<str> {
+    format!("s {session}").into()
+}
+
+fn of_consumer(consumer: &str) -> Box<str> {
+    format!("n {consumer}").into()
 }
 
 // Ends a conversation that is lost or that nobody has used for long.

@@ -170,6 +170,11 @@ impl Link {
         self.doubt.notified().await;
     }
 
+    /// The way to whoever hears what the upstream says unasked.
+    pub fn unasked(&self) -> mpsc::Sender<Unasked> {
+        self.unasked.clone()
+    }
+
     /// A fresh id: a counter that never repeats during the life of the upstream, so a late
     /// answer of an earlier conversation can't be taken for one of this.
     pub fn mint(&self) -> u64 {

@@ -51,7 +51,7 @@ impl Pages {
         let mut pages = self.0.lock().expect("no panic while held");
         let Some(at) = pages.iter().position(|(page, _)| **page == *id) else { return };
         if let Some(asides) = pages.remove(at).and_then(|(_, whose)| whose.upgrade()) {
-            asides.push(notice.bytes().clone());
+            asides.tell(notice.bytes().clone());
         }
     }
 }

@@ -8,6 +8,7 @@ mod asks;
 mod isolation;
 mod newer;
 mod resume;
+mod roots;
 mod sessions;
 mod subscriptions;
 

@@ -63,7 +63,7 @@ async fn told(line: &Line, uri: &str) {
 }
 
 /// The messages of a stream as they come.
-fn messages(response: hyper::Response<hyper::body::Incoming>) -> mpsc::Receiver<Value> {
+pub fn messages(response: hyper::Response<hyper::body::Incoming>) -> mpsc::Receiver<Value> {
     let (tx, rx) = mpsc::channel(64);
     tokio::spawn(async move {
         let (mut body, mut buffer) = (response.into_body(), String::new());
@@ -85,7 +85,7 @@ async fn next(rx: &mut mpsc::Receiver<Value>) -> Value {
     tokio::time::timeout(crate::harness::PATIENCE, rx.recv()).await.unwrap().unwrap()
 }
 
-async fn get(weir: &Weir, old: &Old) -> mpsc::Receiver<Value> {
+pub async fn get(weir: &Weir, old: &Old) -> mpsc::Receiver<Value> {
     use hyper_util::client::legacy::Client;
     let request = hyper::Request::get(&weir.url)
         .header("accept", "text/event-stream")
