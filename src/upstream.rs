@@ -17,6 +17,7 @@ mod errand;
 mod events;
 pub mod handshake;
 pub mod inbound;
+mod inputs;
 pub mod keeper;
 pub mod lease;
 pub mod link;
@@ -53,6 +54,7 @@ use asking::Asking;
 use condition::{Condition, State};
 use connector::Connector;
 use errand::Errand;
+use inputs::Inputs;
 use lease::Leases;
 use link::Link;
 use outbound::Trace;
@@ -104,6 +106,8 @@ pub struct Upstream {
     lists_at: Arc<AtomicU64>,
     // Who waits to hear that a page was visited.
     pages: Pages,
+    // What tasks want to know.
+    inputs: Arc<Inputs>,
     // As the keeper fetched them last; a call that was refused for its headers waits here.
     lists: watch::Sender<Option<Arc<Slice>>>,
     /// Rises with each upstream that this process makes.
@@ -163,6 +167,7 @@ impl Upstream {
             lists_at: Arc::default(),
             lists: watch::Sender::new(None),
             pages: Pages::default(),
+            inputs: Arc::default(),
             incarnation: INCARNATIONS.fetch_add(1, Ordering::Relaxed),
             stop: stop.clone(),
             retiring: AtomicBool::new(false),

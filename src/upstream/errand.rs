@@ -120,11 +120,13 @@ pub async fn attempt(
     Ok(Done { value: (arrived.terminal, arrived.tool_error), signal: arrived.signal })
 }
 
-/// The conversation for a call.
-pub async fn way(upstream: &Upstream, errand: &Errand<'_>) -> Result<Way, Fault> {
+/// The conversation for a call. `turn`: the upstream may ask something because of it, so on a pipe
+/// it takes its turn.
+pub async fn way(upstream: &Upstream, errand: &Errand<'_>, turn: bool) -> Result<Way, Fault> {
     let main = upstream.link(errand.asking.deadline).await?;
     let held = if lease::needed(&main, errand.config, errand.asking.call, errand.route.task()) {
-        Some(upstream.leases.take(&upstream.connector, errand.config, &main, errand.asking).await?)
+        let Errand { config, asking, .. } = errand;
+        Some(upstream.leases.take(&upstream.connector, config, &main, *asking, turn).await?)
     } else {
         None
     };
@@ -140,7 +142,7 @@ async fn once(
     let mut renewed = false;
     let mut remade = false;
     loop {
-        let way = way(upstream, errand).await?;
+        let way = way(upstream, errand, true).await?;
         let link = way.link();
         let carried = carry(upstream, &way, errand, headers, extra).await;
         way.ended();

@@ -150,6 +150,7 @@ impl Leases {
         config: &Arc<UpstreamConfig>,
         main: &Link,
         asking: Asking<'_>,
+        in_turn: bool,
     ) -> Result<Held, Fault> {
         let Asking { call, deadline, guard, .. } = asking;
         let owner: Box<str> = match (config.isolation, &call.session) {
@@ -167,9 +168,8 @@ impl Leases {
         // Counted before anything is waited for, so that it is not taken for idle meanwhile.
         let mut held = Using(Some(lease.clone()));
         let exclusive = main.wire.is_pipe();
-        // A word about a task causes no question, and must not wait behind the call that does.
-        let aside = call.task.is_some() && call.method.name != "tasks/result";
-        let turn = if exclusive && !aside {
+        // What causes no question must not wait behind the call that does.
+        let turn = if exclusive && in_turn {
             if lease.users.load(Ordering::Acquire) > LINE_MAX {
                 let text = "it was not called: as many calls wait for its conversation as may";
                 return Err(Fault::new(Reason::QueueFull, Delivery::NotSent, text));
@@ -217,7 +217,7 @@ impl Leases {
             over: AtomicBool::new(false),
             once,
             link: live.link.clone(),
-            hearing: (exclusive && !aside).then(|| live.hearing.clone()),
+            hearing: (exclusive && in_turn).then(|| live.hearing.clone()),
             lease: lease.clone(),
             _turn: turn,
         })

@@ -16,7 +16,7 @@ use crate::call::{Call, Form, Terminal};
 use crate::failure::{Delivery, Fault, Reason};
 use crate::guard::{Done, Signal};
 use crate::protocol::error::{
-    ErrorObject, INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, MISSING_CLIENT_CAPABILITY,
+    ErrorObject, INTERNAL_ERROR, INVALID_PARAMS, MISSING_CLIENT_CAPABILITY,
 };
 use crate::protocol::message::{Frame, Kind, message, response};
 use crate::protocol::meta::{Members, ObjectWriter};
@@ -309,13 +309,19 @@ pub async fn attempt(
 ) -> Result<Done<(Terminal, bool)>, Fault> {
     let call = errand.asking.call;
     let Some(task) = &call.task else { return Err(unreadable()) };
-    let way = errand::way(upstream, errand).await?;
+    let turn = call.method.name == "tasks/result";
+    let way = errand::way(upstream, errand, turn).await?;
     let arrived = match (way.link().era(), call.form, call.method.name) {
-        (Era::Legacy, Form::Canonical, "tasks/get") => old_get(errand, &way, &task.native).await,
+        (Era::Legacy, Form::Canonical, "tasks/get") => {
+            old_get(upstream, errand, &way, &task.native).await
+        }
         (Era::Legacy, Form::Canonical, "tasks/cancel") => old_cancel(&way, &task.native).await,
         (Era::Legacy, Form::Canonical, _) => {
-            // Its questions come live, with the call that waits for the result.
-            Ok(plain(refused(METHOD_NOT_FOUND, "the task's server takes no answers this way")?))
+            let params = call.frame.params().unwrap_or_default();
+            let answers = Members::read(&params).ok().and_then(|m| m.get("inputResponses"));
+            let answers = answers.map_or("{}", |answers| answers.get());
+            upstream.inputs.answer(&task.native, answers.as_bytes()).await;
+            Ok(plain(done()?))
         }
         (Era::Legacy, Form::Plain, "tasks/result") => {
             way.goes_on();
@@ -334,7 +340,20 @@ fn refused(code: i32, text: &str) -> Result<Terminal, Fault> {
     made(Kind::Error, ErrorObject::new(code, text).to_raw().get().as_bytes(), Form::Canonical)
 }
 
-async fn old_get(errand: &Errand<'_>, way: &Way, native: &str) -> Result<Arrived, Fault> {
+fn done() -> Result<Terminal, Fault> {
+    made(Kind::Result, br#"{"resultType":"complete"}"#, Form::Canonical)
+}
+
+// How long a task's question may wait for its conversation to be free before the caller is told
+// to come again.
+const TURN_TIME: Duration = Duration::from_millis(500);
+
+async fn old_get(
+    upstream: &Upstream,
+    errand: &Errand<'_>,
+    way: &Way,
+    native: &str,
+) -> Result<Arrived, Fault> {
     let link = way.link();
     let params: Bytes = ObjectWriter::new().value("taskId", &native).finish().into();
     let frame = one(link, "tasks/get", None, params.clone()).await?;
@@ -355,6 +374,19 @@ async fn old_get(errand: &Errand<'_>, way: &Way, native: &str) -> Result<Arrived
             // That a tool says `isError` is a result like any other in the extension.
             came = Some(("result", task::related(&end.outcome(), None)));
             status = Some("completed");
+        }
+    }
+    if glance.status == Status::InputRequired {
+        if !upstream.inputs.hears(native) {
+            let turn = tokio::time::timeout(TURN_TIME, errand::way(upstream, errand, true)).await;
+            if let Ok(turn) = turn {
+                upstream.inputs.hear(native, turn?);
+            }
+        }
+        match upstream.inputs.requests(native).await {
+            Some(requests) => came = Some(("inputRequests", requests)),
+            // There is nothing to answer yet.
+            None => status = Some("working"),
         }
     }
     let came = came.as_ref().map(|(key, raw)| (*key, &raw[..]));
@@ -379,7 +411,7 @@ async fn old_cancel(way: &Way, native: &str) -> Result<Arrived, Fault> {
             return Ok(plain(Terminal::Answer(frame, Form::Canonical)));
         }
     }
-    Ok(plain(made(Kind::Result, br#"{"resultType":"complete"}"#, Form::Canonical)?))
+    Ok(plain(done()?))
 }
 
 /// What an answer says of the call's task, with the caller's id of it.

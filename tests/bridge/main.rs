@@ -5,6 +5,7 @@
 mod harness;
 
 mod asks;
+mod inputs;
 mod isolation;
 mod newer;
 mod resume;
