@@ -281,7 +281,10 @@ async fn request(
         let revision = session2.revision;
         let out = tokio::select! {
             terminal = edge2.gateway.handle(&call, record, &notices) => {
-                let terminal = tasks::sealed(&edge2, &call, terminal);
+                let (terminal, task) = tasks::sealed(&edge2, &call, terminal);
+                if let Some(task) = task {
+                    tasks::remember(&edge2, &session2, task);
+                }
                 Some(render(terminal, &id, method, revision))
             }
             () = token.cancelled() => None,

@@ -11,7 +11,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::call::{Asides, Consumer, Word};
+use crate::call::{Asides, Consumer, TaskName, Word};
 use crate::gateway::Gateway;
 use crate::gateway::subscriptions::{Changes, Topic};
 use crate::protocol::message::{Frame, Kind, message, response};
@@ -19,12 +19,12 @@ use crate::protocol::meta::{Members, ObjectWriter, key};
 use crate::protocol::method::ListKind;
 use crate::protocol::revision::Revision;
 use crate::protocol::sse;
-use crate::upstream::subscriptions::{Updated, Watch};
+use crate::upstream::subscriptions::{Subject, TaskNews, Updated, Watch};
 
 use super::access::Access;
 use super::body::Events;
 use super::session::Session;
-use super::{Edge, Slot, conversation};
+use super::{Edge, Slot, conversation, tasks};
 
 /// Most resources that one stream or session watches.
 pub const WATCHES_MAX: usize = 1000;
@@ -41,6 +41,8 @@ struct Filter {
     resources_list_changed: bool,
     #[serde(default)]
     resource_subscriptions: Vec<String>,
+    #[serde(default)]
+    task_ids: Vec<String>,
 }
 
 /// What a listen request wishes for.
@@ -49,6 +51,8 @@ pub struct Wish {
     pub topics: Vec<Topic>,
     /// Changes of resources, by public URI.
     pub uris: Vec<String>,
+    /// What tasks tell, by public id (`io.modelcontextprotocol/tasks`).
+    pub tasks: Vec<String>,
 }
 
 /// Read a listen request; an error text if it says nothing readable.
@@ -63,6 +67,9 @@ pub fn wished(frame: &Frame) -> Result<Wish, String> {
             "params.notifications.resourceSubscriptions: more than {WATCHES_MAX} entries"
         ));
     }
+    if filter.task_ids.len() > WATCHES_MAX {
+        return Err(format!("params.notifications.taskIds: more than {WATCHES_MAX} entries"));
+    }
     let topics = Topic::ALL
         .into_iter()
         .filter(|t| match t {
@@ -71,7 +78,7 @@ pub fn wished(frame: &Frame) -> Result<Wish, String> {
             Topic::Resources => filter.resources_list_changed,
         })
         .collect();
-    Ok(Wish { topics, uris: filter.resource_subscriptions })
+    Ok(Wish { topics, uris: filter.resource_subscriptions, tasks: filter.task_ids })
 }
 
 /// Why a resource is not watched.
@@ -94,7 +101,7 @@ pub fn watch(edge: &Edge, consumer: &Consumer, public: &str) -> Result<Watch, Un
         return Err(Unwatched::Unknown);
     }
     let home = &edge.gateway.subscriptions;
-    home.watch(route.upstream(), route.native()).ok_or(Unwatched::Full)
+    home.watch(Subject::Resource, route.upstream(), route.native()).ok_or(Unwatched::Full)
 }
 
 /// `_meta` that names the listen request with its id's own text (2026-07-28
@@ -134,6 +141,19 @@ enum Watching {
     Session(Arc<Session>),
 }
 
+/// The tasks of one listen request: the public id by what it stands for, and the wish.
+type TaskWatches = HashMap<Updated, (TaskName, Watch)>;
+
+// A task that the consumer may have, by its public id.
+fn watch_task(edge: &Edge, consumer: &Consumer, public: &str) -> Option<(TaskName, Watch)> {
+    let name = tasks::open(edge, consumer, public)?;
+    let view = edge.gateway.current.load().view(consumer);
+    let route = view.resolve(ListKind::Tools, &name.tool)?;
+    let home = &edge.gateway.subscriptions;
+    let watch = home.watch(Subject::Task, route.upstream(), &Arc::from(&*name.native))?;
+    Some((name, watch))
+}
+
 /// What one listener is told, message by message.
 pub struct Feed {
     gateway: Arc<Gateway>,
@@ -144,6 +164,8 @@ pub struct Feed {
     watching: Watching,
     id: Option<Bytes>,
     asides: Arc<Asides>,
+    tasks: TaskWatches,
+    news: broadcast::Receiver<TaskNews>,
     waiting: VecDeque<Bytes>,
 }
 
@@ -167,6 +189,18 @@ impl Feed {
         if !uris.is_empty() {
             honoured.value("resourceSubscriptions", &uris);
         }
+        let news = edge.gateway.subscriptions.news();
+        let mut tasks = TaskWatches::new();
+        let mut ids = Vec::new();
+        for public in &wish.tasks {
+            if let Some((name, watch)) = watch_task(edge, access.consumer(), public) {
+                tasks.insert(watch.what().clone(), (name, watch));
+                ids.push(public);
+            }
+        }
+        if !ids.is_empty() {
+            honoured.value("taskIds", &ids);
+        }
         let params = ObjectWriter::new()
             .raw("notifications", &honoured.finish())
             .raw("_meta", &meta(id))
@@ -183,6 +217,8 @@ impl Feed {
             id: Some(Bytes::copy_from_slice(id)),
             // One that nobody writes to.
             asides: Arc::default(),
+            tasks,
+            news,
             waiting: VecDeque::from([ack]),
         }
     }
@@ -203,6 +239,8 @@ impl Feed {
             watching: Watching::Session(session.clone()),
             id: None,
             asides: session.asides.clone(),
+            tasks: TaskWatches::new(),
+            news: edge.gateway.subscriptions.news(),
             waiting: VecDeque::new(),
         };
         let again = session.has_listened.swap(true, Ordering::Relaxed);
@@ -254,7 +292,31 @@ impl Feed {
                     }
                     (Word::Question(_), Watching::Own(_)) => {}
                 },
+                news = self.news.recv() => match news {
+                    Ok(news) => self.waiting.extend(self.of_task(&news)),
+                    // What was missed is had by asking; nobody is owed it.
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => std::future::pending().await,
+                },
                 () = self.access.revoked() => return None,
+            }
+        }
+    }
+
+    // Of a task of this listener, as its consumer's view is now.
+    fn of_task(&self, news: &TaskNews) -> Option<Bytes> {
+        let what = Updated { upstream: news.upstream.clone(), uri: news.task.clone() };
+        let view = || self.gateway.current.load().view(self.access.consumer());
+        match &self.watching {
+            Watching::Own(_) => {
+                let (name, _) = self.tasks.get(&what)?;
+                let route = view().resolve(ListKind::Tools, &name.tool)?;
+                tasks::news(news, &name.public, &route, self.id.as_deref()?)
+            }
+            Watching::Session(session) => {
+                let name = session.task(&what)?;
+                view().resolve(ListKind::Tools, &name.tool)?;
+                tasks::old_news(news, &name.public)
             }
         }
     }

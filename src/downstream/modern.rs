@@ -86,6 +86,9 @@ pub async fn handle(
         Handling::Listen => {
             let wish =
                 listen::wished(&frame).map_err(|e| Refused::new(Reason::InvalidParams, e))?;
+            if !wish.tasks.is_empty() {
+                tasks::must_declare(&meta)?;
+            }
             return Ok(Handled::Listen(wish));
         }
         Handling::Discover | Handling::List(_) | Handling::Forward => {}
@@ -126,7 +129,7 @@ pub async fn handle(
     let work = Box::pin(async move {
         let terminal = edge.gateway.handle(&call, record, &notices).await;
         let terminal = park::wrapped(&edge, &call, terminal);
-        let terminal = tasks::sealed(&edge, &call, terminal);
+        let (terminal, _) = tasks::sealed(&edge, &call, terminal);
         Some(render(terminal, &id, method, revision))
     });
     Ok(Handled::Running(Running::new(work, notices_rx)))

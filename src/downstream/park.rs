@@ -292,7 +292,7 @@ pub fn begin(edge: &Arc<Edge>, call: Call, record: Record, id: Bytes) -> Running
         tokio::spawn(async move {
             let terminal = edge.gateway.handle(&call, record, &notices).await;
             let terminal = wrapped(&edge, &call, terminal);
-            let _ = done.send(tasks::sealed(&edge, &call, terminal));
+            let _ = done.send(tasks::sealed(&edge, &call, terminal).0);
         })
     };
     let conversation = Conversation {

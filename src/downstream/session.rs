@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::call::{Asides, Consumer, Reply};
+use crate::call::{Asides, Consumer, Reply, TaskName};
 use crate::protocol::capability::Askable;
 use crate::protocol::revision::Revision;
 
@@ -27,9 +27,13 @@ use crate::gateway::subscriptions::Known;
 use super::listen::Watches;
 use super::replay::Replay;
 use crate::seal::{Purpose, Sealer};
+use crate::upstream::subscriptions::Updated;
 
 /// Most requests of one session in flight: more is no client at work.
 pub const SESSION_CALLS_MAX: usize = 1024;
+
+/// Most tasks of one session whose news are told: older ones are had by asking.
+const TASKS_MAX: usize = 64;
 
 fn short(id: &str) -> [u8; 16] {
     let digest = Sha256::digest(id.as_bytes());
@@ -71,6 +75,8 @@ pub struct Session {
     pub replay: Replay,
     /// What its client is told besides, outside of its calls.
     pub asides: Arc<Asides>,
+    /// The tasks that its calls became, the newest last.
+    tasks: Mutex<VecDeque<(Updated, TaskName)>>,
     /// What its client was last told about, between two GET streams.
     pub told: Mutex<Option<Known>>,
     /// It has had a stream of changes, so there can be a gap before the next one.
@@ -103,6 +109,7 @@ impl Session {
             running: DashMap::with_shard_amount(2),
             replay: Replay::default(),
             asides: Arc::default(),
+            tasks: Mutex::default(),
             told: Mutex::default(),
             has_listened: AtomicBool::new(false),
             next_event: AtomicU64::new(1),
@@ -112,6 +119,21 @@ impl Session {
             used_ms: AtomicU64::new(0),
             born: Instant::now(),
         }
+    }
+
+    /// One of its calls became a task.
+    pub fn began(&self, what: Updated, name: TaskName) {
+        let mut tasks = self.tasks.lock().expect("no panic while held");
+        if tasks.len() >= TASKS_MAX {
+            tasks.pop_front();
+        }
+        tasks.push_back((what, name));
+    }
+
+    /// The task that this is, if it is one of its own.
+    pub fn task(&self, what: &Updated) -> Option<TaskName> {
+        let tasks = self.tasks.lock().expect("no panic while held");
+        tasks.iter().find(|(own, _)| own == what).map(|(_, name)| name.clone())
     }
 
     /// A raw id for a question; never used twice in a session.

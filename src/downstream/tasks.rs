@@ -2,20 +2,25 @@
 //! tool runs in it, so that nothing about tasks is kept here and nobody can name another's
 //! (2025-11-25 basic/utilities/tasks, "security considerations").
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::call::{Call, Consumer, TaskName, Terminal};
+use crate::call::{Call, Consumer, Form, TaskName, Terminal};
+use crate::catalog::view::Route;
 use crate::failure::Reason;
-use crate::protocol::message::{Frame, Kind};
-use crate::protocol::meta::{Members, RequestMeta};
-use crate::protocol::method::{AddressField, Method};
+use crate::protocol::address::{UriHolder, map_uris};
+use crate::protocol::message::{Frame, Kind, message};
+use crate::protocol::meta::{Members, ObjectWriter, RequestMeta, key};
+use crate::protocol::method::{AddressField, ListKind, Method};
 use crate::protocol::revision::{Era, Revision};
 use crate::protocol::splice::{Splice, range_of};
 use crate::protocol::task::{self, Tasks};
 use crate::seal::Purpose;
+use crate::upstream::subscriptions::{TaskNews, Updated};
 
 use super::Edge;
 use super::refused::Refused;
+use super::session::Session;
 
 #[derive(Serialize, Deserialize)]
 struct Sealed {
@@ -50,6 +55,20 @@ pub fn wanted(
     if asked { Tasks::Asked } else { Tasks::None }
 }
 
+/// Whoever names a task of the extension must have declared it.
+///
+/// # Errors
+/// When it has not.
+pub fn must_declare(meta: &RequestMeta) -> Result<(), Refused> {
+    if declared(meta) {
+        return Ok(());
+    }
+    let extensions = serde_json::json!({task::EXTENSION: {}});
+    let text = format!("the client did not declare the extension {}", task::EXTENSION);
+    Err(Refused::new(Reason::CapabilityMissing, text)
+        .with("requiredCapabilities", serde_json::json!({"extensions": extensions})))
+}
+
 fn declared(meta: &RequestMeta) -> bool {
     let raw = meta.client_capabilities.as_deref().unwrap_or_default();
     task::has_extension(raw.as_bytes(), task::EXTENSION)
@@ -74,11 +93,8 @@ pub fn named(
     if !edge.gateway.current.load().view(consumer).has_tasks(revision) {
         return Err(Refused::unknown_method(frame.method()));
     }
-    if revision.era() == Era::Modern && !declared(meta) {
-        let extensions = serde_json::json!({task::EXTENSION: {}});
-        let text = format!("the client did not declare the extension {}", task::EXTENSION);
-        return Err(Refused::new(Reason::CapabilityMissing, text)
-            .with("requiredCapabilities", serde_json::json!({"extensions": extensions})));
+    if revision.era() == Era::Modern {
+        must_declare(meta)?;
     }
     let params = frame.params().unwrap_or_default();
     let wrong = |text: &str| Refused::new(Reason::InvalidParams, text);
@@ -88,35 +104,78 @@ pub fn named(
     let raw = members.get("taskId").ok_or_else(missing)?;
     // Unknown, damaged and somebody else's are one answer.
     let unknown = || wrong("Unknown task");
-    let plain = edge.sealer.open(Purpose::Task, &public).ok_or_else(unknown)?;
-    let sealed: Sealed = serde_json::from_slice(&plain).map_err(|_| unknown())?;
-    if *sealed.consumer != *consumer.name {
-        return Err(unknown());
-    }
+    let name = open(edge, consumer, &public).ok_or_else(unknown)?;
     let at = frame.params_span().expect("there are params").start;
     let place = range_of(&params, raw.get().as_bytes());
     let mut s = Splice::new();
-    let native = serde_json::to_vec(&sealed.native).expect("a string serialises");
+    let native = serde_json::to_vec(&name.native).expect("a string serialises");
     s.replace(place.start + at..place.end + at, native);
     let frame = Frame::scan(s.apply(frame.bytes())).map_err(|_| unknown())?;
-    let name =
-        TaskName { tool: sealed.tool, native: sealed.native, public: public.as_ref().into() };
     Ok(Some((frame, name)))
 }
 
-/// The terminal of a call that became a task, with an id that its caller can use.
-pub fn sealed(edge: &Edge, call: &Call, terminal: Terminal) -> Terminal {
-    if call.tasks == Tasks::None {
-        return terminal;
+/// The task that a public id stands for, if it is one of this consumer's.
+pub fn open(edge: &Edge, consumer: &Consumer, public: &str) -> Option<TaskName> {
+    let plain = edge.sealer.open(Purpose::Task, public)?;
+    let sealed: Sealed = serde_json::from_slice(&plain).ok()?;
+    let own = *sealed.consumer == *consumer.name;
+    own.then(|| TaskName { tool: sealed.tool, native: sealed.native, public: public.into() })
+}
+
+/// What an upstream says of a task, as the notification of the extension.
+pub fn news(news: &TaskNews, public: &str, route: &Route, id: &[u8]) -> Option<Bytes> {
+    let said = match news.form {
+        Form::Canonical => news.said.clone(),
+        Form::Plain => task::news_in_extension(&news.said)?.into(),
+    };
+    let said = map_uris(UriHolder::TaskResult, &said, &|native| route.public_uri(native));
+    let members = Members::read(&said).ok()?;
+    let mut params = ObjectWriter::new();
+    for (key, value) in &members.0 {
+        match &**key {
+            "taskId" => params.value("taskId", &public),
+            // The upstream's subscription is ours.
+            "_meta" => continue,
+            _ => params.raw(key, value.get().as_bytes()),
+        };
     }
-    let Terminal::Answer(frame, form) = terminal else { return terminal };
+    params.raw("_meta", &ObjectWriter::new().raw(key::SUBSCRIPTION_ID, id).finish());
+    Some(message(None, "notifications/tasks", Some(&params.finish())))
+}
+
+/// The same as the notification of 2025-11-25; `None` if it is none of that revision.
+pub fn old_news(news: &TaskNews, public: &str) -> Option<Bytes> {
+    if news.form == Form::Canonical {
+        return None;
+    }
+    let (place, with) = task::id_edit(&news.said, public)?;
+    let mut s = Splice::new();
+    s.replace(place, with);
+    Some(message(None, "notifications/tasks/status", Some(&s.apply(&news.said))))
+}
+
+/// The terminal of a call that became a task, with an id that its caller can use; and the task, if
+/// it did.
+pub fn sealed(edge: &Edge, call: &Call, terminal: Terminal) -> (Terminal, Option<TaskName>) {
+    if call.tasks == Tasks::None {
+        return (terminal, None);
+    }
+    let Terminal::Answer(frame, form) = terminal else { return (terminal, None) };
     match seal(edge, call, &frame) {
-        Some(frame) => Terminal::Answer(frame, form),
-        None => Terminal::Answer(frame, form),
+        Some((frame, name)) => (Terminal::Answer(frame, form), Some(name)),
+        None => (Terminal::Answer(frame, form), None),
     }
 }
 
-fn seal(edge: &Edge, call: &Call, frame: &Frame) -> Option<Frame> {
+/// Remember a session's task, so that its news are told.
+pub fn remember(edge: &Edge, session: &Session, name: TaskName) {
+    let view = edge.gateway.current.load().view(&session.consumer);
+    let Some(route) = view.resolve(ListKind::Tools, &name.tool) else { return };
+    let what = Updated { upstream: route.upstream().clone(), uri: (&*name.native).into() };
+    session.began(what, name);
+}
+
+fn seal(edge: &Edge, call: &Call, frame: &Frame) -> Option<(Frame, TaskName)> {
     if frame.kind() != Kind::Result {
         return None;
     }
@@ -125,11 +184,13 @@ fn seal(edge: &Edge, call: &Call, frame: &Frame) -> Option<Frame> {
     let params = call.frame.params()?;
     let tool = Members::read(&params).ok()?.get_str("name")?.as_ref().into();
     let consumer = (&*call.consumer.name).into();
-    let plain = serde_json::to_vec(&Sealed { tool, native: native.into(), consumer });
-    let public = edge.sealer.seal(Purpose::Task, &plain.expect("our own values serialise"));
+    let sealed = Sealed { tool, native: native.into(), consumer };
+    let plain = serde_json::to_vec(&sealed).expect("our own values serialise");
+    let public = edge.sealer.seal(Purpose::Task, &plain);
     let at = frame.outcome_span()?.start;
     let mut s = Splice::new();
-    let public = serde_json::to_vec(&public).expect("a string serialises");
-    s.replace(place.start + at..place.end + at, public);
-    Frame::scan(s.apply(frame.bytes())).ok()
+    let raw = serde_json::to_vec(&public).expect("a string serialises");
+    s.replace(place.start + at..place.end + at, raw);
+    let name = TaskName { tool: sealed.tool, native: sealed.native, public: public.into() };
+    Some((Frame::scan(s.apply(frame.bytes())).ok()?, name))
 }

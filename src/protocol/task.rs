@@ -184,6 +184,13 @@ pub fn created_in_extension(result: &Bytes) -> Option<Bytes> {
     Some(out.finish().into())
 }
 
+/// What says how a task of 2025-11-25 is, in the extension's words (`notifications/tasks`).
+pub fn news_in_extension(task: &[u8]) -> Option<Vec<u8>> {
+    let mut out = ObjectWriter::new();
+    renamed(&Members::read(task).ok()?, &mut out);
+    Some(out.finish())
+}
+
 /// A task of 2025-11-25 in the extension's words, with what came of it.
 pub fn in_extension(
     task: &[u8],

@@ -12,10 +12,11 @@ use tokio::sync::{Notify, mpsc};
 use crate::protocol::message::{Frame, Kind};
 use crate::protocol::meta::ObjectWriter;
 use crate::protocol::revision::Era;
+use crate::protocol::task;
 
 use super::keeper::{AbortOnDrop, Ear, heard};
 use super::link::{Link, Unanswered, Wire, own_request};
-use super::subscriptions;
+use super::subscriptions::{self, Subject};
 use super::transport::Unasked;
 use super::transport::http::{HttpFault, HttpWire, StreamRefused};
 
@@ -81,18 +82,22 @@ impl Hears {
 async fn listen(link: Arc<Link>, ear: Ear) {
     let mut changes = ear.subscriptions.changes();
     let mut current: Option<AbortOnDrop> = None;
-    let mut asked: BTreeSet<Arc<str>> = BTreeSet::new();
+    let mut asked: [BTreeSet<Arc<str>>; 2] = Default::default();
     let mut first = true;
     loop {
         changes.mark_unchanged();
-        let uris = if link.agreed.offers("resources.subscribe") {
-            ear.subscriptions.wanted(&link.upstream)
-        } else {
-            BTreeSet::new()
+        let wanted = |subject, offered: bool| {
+            let wanted = offered.then(|| ear.subscriptions.wanted(subject, &link.upstream));
+            wanted.unwrap_or_default()
         };
-        if first || uris != asked {
+        let capabilities = link.agreed.capabilities.as_bytes();
+        let wishes = [
+            wanted(Subject::Resource, link.agreed.offers("resources.subscribe")),
+            wanted(Subject::Task, task::has_extension(capabilities, task::EXTENSION)),
+        ];
+        if first || wishes != asked {
             first = false;
-            match filter(&link, &uris) {
+            match filter(&link, &wishes) {
                 Some(filter) => {
                     let acknowledged = Arc::new(Notify::new());
                     let late = Arc::new(AtomicBool::new(false));
@@ -107,7 +112,7 @@ async fn listen(link: Arc<Link>, ear: Ear) {
                 }
                 None => current = None,
             }
-            asked = uris;
+            asked = wishes;
         }
         if changes.changed().await.is_err() {
             break;
@@ -117,7 +122,7 @@ async fn listen(link: Arc<Link>, ear: Ear) {
     drop(current);
 }
 
-fn filter(link: &Link, uris: &BTreeSet<Arc<str>>) -> Option<Bytes> {
+fn filter(link: &Link, [uris, tasks]: &[BTreeSet<Arc<str>>; 2]) -> Option<Bytes> {
     let mut filter = ObjectWriter::new();
     for (capability, key) in [
         ("tools.listChanged", "toolsListChanged"),
@@ -128,9 +133,11 @@ fn filter(link: &Link, uris: &BTreeSet<Arc<str>>) -> Option<Bytes> {
             filter.raw(key, b"true");
         }
     }
-    if !uris.is_empty() {
-        let uris: Vec<&str> = uris.iter().map(|uri| &**uri).collect();
-        filter.value("resourceSubscriptions", &uris);
+    for (key, wishes) in [("resourceSubscriptions", uris), ("taskIds", tasks)] {
+        if !wishes.is_empty() {
+            let wishes: Vec<&str> = wishes.iter().map(|wish| &**wish).collect();
+            filter.value(key, &wishes);
+        }
     }
     let filter = filter.finish();
     (filter != b"{}").then(|| filter.into())

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::call::Form;
 use crate::catalog::keep;
 use crate::catalog::slice::Slice;
 use crate::config::{EraChoice, TransportConfig, UpstreamConfig};
@@ -17,11 +18,12 @@ use crate::protocol::error::{ErrorObject, METHOD_NOT_FOUND};
 use crate::protocol::message::{Frame, Kind, response};
 use crate::protocol::meta::Members;
 use crate::protocol::revision::{Era, Revision};
+use crate::protocol::task;
 
 use super::condition::{Condition, State};
 use super::connector::Connector;
 use super::link::{Link, Wire};
-use super::subscriptions::Subscriptions;
+use super::subscriptions::{Subscriptions, TaskNews};
 use super::transport::Unasked;
 use super::{Upstream, events, loader};
 
@@ -452,6 +454,10 @@ pub(super) struct Ear {
 /// What says that somebody is done with a page (2025-11-25 client/elicitation).
 const PAGE_VISITED: &str = "notifications/elicitation/complete";
 
+/// What says how a task is: as 2025-11-25 does, and as the extension.
+const OLD_TASK_NEWS: &str = "notifications/tasks/status";
+const TASK_NEWS: &str = "notifications/tasks";
+
 /// Whether a notification belongs to no call: it concerns all who use the upstream, or says itself
 /// whom.
 pub(super) fn is_change(method: &str) -> bool {
@@ -462,6 +468,8 @@ pub(super) fn is_change(method: &str) -> bool {
             | "notifications/resources/list_changed"
             | "notifications/resources/updated"
             | PAGE_VISITED
+            | OLD_TASK_NEWS
+            | TASK_NEWS
     )
 }
 
@@ -492,6 +500,13 @@ impl Ear {
                 owner.pages.visited(frame);
             }
             return;
+        }
+        if matches!(frame.method(), OLD_TASK_NEWS | TASK_NEWS) {
+            let form = if frame.method() == TASK_NEWS { Form::Canonical } else { Form::Plain };
+            let Some(said) = frame.params() else { return };
+            let Some(task) = task::id_of(&said).map(Into::into) else { return };
+            let upstream = self.upstream.clone();
+            return self.subscriptions.tell_task(TaskNews { upstream, task, said, form });
         }
         if frame.method() != "notifications/resources/updated" {
             let _ = self.reload.try_send(());

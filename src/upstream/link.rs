@@ -315,7 +315,7 @@ pub fn own_request(era: Era, id: u64, method: &str, params: &[(&str, Bytes)]) ->
         out.raw(k, v);
     }
     if era == Era::Modern {
-        out.raw("_meta", &super::outbound::own_meta());
+        out.raw("_meta", &super::outbound::own_meta(method));
     }
     message(Some(id.to_string().as_bytes()), method, Some(&out.finish()))
 }

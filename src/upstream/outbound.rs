@@ -32,12 +32,16 @@ pub fn client_info() -> Vec<u8> {
         .finish()
 }
 
-/// `_meta` of a request of our own in the newest revision.
-pub fn own_meta() -> Vec<u8> {
+/// `_meta` of a request of our own in the newest revision. What tasks tell is passed on; nobody is
+/// there to be asked anything.
+pub fn own_meta(method: &str) -> Vec<u8> {
+    let nothing = b"{}".to_vec();
+    let listens = method == "subscriptions/listen";
+    let capabilities = if listens { task::with_extension(&nothing) } else { nothing };
     ObjectWriter::new()
         .value(key::PROTOCOL_VERSION, &Revision::LATEST.as_str())
         .raw(key::CLIENT_INFO, &client_info())
-        .raw(key::CLIENT_CAPABILITIES, b"{}")
+        .raw(key::CLIENT_CAPABILITIES, &capabilities)
         .finish()
 }
 

@@ -1,4 +1,4 @@
-//! Which resources somebody wants to hear of, and who is told.
+//! Which resources and tasks somebody wants to hear of, and who is told.
 //!
 //! One place for all upstreams, so that a wish outlives the conversation and even the upstream's
 //! instance: each new link reads here what to subscribe to.
@@ -10,22 +10,34 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{broadcast, watch};
 
+use crate::call::Form;
 use crate::protocol::message::Kind;
 
 use super::link::Link;
 
-/// Most different resources of one upstream that are watched at once.
+/// Most different resources of one upstream that are watched at once, and most tasks.
 const WATCHED_MAX: usize = 10_000;
 /// Updates that wait for a slow listener. One that falls further behind is told that all it
 /// watches may have changed.
 const UPDATES_MAX: usize = 1024;
+/// The same for what tasks tell, which may carry a result. What is missed is had by asking.
+const NEWS_MAX: usize = 64;
 /// Wishes that change within this time are told to the upstream together.
 const GATHER: Duration = Duration::from_millis(20);
 /// How long an upstream may take to answer a subscription; the next ones wait for it.
 const ASK_TIME: Duration = Duration::from_secs(10);
 
-// How many wish for each URI, by upstream.
-type Wanted = HashMap<Arc<str>, BTreeMap<Arc<str>, usize>>;
+// How many wish for each of them, by upstream.
+type Wanted = HashMap<(Subject, Arc<str>), BTreeMap<Arc<str>, usize>>;
+
+/// What can be watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Subject {
+    /// A resource, by its URI.
+    Resource,
+    /// A task, by its id.
+    Task,
+}
 
 /// A resource changed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -36,12 +48,26 @@ pub struct Updated {
     pub uri: Arc<str>,
 }
 
+/// An upstream told how a task is.
+#[derive(Clone, Debug)]
+pub struct TaskNews {
+    /// Whose it is.
+    pub upstream: Arc<str>,
+    /// Its id there.
+    pub task: Arc<str>,
+    /// The raw task, as the upstream says it.
+    pub said: Bytes,
+    /// Whether that is said as the extension does, or as 2025-11-25.
+    pub form: Form,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Subscriptions {
     wanted: Mutex<Wanted>,
     version: watch::Sender<u64>,
     updates: broadcast::Sender<Updated>,
+    news: broadcast::Sender<TaskNews>,
 }
 
 impl Default for Subscriptions {
@@ -50,6 +76,7 @@ impl Default for Subscriptions {
             wanted: Mutex::default(),
             version: watch::Sender::new(0),
             updates: broadcast::Sender::new(UPDATES_MAX),
+            news: broadcast::Sender::new(NEWS_MAX),
         }
     }
 }
@@ -58,6 +85,7 @@ impl Default for Subscriptions {
 #[derive(Debug)]
 pub struct Watch {
     home: Arc<Subscriptions>,
+    subject: Subject,
     what: Updated,
 }
 
@@ -71,13 +99,14 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         let mut wanted = self.home.lock();
-        let Some(uris) = wanted.get_mut(&self.what.upstream) else { return };
+        let key = (self.subject, self.what.upstream.clone());
+        let Some(uris) = wanted.get_mut(&key) else { return };
         let Some(count) = uris.get_mut(&self.what.uri) else { return };
         *count -= 1;
         if *count == 0 {
             uris.remove(&self.what.uri);
             if uris.is_empty() {
-                wanted.remove(&self.what.upstream);
+                wanted.remove(&key);
             }
             drop(wanted);
             self.home.version.send_modify(|v| *v += 1);
@@ -86,10 +115,15 @@ impl Drop for Watch {
 }
 
 impl Subscriptions {
-    /// Wish to hear of a resource; `None` if too many are watched.
-    pub fn watch(self: &Arc<Self>, upstream: &Arc<str>, uri: &Arc<str>) -> Option<Watch> {
+    /// Wish to hear of a resource or task; `None` if too many are watched.
+    pub fn watch(
+        self: &Arc<Self>,
+        subject: Subject,
+        upstream: &Arc<str>,
+        uri: &Arc<str>,
+    ) -> Option<Watch> {
         let mut wanted = self.lock();
-        let uris = wanted.entry(upstream.clone()).or_default();
+        let uris = wanted.entry((subject, upstream.clone())).or_default();
         if uris.len() >= WATCHED_MAX && !uris.contains_key(uri) {
             return None;
         }
@@ -101,12 +135,14 @@ impl Subscriptions {
             self.version.send_modify(|v| *v += 1);
         }
         let what = Updated { upstream: upstream.clone(), uri: uri.clone() };
-        Some(Watch { home: self.clone(), what })
+        Some(Watch { home: self.clone(), subject, what })
     }
 
     /// What is wished for of one upstream.
-    pub fn wanted(&self, upstream: &str) -> BTreeSet<Arc<str>> {
-        self.lock().get(upstream).map(|uris| uris.keys().cloned().collect()).unwrap_or_default()
+    pub fn wanted(&self, subject: Subject, upstream: &Arc<str>) -> BTreeSet<Arc<str>> {
+        let wanted = self.lock();
+        let of = wanted.get(&(subject, upstream.clone()));
+        of.map(|uris| uris.keys().cloned().collect()).unwrap_or_default()
     }
 
     /// Changes whenever wishes do.
@@ -119,6 +155,16 @@ impl Subscriptions {
         self.updates.subscribe()
     }
 
+    /// What upstreams tell of tasks from now on.
+    pub fn news(&self) -> broadcast::Receiver<TaskNews> {
+        self.news.subscribe()
+    }
+
+    /// An upstream told how a task is.
+    pub fn tell_task(&self, news: TaskNews) {
+        let _ = self.news.send(news);
+    }
+
     /// An upstream told of a change.
     pub fn tell(&self, upstream: &Arc<str>, uri: &str) {
         // Nobody listens: then nobody need be told.
@@ -127,7 +173,7 @@ impl Subscriptions {
 
     /// An upstream's changes may have been missed: all that is wished for of it may have changed.
     pub fn tell_all(&self, upstream: &Arc<str>) {
-        for uri in self.wanted(upstream) {
+        for uri in self.wanted(Subject::Resource, upstream) {
             self.tell(upstream, &uri);
         }
     }
@@ -148,7 +194,7 @@ pub async fn follow(home: Arc<Subscriptions>, link: Arc<Link>) {
     let mut have: BTreeSet<Arc<str>> = BTreeSet::new();
     loop {
         changes.mark_unchanged();
-        let wanted = home.wanted(&link.upstream);
+        let wanted = home.wanted(Subject::Resource, &link.upstream);
         let new = wanted.difference(&have).map(|uri| ("resources/subscribe", uri));
         let gone = have.difference(&wanted).map(|uri| ("resources/unsubscribe", uri));
         let mut taken = wanted.clone();
@@ -181,16 +227,16 @@ mod tests {
         let (up, a): (Arc<str>, Arc<str>) = ("up".into(), "file:///a".into());
         let mut changes = home.changes();
         changes.mark_unchanged();
-        let one = home.watch(&up, &a).unwrap();
+        let one = home.watch(Subject::Resource, &up, &a).unwrap();
         assert!(changes.has_changed().unwrap());
         changes.mark_unchanged();
-        let two = home.watch(&up, &a).unwrap();
+        let two = home.watch(Subject::Resource, &up, &a).unwrap();
         assert!(!changes.has_changed().unwrap(), "one more of the same is nothing new");
         drop(one);
-        assert_eq!(home.wanted("up"), BTreeSet::from([a.clone()]));
+        assert_eq!(home.wanted(Subject::Resource, &up), BTreeSet::from([a.clone()]));
         drop(two);
         assert!(changes.has_changed().unwrap());
-        assert!(home.wanted("up").is_empty() && home.lock().is_empty());
+        assert!(home.wanted(Subject::Resource, &up).is_empty() && home.lock().is_empty());
         let mut updates = home.updates();
         home.tell(&up, "file:///a");
         assert_eq!(updates.try_recv().unwrap(), Updated { upstream: up, uri: a });

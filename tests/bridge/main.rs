@@ -12,6 +12,7 @@ mod resume;
 mod roots;
 mod sessions;
 mod subscriptions;
+mod task_news;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -10,7 +10,7 @@ use crate::harness::scripted::{Reply, Scripted, tool};
 use crate::harness::{Weir, modern_request, send};
 use crate::{Old, text};
 
-type Line = Arc<Mutex<Option<mpsc::Sender<String>>>>;
+pub type Line = Arc<Mutex<Option<mpsc::Sender<String>>>>;
 
 /// An upstream with two resources. What is sent into the line goes out on its stream of changes.
 async fn upstream(modern: bool, line: Line) -> Scripted {
@@ -81,7 +81,7 @@ pub fn messages(response: hyper::Response<hyper::body::Incoming>) -> mpsc::Recei
     rx
 }
 
-async fn next(rx: &mut mpsc::Receiver<Value>) -> Value {
+pub async fn next(rx: &mut mpsc::Receiver<Value>) -> Value {
     tokio::time::timeout(crate::harness::PATIENCE, rx.recv()).await.unwrap().unwrap()
 }
 
