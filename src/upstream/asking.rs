@@ -6,6 +6,7 @@
 //! (2026-07-28 basic/patterns/mrtr). A caller of the newest revision reads the latter itself; for
 //! an older one the rounds are made here.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -55,7 +56,7 @@ pub struct Asking<'a> {
 impl Asking<'_> {
     /// Put the requests of an old upstream to the caller, several at once, and send the
     /// responses. Never returns: it ends with the call.
-    pub async fn serve(&self, link: &Link, mut asks: mpsc::Receiver<Unasked>) {
+    pub async fn serve(&self, link: &Arc<Link>, mut asks: mpsc::Receiver<Unasked>) {
         let mut open = FuturesUnordered::new();
         let mut withdrawn: Vec<(Bytes, CancellationToken)> = Vec::new();
         loop {
@@ -94,22 +95,23 @@ impl Asking<'_> {
     }
 
     // Returns the id of what is done.
-    async fn one(&self, link: &Link, frame: Frame, withdrawn: CancellationToken) -> Bytes {
+    async fn one(&self, link: &Arc<Link>, frame: Frame, withdrawn: CancellationToken) -> Bytes {
         let id = frame.id().unwrap_or_default();
         if frame.method() == "ping" {
             let _ = link.notify(response(&id, Kind::Result, b"{}")).await;
             return id;
         }
+        let mut owed = Owed { link: link.clone(), question: Some(frame.clone()) };
         let answer = tokio::select! {
             answer = self.put(link, &frame) => answer,
             // It no longer wants to know: no response is owed.
-            () = withdrawn.cancelled() => return id,
+            () = withdrawn.cancelled() => {
+                owed.question = None;
+                return id;
+            }
         };
-        let (kind, body) = match answer {
-            Reply::Result(result) => (Kind::Result, result),
-            Reply::Error(error) => (Kind::Error, error),
-        };
-        let _ = link.notify(response(&id, kind, &body)).await;
+        owed.question = None;
+        let _ = link.notify(answered(&id, answer)).await;
         id
     }
 
@@ -241,6 +243,35 @@ impl Asking<'_> {
 
 fn garbled(text: &str) -> Fault {
     Fault::new(Reason::Garbled, Delivery::Unknown, text)
+}
+
+fn answered(id: &[u8], reply: Reply) -> Bytes {
+    match reply {
+        Reply::Result(result) => response(id, Kind::Result, &result),
+        Reply::Error(error) => response(id, Kind::Error, &error),
+    }
+}
+
+/// A response that the upstream waits for, also when the call that it is tied to is over: it may
+/// have asked for a reason of its own.
+struct Owed {
+    link: Arc<Link>,
+    question: Option<Frame>,
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        let Some(question) = self.question.take() else { return };
+        let (Some(id), Ok(runtime)) = (question.id(), tokio::runtime::Handle::try_current()) else {
+            return;
+        };
+        let reply = match question.method() {
+            "elicitation/create" => Reply::Result(CANCEL),
+            _ => error(INTERNAL_ERROR, "the call is over"),
+        };
+        let link = self.link.clone();
+        runtime.spawn(async move { link.notify(answered(&id, reply)).await });
+    }
 }
 
 const CANCEL: Bytes = Bytes::from_static(br#"{"action":"cancel"}"#);
