@@ -330,7 +330,8 @@ impl Upstream {
         let read_only = call.method.read_only
             || rule.and_then(|r| r.read_only).or(route.read_only()).unwrap_or(false);
         let limiter = rule
-            .filter(|r| r.rate.is_some())
+            // What is asked about a task is no call of the tool.
+            .filter(|r| r.rate.is_some() && call.task.is_none())
             .and_then(|r| self.tool_limiters.load().get(&r.pattern).cloned());
         let timeout = rule.and_then(|r| r.call_timeout).unwrap_or(config.call_timeout);
         let deadline = Deadline::new(timeout, config.max_call_timeout.max(timeout));
