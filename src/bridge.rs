@@ -318,7 +318,7 @@ impl Bridge {
     fn fell(&self, fault: &Fault, status: Option<u16>) {
         if !self.away.swap(true, Ordering::Relaxed) {
             let what = words::failure(fault.clone(), status, true).text;
-            tracing::warn!(cause = %fault.cause, "{what}");
+            tracing::warn!(cause = %fault.cause, "no way to the gateway: {what}");
         }
     }
 

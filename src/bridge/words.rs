@@ -6,7 +6,9 @@ use crate::failure::{Delivery, Failure, Fault, Reason};
 pub fn failure(fault: Fault, status: Option<u16>, repeatable: bool) -> Failure {
     let http = |text: &str| format!("{text} (HTTP {})", status.unwrap_or(0));
     let text = match (fault.reason, status) {
-        (Reason::ConnectFailed, _) => "the gateway cannot be reached".to_owned(),
+        (Reason::ConnectFailed, _) => {
+            "the gateway cannot be reached: is it running, and is the URL right?".to_owned()
+        }
         (Reason::CredentialRefused, Some(401)) => http(
             "the gateway refuses the key: give the bridge a valid one, in WEIR_TOKEN, with \
              --token-file or with --token",
@@ -74,7 +76,7 @@ mod tests {
             cut(false).sentence(),
         ];
         insta::assert_snapshot!(lines.join("\n"), @r"
-        the gateway cannot be reached (reason: connect_failed) / no_effect
+        the gateway cannot be reached: is it running, and is the URL right? (reason: connect_failed) / no_effect
         the connection to the gateway ended before the answer (reason: connection_lost). The outcome is unknown: the request may have taken effect. Check before you repeat it; the gateway did not repeat it. / unknown
         the connection to the gateway ended before the answer (reason: connection_lost) / no_effect
         the gateway refuses the key: give the bridge a valid one, in WEIR_TOKEN, with --token-file or with --token (HTTP 401) (reason: credential_refused) / no_effect
