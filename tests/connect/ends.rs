@@ -133,5 +133,17 @@ fn wrong_usage_is_told_before_anything_starts() {
         told(&["stdio", "--connect", "127.0.0.1:8080/mcp"]),
         told(&["stdio", "--connect", "http://a:b@127.0.0.1/mcp"]),
     ];
-    insta::assert_snapshot!(lines.join("\n"), @"");
+    insta::assert_snapshot!(lines.join("\n"), @r"
+    2 error: the argument '--connect <URL>' cannot be used with '--consumer <NAME>'
+    2 error: the argument '--connect <URL>' cannot be used with '--config <PATH>'
+    2 error: --config cannot be used with --connect, which reads no configuration
+    2 error: --listen cannot be used with --connect, which reads no configuration
+    2 error: the following required arguments were not provided:
+    2 error: the argument '--token <KEY>' cannot be used with '--token-file <FILE>'
+    1 --token-file: file /no/such/file cannot be read (entity not found)
+    1 weir stdio --connect: the token holds bytes that no header may
+    1 weir stdio --connect: the URL must be one of http or https, such as http://127.0.0.1:8080/mcp, and hold no user name
+    1 weir stdio --connect: the URL must be one of http or https, such as http://127.0.0.1:8080/mcp, and hold no user name
+    1 weir stdio --connect: the URL must be one of http or https, such as http://127.0.0.1:8080/mcp, and hold no user name
+    ");
 }
