@@ -89,7 +89,7 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         consumer: Option<String>,
         #[command(flatten)]
-        connect: Connect,
+        elsewhere: Elsewhere,
     },
     /// Validate the configuration without starting anything
     #[command(
@@ -138,9 +138,10 @@ enum Command {
     },
 }
 
-/// The gateway that `weir stdio` leads to, if it is to start none.
+// The gateway that `weir stdio` leads to, if it is to start none. No doc comment: it would stand in
+// the place of the command's own.
 #[derive(clap::Args)]
-struct Connect {
+struct Elsewhere {
     /// Start nothing: carry the messages to the gateway that runs at this URL, and reconnect
     #[arg(long, value_name = "URL", conflicts_with_all = ["consumer", "config", "listen"])]
     connect: Option<String>,
@@ -156,7 +157,7 @@ struct Connect {
     patience: u64,
 }
 
-impl Connect {
+impl Elsewhere {
     // What to bridge to; an error is for the operator.
     fn options(self) -> Result<Option<bridge::Options>, String> {
         let Some(url) = self.connect else { return Ok(None) };
@@ -194,7 +195,9 @@ pub fn main() -> ExitCode {
     let mut command = Args::command();
     let matches = command.get_matches_mut();
     let args = Args::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
-    if let Some(Command::Stdio { connect: Connect { connect: Some(_), .. }, .. }) = &args.command {
+    if let Some(Command::Stdio { elsewhere: Elsewhere { connect: Some(_), .. }, .. }) =
+        &args.command
+    {
         // Those before the subcommand, which its own rules do not see.
         for name in ["config", "listen"] {
             if matches.value_source(name) == Some(ValueSource::CommandLine) {
@@ -240,7 +243,7 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 async fn run(command: Command, options: ServeOptions) -> ExitCode {
     let done = match command {
         Command::Serve => app::serve(options, say).await.map(|()| ExitCode::SUCCESS),
-        Command::Stdio { consumer, connect } => match connect.options() {
+        Command::Stdio { consumer, elsewhere } => match elsewhere.options() {
             Ok(None) => app::serve_stdio(options, consumer).await,
             Ok(Some(bridged)) => {
                 app::connect(bridged, options.log_format.unwrap_or(LogFormat::Text)).await

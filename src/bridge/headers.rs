@@ -120,7 +120,9 @@ mod tests {
         let frame = Frame::scan(Bytes::copy_from_slice(text.as_bytes())).unwrap();
         let meta = meta_of(&frame).unwrap().unwrap_or_default();
         let headers = tools.headers(&frame, &meta);
-        headers.iter().map(|(k, v)| format!("{k}: {}\n", v.to_str().unwrap())).collect()
+        let lines: Vec<_> =
+            headers.iter().map(|(k, v)| format!("{k}: {}", v.to_str().unwrap())).collect();
+        lines.join("\n")
     }
 
     const CALL: &str = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"grün",
@@ -143,7 +145,7 @@ mod tests {
         };
         let next = tools.learn(page(r#","x-mcp-header":"Region""#).as_bytes());
         assert_eq!(next.unwrap(), "\"c2\"");
-        assert!(shown(&tools, CALL).ends_with("mcp-param-region: eu\n"));
+        assert!(shown(&tools, CALL).ends_with("mcp-param-region: eu"));
         tools.learn(page("").as_bytes());
         assert!(!shown(&tools, CALL).contains("mcp-param"), "it is forgotten again");
     }

@@ -62,7 +62,6 @@ impl Live {
         }
         match answer {
             Err((_, Some(404))) => Some(Gone::Surely),
-            Err(_) => None,
             Ok(answer) if answer.frame.kind() == Kind::Error => {
                 let error: Value = serde_json::from_slice(&answer.frame.outcome()).ok()?;
                 let nameless = answer.frame.id().is_none();
@@ -76,7 +75,7 @@ impl Live {
                     _ => None,
                 }
             }
-            Ok(_) => None,
+            _ => None,
         }
     }
 }

@@ -100,9 +100,9 @@ async fn a_restart_of_the_gateway_goes_unnoticed() {
     // Once killed, once stopped with all the farewells.
     for round in 0..2 {
         if round == 0 {
-            weir.kill()
+            weir.kill();
         } else {
-            assert!(weir.stop().success())
+            assert!(weir.stop().success());
         }
         let id = format!("old{round}");
         host.send(json!({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": call}))

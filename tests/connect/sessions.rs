@@ -184,7 +184,8 @@ async fn questions_reach_the_host_and_its_answers_the_endpoint() {
     until("the stream is open", || stream.lock().unwrap().is_some()).await;
     // On the session's stream, outside of any call.
     let ping = r#"{"jsonrpc":"2.0","id":7,"method":"roots/list"}"#;
-    stream.lock().unwrap().clone().unwrap().send(ping.into()).await.unwrap();
+    let open = stream.lock().unwrap().clone().unwrap();
+    open.send(ping.into()).await.unwrap();
     let asked = host.told("roots/list").await;
     host.send(json!({"jsonrpc": "2.0", "id": asked["id"], "result": {"roots": []}})).await;
     let answered = |id: Value| {
