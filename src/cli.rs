@@ -43,8 +43,7 @@ const STDIO_AFTER: &str = r#"Examples, in a client's configuration:
   a gateway of its own:
     { "mcpServers": { "weir": { "command": "weir", "args": ["stdio", "--config", "/etc/weir/upstreams.toml"] } } }
   the gateway that is running already, for the consumer whose key it is:
-    { "mcpServers": { "weir": { "command": "weir", "args": ["stdio", "--connect", "https://weir.example/mcp"],
-                                "env": { "WEIR_TOKEN": "weir_…" } } } }
+    { "mcpServers": { "weir": { "command": "weir", "args": ["stdio", "--connect", "https://weir.example/mcp"], "env": { "WEIR_TOKEN": "weir_…" } } } }
 
 With --connect no configuration is read. The key is --token-file, --token, or else WEIR_TOKEN."#;
 
