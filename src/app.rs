@@ -13,8 +13,9 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::admin;
+use crate::bridge;
 use crate::call::{Call, Consumer, Form, Notices, Terminal};
-use crate::config::secret::Scrubber;
+use crate::config::secret::{Scrubber, Template};
 use crate::config::{Config, LogFormat};
 use crate::control::{self, Control, Order, watch};
 use crate::downstream::{Edge, UNREAD_TIME, listener, stdio};
@@ -353,6 +354,20 @@ pub async fn serve_stdio(options: ServeOptions, consumer: Option<String>) -> Res
         tokio::join!(running.stop(), pipe);
     }
     Ok(())
+}
+
+/// `weir stdio --connect`: carry stdin and stdout to a gateway that runs elsewhere.
+pub async fn connect(options: bridge::Options, format: LogFormat) -> Result<(), AppError> {
+    let mut signals = Signals::listen();
+    let log = init_log("info", format)?;
+    let token = options.token.as_ref();
+    log.scrub(Scrubber::new(token.map(Template::secrets).unwrap_or_default()));
+    if token.is_some() && bridge::is_in_the_open(&options.url) {
+        tracing::warn!("the key goes to another machine unencrypted: use https");
+    }
+    let (input, output) = (tokio::io::stdin(), tokio::io::stdout());
+    let bridged = bridge::run(options, input, output, async move { signals.any().await });
+    bridged.await.map_err(|fault| AppError::Config(format!("weir stdio --connect: {fault}")))
 }
 
 // Who a local command acts as: the named consumer, or the operator, who sees everything.

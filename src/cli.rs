@@ -6,13 +6,17 @@ use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use crate::app::findings::Findings;
 use crate::app::report::UpstreamReport;
 use crate::app::{self, AppError, ServeOptions};
-use crate::config::secret::{ConsumerKey, new_key};
+use crate::bridge;
+use crate::config::secret::{ConsumerKey, Missing, Template, new_key};
 use crate::config::{self, LogFormat};
 
 /// Exit codes, as the help says them.
@@ -23,6 +27,7 @@ const AFTER: &str = "\
 Examples:
   weir                                   serve ./upstreams.toml at its gateway.listen
   weir --config /etc/weir/upstreams.toml --log-format json
+  weir stdio --connect http://127.0.0.1:8080/mcp    a desktop client to a gateway that runs
   weir check                             every problem of the file, with its line
   weir check --connect                   and try each upstream
   weir catalog --consumer px-bot         what px-bot would see
@@ -33,6 +38,17 @@ Examples:
 Exit codes: 0 done; 1 problems in the configuration (of any command, serve and stdio too), an
 upstream that `check --connect` cannot reach, or a call that failed; 2 wrong usage; 3 could not
 start although the configuration is fine, such as an address in use.";
+
+const STDIO_AFTER: &str = r#"Examples, in a client's configuration:
+  a gateway of its own:
+    { "mcpServers": { "weir": { "command": "weir", "args": ["stdio", "--config", "/etc/weir/upstreams.toml"] } } }
+  the gateway that is running already, for the consumer whose key it is:
+    { "mcpServers": { "weir": { "command": "weir", "args": ["stdio", "--connect", "https://weir.example/mcp"], "env": { "WEIR_TOKEN": "weir_…" } } } }
+
+With --connect no configuration is read. The key is --token-file, --token, or else WEIR_TOKEN."#;
+
+/// The variable that holds the key for `--connect`.
+const TOKEN: &str = "WEIR_TOKEN";
 
 /// One MCP endpoint in front of many MCP servers.
 #[derive(Parser)]
@@ -65,12 +81,14 @@ enum Command {
     Serve,
     /// Serve over stdin and stdout, as a child of a desktop client
     #[command(
-        after_help = "Example, in a client's configuration:\n  { \"mcpServers\": { \"weir\": { \"command\": \"weir\", \"args\": [\"stdio\", \"--config\", \"/etc/weir/upstreams.toml\"] } } }"
+        after_help = STDIO_AFTER
     )]
     Stdio {
         /// See what this consumer sees; without it: everything
         #[arg(long, value_name = "NAME")]
         consumer: Option<String>,
+        #[command(flatten)]
+        elsewhere: Elsewhere,
     },
     /// Validate the configuration without starting anything
     #[command(
@@ -119,6 +137,46 @@ enum Command {
     },
 }
 
+// The gateway that `weir stdio` leads to, if it is to start none. No doc comment: it would stand in
+// the place of the command's own.
+#[derive(clap::Args)]
+struct Elsewhere {
+    /// Start nothing: carry the messages to the gateway that runs at this URL, and reconnect
+    #[arg(long, value_name = "URL", conflicts_with_all = ["consumer", "config", "listen"])]
+    connect: Option<String>,
+    /// The consumer's key is the content of this file
+    #[arg(long, value_name = "FILE", requires = "connect", conflicts_with = "token")]
+    token_file: Option<PathBuf>,
+    /// The consumer's key. Other users of the machine can see it here: prefer --token-file or the
+    /// variable WEIR_TOKEN
+    #[arg(long, value_name = "KEY", requires = "connect")]
+    token: Option<String>,
+    /// How long a message waits for a gateway that is away, in seconds
+    #[arg(long, value_name = "SECONDS", requires = "connect", default_value_t = bridge::PATIENCE.as_secs())]
+    patience: u64,
+}
+
+impl Elsewhere {
+    // What to bridge to; an error is for the operator.
+    fn options(self) -> Result<Option<bridge::Options>, String> {
+        let Some(url) = self.connect else { return Ok(None) };
+        let resolve = |text: &str, value: Option<String>| {
+            let read = |path: &str| std::fs::read_to_string(path);
+            Template::resolve(text, &|_| value.clone(), &read).map_err(|missing| match missing {
+                Missing::Absent(text) | Missing::Malformed(text) => format!("--token-file: {text}"),
+            })
+        };
+        let token = match (self.token_file, self.token.or_else(|| std::env::var(TOKEN).ok())) {
+            (Some(file), _) => Some(resolve(&format!("file:{}", file.display()), None)?),
+            (None, Some(token)) if !token.is_empty() => {
+                Some(resolve(&format!("${{{TOKEN}}}"), Some(token))?)
+            }
+            _ => None,
+        };
+        Ok(Some(bridge::Options { url, token, patience: Duration::from_secs(self.patience) }))
+    }
+}
+
 #[derive(Subcommand)]
 enum KeyCommand {
     /// Make a key and print it once, with the section to paste
@@ -133,7 +191,21 @@ enum KeyCommand {
 
 /// Run the command line.
 pub fn main() -> ExitCode {
-    let args = Args::parse();
+    let mut command = Args::command();
+    let matches = command.get_matches_mut();
+    let args = Args::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    if let Some(Command::Stdio { elsewhere: Elsewhere { connect: Some(_), .. }, .. }) =
+        &args.command
+    {
+        // Those before the subcommand, which its own rules do not see.
+        for name in ["config", "listen"] {
+            if matches.value_source(name) == Some(ValueSource::CommandLine) {
+                let text =
+                    format!("--{name} cannot be used with --connect, which reads no configuration");
+                command.error(ErrorKind::ArgumentConflict, text).exit();
+            }
+        }
+    }
     let options = ServeOptions {
         config: args.config,
         listen: args.listen,
@@ -170,9 +242,14 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 async fn run(command: Command, options: ServeOptions) -> ExitCode {
     let done = match command {
         Command::Serve => app::serve(options, say).await.map(|()| ExitCode::SUCCESS),
-        Command::Stdio { consumer } => {
-            app::serve_stdio(options, consumer).await.map(|()| ExitCode::SUCCESS)
+        Command::Stdio { consumer, elsewhere } => match elsewhere.options() {
+            Ok(None) => app::serve_stdio(options, consumer).await,
+            Ok(Some(bridged)) => {
+                app::connect(bridged, options.log_format.unwrap_or(LogFormat::Text)).await
+            }
+            Err(text) => Err(AppError::Config(text)),
         }
+        .map(|()| ExitCode::SUCCESS),
         Command::Check { .. } => app::probe(options).await.map(|(upstreams, findings)| {
             out(&render::upstreams(&upstreams, color()));
             tell(&findings);
@@ -272,7 +349,6 @@ fn failed(code: u8, text: &str) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn the_command_line_is_well_formed() {

@@ -9,6 +9,7 @@ pub mod canonical;
 pub mod checks;
 pub mod conversation;
 pub mod http;
+pub mod jobs;
 mod lazy;
 pub mod legacy;
 pub mod listen;

@@ -75,6 +75,7 @@ pub mod upstream;
 pub mod gateway;
 pub mod control;
 pub mod downstream;
+pub mod bridge;
 pub mod admin;
 pub mod app;
 pub mod cli;

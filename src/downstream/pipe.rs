@@ -2,13 +2,11 @@
 //! shows which it is of, and `initialize` opens the one session that a pipe can have
 //! (2026-07-28 basic/versioning; basic/transports/index, "custom transports").
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use crate::call::{Consumer, Strays};
 use crate::failure::Reason;
@@ -17,10 +15,11 @@ use crate::protocol::message::{Frame, Kind, response};
 use crate::protocol::meta::{RequestMeta, cancelled_id};
 
 use super::canonical::meta_of;
+use super::jobs::{Jobs, Place};
 use super::legacy::{self, Handled, Running, Step};
 use super::listen::Feed;
 use super::refused::{Refused, label};
-use super::session::{SESSION_CALLS_MAX, Session};
+use super::session::Session;
 use super::{Edge, access::Access, modern};
 
 /// Messages that wait for the peer to read.
@@ -28,38 +27,6 @@ pub const OUT_MAX: usize = 1024;
 
 /// How often the end of the last calls is looked for, once the peer says no more.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-
-struct Job {
-    cancel: CancellationToken,
-    // It goes on until it is ended: a stream of notices.
-    endless: bool,
-}
-
-type Jobs = Arc<Mutex<HashMap<Bytes, Job>>>;
-
-// A request's place in the book, given back when it has ended, however that came.
-struct Place {
-    book: Jobs,
-    id: Bytes,
-    cancel: CancellationToken,
-}
-
-impl Place {
-    fn endless(&self) {
-        let mut book = self.book.lock().expect("no panic while held");
-        if let Some(job) = book.get_mut(&self.id) {
-            job.endless = true;
-        }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Ok(mut book) = self.book.lock() {
-            book.remove(&self.id);
-        }
-    }
-}
 
 /// One peer on a connection of its own.
 pub struct Pipe {
@@ -108,16 +75,14 @@ impl Pipe {
     pub async fn finish(&self) {
         // Streams of notices say farewell by themselves when the gateway stops.
         let stopping = self.edge.stop.is_cancelled();
-        for job in self.running.lock().expect("no panic while held").values() {
-            if job.endless && !stopping {
-                job.cancel.cancel();
-            }
+        if !stopping {
+            self.running.cancel_endless();
         }
         if let Some(session) = &self.session {
             session.ended.cancel();
             session.watches.lock().expect("no panic while held").clear();
         }
-        while (!self.running.lock().expect("no panic while held").is_empty()
+        while (!self.running.is_empty()
             || self.session.as_ref().is_some_and(|s| !s.running.is_empty()))
             && !self.tx.is_closed()
         {
@@ -127,9 +92,7 @@ impl Pipe {
 
     /// The peer is gone: nobody waits for the calls under way, and its session is over.
     pub fn abandon(&self) {
-        for job in self.running.lock().expect("no panic while held").values() {
-            job.cancel.cancel();
-        }
+        self.running.cancel_all();
         if let Some(session) = &self.session {
             session.ended.cancel();
             session.watches.lock().expect("no panic while held").clear();
@@ -191,7 +154,7 @@ impl Pipe {
         }
         let begun = match modern::checked(meta, |_| Ok(())) {
             // Before anything is begun: what is refused must not have been done.
-            Ok(checked) => self.register(&id).map(|place| (checked, place)),
+            Ok(checked) => self.running.register(&id).map(|place| (checked, place)),
             Err(refused) => Err(refused),
         };
         let handled = match begun {
@@ -249,28 +212,10 @@ impl Pipe {
         }
     }
 
-    fn register(&self, id: &Bytes) -> Result<Place, Refused> {
-        let mut book = self.running.lock().expect("no panic while held");
-        if book.len() >= SESSION_CALLS_MAX {
-            let text = "as many requests of this connection are under way as may be";
-            return Err(Refused::new(Reason::Overloaded, text));
-        }
-        if book.contains_key(id) {
-            let text = "a request with this id is already under way";
-            return Err(Refused::new(Reason::DuplicateId, text));
-        }
-        // Its own bytes: it may stay for long, and the message need not.
-        let (id, cancel) = (Bytes::copy_from_slice(id), CancellationToken::new());
-        book.insert(id.clone(), Job { cancel: cancel.clone(), endless: false });
-        Ok(Place { book: self.running.clone(), id, cancel })
-    }
-
     // 2026-07-28 basic/transports/stdio: on a shared pipe cancellation is a notification.
     fn cancel(&self, frame: &Frame) {
-        let Some(id) = cancelled_id(frame) else { return };
-        let book = self.running.lock().expect("no panic while held");
-        if let Some(job) = book.get(&id) {
-            job.cancel.cancel();
+        if let Some(id) = cancelled_id(frame) {
+            self.running.cancel(&id);
         }
     }
 

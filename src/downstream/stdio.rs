@@ -46,13 +46,18 @@ async fn read(edge: &Edge, mut pipe: Pipe, input: impl AsyncRead + Unpin) {
     pipe.finish().await;
 }
 
-enum Line {
+/// What came of reading a line.
+pub enum Line {
+    /// It is whole, its end included.
     Whole,
+    /// It was longer than may be, and was passed over.
     TooLong,
+    /// There are no more.
     End,
 }
 
-async fn read_line(
+/// Read one line of `max` bytes at most into `line`, which is empty.
+pub async fn read_line(
     input: &mut (impl AsyncBufReadExt + Unpin),
     line: &mut Vec<u8>,
     max: usize,
@@ -85,7 +90,8 @@ fn whole(too_long: bool) -> Line {
     if too_long { Line::TooLong } else { Line::Whole }
 }
 
-async fn write(mut output: impl AsyncWrite + Unpin, mut rx: mpsc::Receiver<Bytes>) {
+/// Write messages, one a line, until there are no more or nobody reads.
+pub async fn write(mut output: impl AsyncWrite + Unpin, mut rx: mpsc::Receiver<Bytes>) {
     while let Some(message) = rx.recv().await {
         let mut line = one_line(&message).to_vec();
         line.push(b'\n');

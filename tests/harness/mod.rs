@@ -258,8 +258,9 @@ pub fn upstream<'a>(status: &'a Value, name: &str) -> &'a Value {
 }
 
 fn text(dir: &Path, gateway: &str, upstreams: &str) -> String {
+    let listen = if gateway.contains("listen =") { "" } else { "listen = \"127.0.0.1:0\"\n" };
     format!(
-        "[gateway]\nlisten = \"127.0.0.1:0\"\nstate_dir = \"{0}/state\"\ncache_dir = \"{0}/cache\"\n{gateway}\n\
+        "[gateway]\n{listen}state_dir = \"{0}/state\"\ncache_dir = \"{0}/cache\"\n{gateway}\n\
          [admin]\nlisten = \"127.0.0.1:0\"\n{upstreams}\n",
         dir.display()
     )
