@@ -352,7 +352,8 @@ pub fn modern_request(
     method: &str,
     mut params: Value,
 ) -> (Vec<(&'static str, String)>, String) {
-    let name = params.get("name").or(params.get("uri")).and_then(Value::as_str).map(str::to_owned);
+    let named = ["name", "uri", "taskId"].iter().find_map(|key| params.get(*key));
+    let name = named.and_then(Value::as_str).map(str::to_owned);
     let meta = json!({
         "io.modelcontextprotocol/protocolVersion": "2026-07-28",
         "io.modelcontextprotocol/clientCapabilities": {},
