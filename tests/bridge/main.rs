@@ -5,6 +5,7 @@
 mod harness;
 
 mod asks;
+mod followed;
 mod isolation;
 mod newer;
 mod research;
