@@ -8,7 +8,7 @@ use crate::call::{Call, Consumer, TaskName, Terminal};
 use crate::failure::Reason;
 use crate::protocol::message::{Frame, Kind};
 use crate::protocol::meta::{Members, RequestMeta};
-use crate::protocol::method::{AddressField, Method};
+use crate::protocol::method::{AddressField, ListKind, Method};
 use crate::protocol::revision::{Era, Revision};
 use crate::protocol::splice::{Splice, range_of};
 use crate::protocol::task::{self, Tasks};
@@ -71,7 +71,8 @@ pub fn named(
     if method.address != AddressField::Task {
         return Ok(None);
     }
-    if !edge.gateway.current.load().view(consumer).has_tasks(revision) {
+    let view = edge.gateway.current.load().view(consumer);
+    if !view.has_tasks(revision) {
         return Err(Refused::unknown_method(frame.method()));
     }
     if revision.era() == Era::Modern && !declared(meta) {
@@ -86,11 +87,12 @@ pub fn named(
     let missing = || wrong("params.taskId must be a string");
     let public = members.get_str("taskId").ok_or_else(missing)?;
     let raw = members.get("taskId").ok_or_else(missing)?;
-    // Unknown, damaged and somebody else's are one answer.
+    // Unknown, damaged, somebody else's, and of a tool that the client may not call any more are
+    // one answer.
     let unknown = || wrong("Unknown task");
     let plain = edge.sealer.open(Purpose::Task, &public).ok_or_else(unknown)?;
     let sealed: Sealed = serde_json::from_slice(&plain).map_err(|_| unknown())?;
-    if *sealed.consumer != *consumer.name {
+    if *sealed.consumer != *consumer.name || view.resolve(ListKind::Tools, &sealed.tool).is_none() {
         return Err(unknown());
     }
     let at = frame.params_span().expect("there are params").start;

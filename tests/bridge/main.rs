@@ -12,6 +12,7 @@ mod research;
 mod resume;
 mod sessions;
 mod subscriptions;
+mod tasks;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
