@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 use crate::protocol::message::{Frame, Kind};
 use crate::protocol::meta::ObjectWriter;
 use crate::protocol::revision::Era;
 
-use super::keeper::{AbortOnDrop, Ear, heard};
+use super::keeper::{AbortOnDrop, Ear, PAGE_VISITED, heard, refuse};
 use super::link::{Link, Unanswered, Wire, own_request};
 use super::subscriptions;
 use super::transport::Unasked;
@@ -40,9 +40,44 @@ pub async fn follow(link: Arc<Link>, ear: Ear) {
     let wishes = subscriptions::follow(ear.subscriptions.clone(), link.clone());
     let _wishes = AbortOnDrop(tokio::spawn(wishes));
     if let Wire::Http(wire) = &link.wire {
-        get_stream(&link, wire, &ear).await;
+        get_stream(&link, wire, &Hears::All(&ear)).await;
     }
     std::future::pending::<()>().await;
+}
+
+/// Hear when a page was visited that a session of some callers was told of; what changes, the
+/// shared session hears.
+pub async fn follow_pages(link: Arc<Link>, notes: mpsc::Sender<Frame>) {
+    if let Wire::Http(wire) = &link.wire {
+        get_stream(&link, wire, &Hears::Pages(&notes)).await;
+    }
+}
+
+// Who listens to the stream of a session.
+enum Hears<'a> {
+    All(&'a Ear),
+    Pages(&'a mpsc::Sender<Frame>),
+}
+
+impl Hears<'_> {
+    fn missed(&self) {
+        if let Hears::All(ear) = self {
+            ear.missed();
+        }
+    }
+
+    async fn hear(&self, link: &Link, frame: Frame) {
+        match (self, frame.kind()) {
+            (Hears::All(ear), Kind::Notification) => ear.note(&frame),
+            (Hears::All(ear), Kind::Request) => heard(link, Unasked::Request(frame), ear).await,
+            (Hears::Pages(notes), Kind::Notification) if frame.method() == PAGE_VISITED => {
+                let _ = notes.try_send(frame);
+            }
+            // It does not say whose call it is for.
+            (Hears::Pages(_), Kind::Request) => refuse(link, &frame).await,
+            _ => {}
+        }
+    }
 }
 
 // 2026-07-28 basic/patterns/subscriptions. A request's wishes cannot change: other wishes are
@@ -160,7 +195,7 @@ fn pause(failures: u32, asked: Option<Duration>) -> Duration {
 }
 
 // 2025-11-25 basic/transports, "listening for messages from the server".
-async fn get_stream(link: &Arc<Link>, wire: &HttpWire, ear: &Ear) {
+async fn get_stream(link: &Arc<Link>, wire: &HttpWire, ear: &Hears<'_>) {
     let mut from: Option<String> = None;
     let mut failures = 0;
     // For a while no stream was open: what was said meanwhile is heard only by going on where
@@ -176,11 +211,7 @@ async fn get_stream(link: &Arc<Link>, wire: &HttpWire, ear: &Ear) {
                 let mut said = false;
                 while let Ok(Some(frame)) = stream.next().await {
                     said = true;
-                    match frame.kind() {
-                        Kind::Notification => ear.note(&frame),
-                        Kind::Request => heard(link, Unasked::Request(frame), ear).await,
-                        Kind::Result | Kind::Error => {}
-                    }
+                    ear.hear(link, frame).await;
                 }
                 // One that ends again and again without a word is asked for less often.
                 failures = if said { 1 } else { failures + 1 };

@@ -450,7 +450,7 @@ pub(super) struct Ear {
 }
 
 /// What says that somebody is done with a page (2025-11-25 client/elicitation).
-const PAGE_VISITED: &str = "notifications/elicitation/complete";
+pub(super) const PAGE_VISITED: &str = "notifications/elicitation/complete";
 
 /// Whether a notification belongs to no call: it concerns all who use the upstream, or says itself
 /// whom.

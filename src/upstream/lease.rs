@@ -22,6 +22,7 @@ use crate::protocol::task::{TaskSupport, Tasks};
 
 use super::asking::Asking;
 use super::connector::Connector;
+use super::events;
 use super::keeper::{AbortOnDrop, ended, is_change, refuse};
 use super::link::Link;
 use super::transport::Unasked;
@@ -66,8 +67,9 @@ struct Lease {
 struct Live {
     link: Arc<Link>,
     hearing: Arc<Hearing>,
-    // Ends with the conversation.
+    // End with the conversation.
     _listener: AbortOnDrop,
+    _pages: Option<AbortOnDrop>,
 }
 
 /// Who is listening on a pipe now: the one call that it carries.
@@ -303,6 +305,7 @@ impl Lease {
 
 impl Live {
     fn new(link: Link, mut unasked: mpsc::Receiver<Unasked>, notes: mpsc::Sender<Frame>) -> Live {
+        let pages = notes.clone();
         let (link, hearing) = (Arc::new(link), Arc::<Hearing>::default());
         let listener = {
             let (link, hearing) = (link.clone(), hearing.clone());
@@ -345,7 +348,11 @@ impl Live {
                 }
             })
         };
-        Live { link, hearing, _listener: AbortOnDrop(listener) }
+        let pages = link
+            .askable
+            .has(Askable::URL)
+            .then(|| AbortOnDrop(tokio::spawn(events::follow_pages(link.clone(), pages))));
+        Live { link, hearing, _listener: AbortOnDrop(listener), _pages: pages }
     }
 }
 

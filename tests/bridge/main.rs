@@ -8,6 +8,7 @@ mod asks;
 mod followed;
 mod isolation;
 mod newer;
+mod pages;
 mod research;
 mod resume;
 mod sessions;
