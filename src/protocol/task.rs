@@ -240,9 +240,7 @@ pub fn id_edit(raw: &[u8], id: &str) -> Option<(Range<usize>, Vec<u8>)> {
 /// Shared if they name none.
 pub fn related(raw: &Bytes, to: Option<&str>) -> Bytes {
     let edit = || {
-        if memchr::memmem::find(raw, RELATED.as_bytes()).is_none() {
-            return None;
-        }
+        memchr::memmem::find(raw, RELATED.as_bytes())?;
         let members = Members::read(raw).ok()?;
         let meta: &RawValue = members.get("_meta")?;
         let at = range_of(raw, meta.get().as_bytes()).start;

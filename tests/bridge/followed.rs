@@ -20,6 +20,8 @@ fn error(a: &Arrival, code: i32, message: &str, data: &Value) -> Reply {
 
 #[derive(Default)]
 struct Task {
+    tool: String,
+    arguments: Value,
     gets: usize,
     answers: HashMap<String, Value>,
     is_cancelled: bool,
@@ -28,7 +30,7 @@ struct Task {
 /// `need` runs as a task only, and wants two things known; `end` fails as its argument says;
 /// `still` never ends.
 async fn upstream() -> Scripted {
-    let tasks: Arc<Mutex<HashMap<String, (String, Value, Task)>>> = Arc::default();
+    let tasks: Arc<Mutex<HashMap<String, Task>>> = Arc::default();
     Scripted::start(&[], move |a| {
         let complete = |mut result: Value| {
             result["resultType"] = json!("complete");
@@ -53,7 +55,8 @@ async fn upstream() -> Scripted {
             "tools/call" if !knows => Some(error(a, -32021, "tasks are needed", &needed)),
             "tools/call" => {
                 let id = format!("native-{}", tasks.len() + 1);
-                let run = (a.tool().unwrap().to_owned(), params["arguments"].clone(), Task::default());
+                let (tool, arguments) = (a.tool().unwrap().to_owned(), params["arguments"].clone());
+                let run = Task { tool, arguments, ..Task::default() };
                 tasks.insert(id.clone(), run);
                 let mut made = words(&id, "working");
                 made["resultType"] = json!("task");
@@ -67,7 +70,7 @@ async fn upstream() -> Scripted {
                 if !knows {
                     return Some(error(a, -32021, "tasks are needed", &needed));
                 }
-                let Some((tool, arguments, task)) = tasks.get_mut(&id) else {
+                let Some(task) = tasks.get_mut(&id) else {
                     return Some(error(a, -32602, "no such task", &json!({})));
                 };
                 if method == "tasks/cancel" {
@@ -84,8 +87,8 @@ async fn upstream() -> Scripted {
                     return complete(json!({}));
                 }
                 task.gets += 1;
-                let working = task.gets == 1 || tool == "still";
-                let asks = tool == "need" && (task.answers.len() < 2 || task.gets == 3);
+                let working = task.gets == 1 || task.tool == "still";
+                let asks = task.tool == "need" && (task.answers.len() < 2 || task.gets == 3);
                 let mut got = if task.is_cancelled {
                     words(&id, "cancelled")
                 } else if working {
@@ -94,14 +97,14 @@ async fn upstream() -> Scripted {
                     let mut got = words(&id, "input_required");
                     got["inputRequests"] = json!({"a": form("first?"), "b": form("second?")});
                     got
-                } else if tool == "need" {
+                } else if task.tool == "need" {
                     let mut got = words(&id, "completed");
                     let said = serde_json::to_string(&task.answers["a"]).unwrap();
                     got["result"] = json!({"content": [{"type": "text", "text": said}]});
                     got
                 } else {
-                    let mut got = words(&id, arguments["status"].as_str().unwrap());
-                    got.as_object_mut().unwrap().extend(arguments["with"].as_object().unwrap().clone());
+                    let mut got = words(&id, task.arguments["status"].as_str().unwrap());
+                    got.as_object_mut().unwrap().extend(task.arguments["with"].as_object().unwrap().clone());
                     got
                 };
                 got["resultType"] = json!("complete");
