@@ -49,6 +49,7 @@ use crate::guard::{Ask, Deadline, Guard, Limiter, Spent};
 use crate::observe::metrics::Totals;
 use crate::protocol::address::Parsed;
 use crate::protocol::method::ListKind;
+use crate::protocol::task::{TaskSupport, Tasks};
 
 use asking::Asking;
 use condition::{Condition, State};
@@ -336,6 +337,12 @@ impl Upstream {
         let timeout = rule.and_then(|r| r.call_timeout).unwrap_or(config.call_timeout);
         let deadline = Deadline::new(timeout, config.max_call_timeout.max(timeout));
         let ask = Ask { repeatable: read_only, write: !read_only, tool: limiter.as_deref() };
+        // 2025-11-25 basic/utilities/tasks, "tool-level negotiation".
+        if call.tasks == Tasks::Asked && route.task() == TaskSupport::Forbidden {
+            let text = "the tool does not run as a task";
+            let refusal = Refusal::new(Reason::UnknownMethod, text).at(&self.name);
+            return (Err(refusal.into()), Sent::default());
+        }
         let mirrored = match mirror::headers(route.params(), call) {
             Ok(headers) => headers,
             Err(unfit) => {

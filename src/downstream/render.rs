@@ -50,9 +50,13 @@ pub fn render(terminal: Terminal, id: &[u8], method: &Method, revision: Revision
             Said { message, code: Some(error.code) }
         }
         Terminal::Answer(frame, _) if frame.kind() == Kind::Error => {
-            // Of an upstream's errors only this one is about the caller.
-            let lacking = i64::from(MISSING_CLIENT_CAPABILITY);
-            let code = (frame.error_code() == Some(lacking)).then_some(MISSING_CLIENT_CAPABILITY);
+            // Of an upstream's errors only what its caller lacks is about the caller.
+            let lacks = |code| match i32::try_from(code) {
+                Ok(MISSING_CLIENT_CAPABILITY) => true,
+                Ok(LEGACY_URL_ELICITATION) => era == Era::Modern,
+                _ => false,
+            };
+            let code = frame.error_code().is_some_and(lacks).then_some(MISSING_CLIENT_CAPABILITY);
             let message = match mapped_error(&frame.outcome(), era, method) {
                 Some(error) => response(id, Kind::Error, &error),
                 None => frame.with_id(id),

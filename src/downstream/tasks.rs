@@ -90,7 +90,8 @@ pub fn named(
     if method.address != AddressField::Task {
         return Ok(None);
     }
-    if !edge.gateway.current.load().view(consumer).has_tasks(revision) {
+    let view = edge.gateway.current.load().view(consumer);
+    if !view.has_tasks(revision) {
         return Err(Refused::unknown_method(frame.method()));
     }
     if revision.era() == Era::Modern {
@@ -102,9 +103,13 @@ pub fn named(
     let missing = || wrong("params.taskId must be a string");
     let public = members.get_str("taskId").ok_or_else(missing)?;
     let raw = members.get("taskId").ok_or_else(missing)?;
-    // Unknown, damaged and somebody else's are one answer.
+    // Unknown, damaged, somebody else's, and of a tool that the client may not call any more are
+    // one answer.
     let unknown = || wrong("Unknown task");
     let name = open(edge, consumer, &public).ok_or_else(unknown)?;
+    if view.resolve(ListKind::Tools, &name.tool).is_none() {
+        return Err(unknown());
+    }
     let at = frame.params_span().expect("there are params").start;
     let place = range_of(&params, raw.get().as_bytes());
     let mut s = Splice::new();

@@ -452,7 +452,7 @@ pub(super) struct Ear {
 }
 
 /// What says that somebody is done with a page (2025-11-25 client/elicitation).
-const PAGE_VISITED: &str = "notifications/elicitation/complete";
+pub(super) const PAGE_VISITED: &str = "notifications/elicitation/complete";
 
 /// What says how a task is: as 2025-11-25 does, and as the extension.
 const OLD_TASK_NEWS: &str = "notifications/tasks/status";

@@ -96,7 +96,8 @@ pub fn unshown(call: &Call, terminal: &Terminal) -> Option<Terminal> {
     };
     let urls: Vec<String> = pages.iter().filter_map(at).collect();
     let text = format!(
-        "the upstream wants a page visited before it takes the call, and the client cannot show          it; open it and call again: {}",
+        "the upstream wants a page visited before it takes the call, and the client cannot show \
+         it; open it and call again: {}",
         urls.join(" ")
     );
     let error = ErrorObject::new(INTERNAL_ERROR, text).to_raw();

@@ -122,6 +122,7 @@ fn made(kind: Kind, body: &[u8], form: Form) -> Result<Terminal, Fault> {
 /// A task that its caller knows nothing of: given up when the caller goes away.
 struct Followed {
     link: Arc<Link>,
+    id: String,
     cancel: Option<Bytes>,
 }
 
@@ -129,9 +130,9 @@ impl Drop for Followed {
     fn drop(&mut self) {
         let Some(params) = self.cancel.take() else { return };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let link = self.link.clone();
+        let (link, id) = (self.link.clone(), std::mem::take(&mut self.id));
         runtime.spawn(async move {
-            let told = one(&link, "tasks/cancel", None, params);
+            let told = one(&link, "tasks/cancel", Some(&id), params);
             let _ = tokio::time::timeout(CANCEL_TIME, told).await;
         });
     }
@@ -154,7 +155,7 @@ async fn follow(errand: &Errand<'_>, way: &Way, mut task: Glance) -> Result<Arri
         Bytes::from(params.finish())
     };
     let id = task.id.clone();
-    let mut followed = Followed { link: link.clone(), cancel: Some(named(None)) };
+    let mut followed = Followed { link: link.clone(), id: id.clone(), cancel: Some(named(None)) };
     let get = named(None);
     // A task may go on naming a question for a moment after it was answered.
     let mut answered = HashSet::new();

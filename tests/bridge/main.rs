@@ -5,14 +5,18 @@
 mod harness;
 
 mod asks;
+mod followed;
 mod inputs;
 mod isolation;
 mod newer;
+mod pages;
+mod research;
 mod resume;
 mod roots;
 mod sessions;
 mod subscriptions;
 mod task_news;
+mod tasks;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -93,6 +97,19 @@ pub fn everything() -> Value {
     json!({"elicitation": {"form": {}, "url": {}}, "sampling": {}, "roots": {}})
 }
 
+/// The same of a modern client that knows tasks.
+pub fn extended() -> Value {
+    let mut all = everything();
+    all["extensions"] = json!({"io.modelcontextprotocol/tasks": {}});
+    all
+}
+
+/// A request about a task of a modern client that knows tasks.
+pub async fn modern_task(url: &str, key: Option<&str>, method: &str, id: &str) -> Value {
+    let meta = json!({"io.modelcontextprotocol/clientCapabilities": extended()});
+    modern(url, key, method, json!({"taskId": id, "_meta": meta})).await.answer()
+}
+
 /// A call of a modern client with these capabilities, and more members of the params.
 pub async fn modern_call(
     url: &str,
@@ -152,8 +169,26 @@ impl Old {
         arguments: Value,
         answer: impl Fn(&Value) -> Option<Value>,
     ) -> Vec<Value> {
-        let call = json!({"jsonrpc": "2.0", "id": "c", "method": "tools/call",
-            "params": {"name": name, "arguments": arguments, "_meta": {"progressToken": "t"}}});
+        let params = json!({"name": name, "arguments": arguments, "_meta": {"progressToken": "t"}});
+        self.say(&json!("c"), "tools/call", &params, answer).await
+    }
+
+    /// Any request that asks nothing: its answer.
+    pub async fn ask(&self, method: &str, params: Value) -> Value {
+        static IDS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+        let id = json!(IDS.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+        self.say(&id, method, &params, |_| None).await.pop().unwrap()
+    }
+
+    /// Any request; each request that comes is answered as `answer` says. All messages.
+    pub async fn say(
+        &self,
+        id: &Value,
+        method: &str,
+        params: &Value,
+        answer: impl Fn(&Value) -> Option<Value>,
+    ) -> Vec<Value> {
+        let call = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
         let response = send(&self.url, &self.headers(), call.to_string()).await;
         let json = response.headers()["content-type"] == "application/json";
         let mut body = response.into_body();

@@ -9,6 +9,8 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod tasks;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
@@ -31,10 +33,14 @@ struct Fixture {
 
 impl Fixture {
     fn start(era: &str) -> Fixture {
+        Fixture::of("fixture.py", &["--era", era])
+    }
+
+    fn of(program: &str, args: &[&str]) -> Fixture {
         let dir = peers();
         let mut child = Command::new(dir.join("py2/bin/python"))
-            .arg(dir.join("conformance/fixture.py"))
-            .args(["--era", era])
+            .arg(dir.join("conformance").join(program))
+            .args(args)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
