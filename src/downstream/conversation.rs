@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use crate::call::{NOTICES_MAX, Notices, Question, Reply, Word};
 use crate::protocol::message::{Frame, Kind, message};
 use crate::protocol::meta::{Members, ObjectWriter};
+use crate::protocol::older;
 use crate::protocol::revision::Revision;
 
 use super::session::Session;
@@ -50,6 +51,10 @@ async fn ask(
     tx: &mpsc::Sender<Bytes>,
 ) -> Result<(), mpsc::error::SendError<Bytes>> {
     let Question { method, params, mut reply } = question;
+    let Some((params, back)) = older::question(&method, params, session.revision) else {
+        let _ = reply.send(Reply::Result(DECLINE));
+        return Ok(());
+    };
     let id = session.question_id();
     let params = fit(&method, params, session.revision, &id);
     let request = message(Some(&id), &method, params.as_deref());
@@ -64,8 +69,10 @@ async fn ask(
     tokio::spawn(async move {
         tokio::select! {
             answer = answer => {
-                if let Ok(answer) = answer {
-                    let _ = reply.send(answer);
+                match answer {
+                    Ok(Reply::Result(result)) => drop(reply.send(Reply::Result(back.answer(result)))),
+                    Ok(error) => drop(reply.send(error)),
+                    Err(_) => {}
                 }
             }
             // Nobody wants to know any more: the call was cancelled, or the upstream gave up.
@@ -80,6 +87,9 @@ async fn ask(
     });
     Ok(())
 }
+
+/// The answer to a form that this client could not show.
+const DECLINE: Bytes = Bytes::from_static(br#"{"action":"decline"}"#);
 
 // What the newest revision dropped and an older one needs.
 fn fit(method: &str, params: Option<Bytes>, revision: Revision, id: &[u8]) -> Option<Bytes> {

@@ -21,6 +21,7 @@ use crate::guard::{Deadline, Guard};
 use crate::protocol::error::{ErrorObject, INTERNAL_ERROR};
 use crate::protocol::message::{Frame, Kind, response};
 use crate::protocol::meta::{Members, ObjectWriter, cancelled_id};
+use crate::protocol::older;
 
 use super::inbound;
 use super::link::Link;
@@ -102,6 +103,9 @@ impl Asking<'_> {
             () = withdrawn.cancelled() => return id,
         };
         let (kind, body) = match answer {
+            Reply::Result(result) if frame.method() == "sampling/createMessage" => {
+                (Kind::Result, older::sampled(&result, link.agreed.revision))
+            }
             Reply::Result(result) => (Kind::Result, result),
             Reply::Error(error) => (Kind::Error, error),
         };

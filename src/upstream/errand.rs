@@ -136,7 +136,8 @@ async fn carry(
         link.want_logs(rank, level).await;
     }
     let id = link.mint();
-    let message = outbound::build(call, parsed, route.native(), link.era(), id, trace, answers);
+    let revision = link.agreed.revision;
+    let message = outbound::build(call, parsed, route.native(), revision, id, trace, answers);
     let method = call.method.name;
     let name = matches!(method, "tools/call" | "prompts/get" | "resources/read")
         .then(|| &**route.native());

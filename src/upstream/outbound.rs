@@ -6,6 +6,7 @@ use bytes::Bytes;
 use crate::call::Call;
 use crate::protocol::address::Parsed;
 use crate::protocol::capability::modern_capabilities;
+use crate::protocol::form::strip_members;
 use crate::protocol::message::message;
 use crate::protocol::meta::{ObjectWriter, key};
 use crate::protocol::revision::{Era, Revision};
@@ -76,18 +77,19 @@ fn meta_for(call: &Call, era: Era, id: u64, trace: Trace<'_>) -> Vec<u8> {
 /// The bytes for the upstream.
 ///
 /// `native` replaces the address, `id` the caller's id. What is neither address, id nor `_meta`
-/// is copied as it came. `answers` are members that a retry adds to the params
+/// is copied as it came, except the context of a completion, which upstreams older than
+/// 2025-06-18 do not know. `answers` are members that a retry adds to the params
 /// (2026-07-28 basic/patterns/mrtr).
 pub fn build(
     call: &Call,
     parsed: &Parsed,
     native: &str,
-    era: Era,
+    revision: Revision,
     id: u64,
     trace: Trace<'_>,
     answers: &[(&str, Bytes)],
 ) -> Bytes {
-    let meta = meta_for(call, era, id, trace);
+    let meta = meta_for(call, revision.era(), id, trace);
     let id = id.to_string();
     let Some(params) = call.frame.params_span() else {
         let mut params = ObjectWriter::new();
@@ -104,6 +106,14 @@ pub fn build(
     if let Some(address) = &parsed.address {
         let (range, text) = address.edit(native);
         s.replace(shift(range), text);
+    }
+    if parsed.address.is_some()
+        && call.method.name == "completion/complete"
+        && revision < Revision::R2025_06_18
+    {
+        for cut in strip_members(&call.frame.bytes()[params.clone()], &["context"]) {
+            s.replace(shift(cut), b"".as_slice());
+        }
     }
     let mut more = ObjectWriter::new();
     for (k, v) in answers {

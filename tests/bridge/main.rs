@@ -7,6 +7,7 @@ mod harness;
 mod asks;
 mod isolation;
 mod newer;
+mod older;
 mod resume;
 mod sessions;
 mod subscriptions;
@@ -23,13 +24,18 @@ use tokio::sync::mpsc;
 /// An upstream of 2025-11-25 whose tools ask. `ask` asks what its argument `q` says (a list of
 /// `{method, params}`), all at once, and returns the responses as text.
 pub async fn asking() -> Scripted {
+    asking_of("2025-11-25").await
+}
+
+/// The same of another revision.
+pub async fn asking_of(revision: &'static str) -> Scripted {
     type Open = Arc<Mutex<HashMap<String, (Vec<Option<Value>>, mpsc::Sender<String>, Value)>>>;
     let open = Open::default();
     let sessions = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     Scripted::start(&[tool("ask", false), tool("plain", false)], move |a| {
         if a.method() == "initialize" {
             let n = sessions.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            let result = json!({"protocolVersion": "2025-11-25", "capabilities": {"tools": {}, "logging": {}},
+            let result = json!({"protocolVersion": revision, "capabilities": {"tools": {}, "logging": {}},
                 "serverInfo": {"name": "asking", "version": "1"}});
             let headers = vec![("content-type", "application/json".into()), ("mcp-session-id", format!("s-{n}"))];
             return Some(Reply::Http(200, headers, a.result(&result)));
