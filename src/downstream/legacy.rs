@@ -146,7 +146,7 @@ pub fn welcome(edge: &Edge, session: &Session, id: &[u8]) -> Bytes {
     let view = snapshot.view(&session.consumer);
     let mut out = ObjectWriter::new();
     out.value("protocolVersion", &session.revision.as_str())
-        .raw("capabilities", &view.capabilities())
+        .raw("capabilities", &view.capabilities(session.revision.era()))
         .raw("serverInfo", &router::server_info());
     if let Some(text) = router::instructions(&view, &snapshot.config.gateway) {
         out.value("instructions", &text);

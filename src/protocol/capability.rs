@@ -7,6 +7,13 @@ use serde_json::Value;
 use super::meta::ObjectWriter;
 use super::revision::{Era, Revision};
 
+/// The extension for pages that tools bring along (MCP Apps 2026-01-26).
+pub const APPS: &str = "io.modelcontextprotocol/ui";
+/// The extension for skills (stable; since 2026-07-28).
+pub const SKILLS: &str = "io.modelcontextprotocol/skills";
+/// The only kind of page that the extension knows so far.
+const APP_PAGE: &str = "text/html;profile=mcp-app";
+
 /// What one client can be asked during a call. An upstream is told of no more than this, and
 /// asked for no more it may.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -25,6 +32,8 @@ impl Askable {
     pub const SAMPLING_CONTEXT: Askable = Askable(16);
     /// `roots/list`.
     pub const ROOTS: Askable = Askable(32);
+    /// Nothing is asked here: it shows pages of apps (the extension [`APPS`]).
+    pub const APPS: Askable = Askable(64);
 
     /// Read a raw `capabilities` object as `revision` means it. What cannot be read is nothing.
     pub fn read(raw: &str, revision: Revision) -> Askable {
@@ -55,6 +64,12 @@ impl Askable {
         if all["roots"].is_object() {
             out.0 |= Askable::ROOTS.0;
         }
+        // In every revision: hosts declare it in the handshake too (MCP Apps 2026-01-26, "client
+        // capabilities").
+        let pages = all["extensions"][APPS]["mimeTypes"].as_array();
+        if pages.is_some_and(|pages| pages.iter().any(|page| page == APP_PAGE)) {
+            out.0 |= Askable::APPS.0;
+        }
         out
     }
 
@@ -70,7 +85,15 @@ impl Askable {
 
     /// Whether nothing can be asked.
     pub fn is_nothing(self) -> bool {
-        self.0 == 0
+        self.0 & !Askable::APPS.0 == 0
+    }
+
+    /// What is declared where the lists come from and every caller may be behind: nothing that
+    /// can be asked, but pages. An upstream that is not told of them leaves them out of its
+    /// lists, and the answers of tools with a page make sense without it.
+    #[must_use]
+    pub fn or_pages(self) -> Askable {
+        if self.is_nothing() { Askable::APPS } else { self }
     }
 
     /// Whether all of `what` can be asked.
@@ -110,6 +133,10 @@ impl Askable {
             }
         } else if has(Askable::FORM) && revision >= Revision::R2025_06_18 {
             out.raw("elicitation", b"{}");
+        }
+        if has(Askable::APPS) {
+            let settings = ObjectWriter::new().value("mimeTypes", &[APP_PAGE]).finish();
+            out.raw("extensions", &ObjectWriter::new().raw(APPS, &settings).finish());
         }
         out.finish()
     }
@@ -186,6 +213,15 @@ mod tests {
         assert_eq!(Askable::read(r#"{"elicitation":{"url":{}}}"#, R2025_06_18), Askable::FORM);
         assert!(Askable::read(r#"{"elicitation":{}}"#, R2024_11_05).is_nothing());
         assert!(Askable::read("nonsense", R2025_11_25).is_nothing());
+        let pages = r#"{"extensions":{"io.modelcontextprotocol/ui":{"mimeTypes":["text/html;profile=mcp-app"]}}}"#;
+        for revision in Revision::ALL {
+            let read = Askable::read(pages, revision);
+            assert!(read.is_nothing() && read == read.or_pages());
+            assert_eq!(read.write(revision), pages.as_bytes());
+            assert_eq!(Askable::default().or_pages(), read);
+            assert_eq!(Askable::FORM.or_pages(), Askable::FORM);
+        }
+        assert!(!Askable::read(&pages.replace("mcp-app", "x"), R2026_07_28).has(Askable::APPS));
     }
 
     #[test]

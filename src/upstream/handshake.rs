@@ -213,7 +213,7 @@ impl Handshake<'_> {
         let params = ObjectWriter::new()
             .value("protocolVersion", &Revision::LATEST_LEGACY.as_str())
             // On a shared link nothing: it must not be asked what only one caller could answer.
-            .raw("capabilities", &self.askable.write(Revision::LATEST_LEGACY))
+            .raw("capabilities", &self.askable.or_pages().write(Revision::LATEST_LEGACY))
             .raw("clientInfo", &client_info())
             .finish();
         let request = message(Some(id.to_string().as_bytes()), "initialize", Some(&params));

@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use crate::call::Call;
 use crate::protocol::address::Parsed;
-use crate::protocol::capability::modern_capabilities;
+use crate::protocol::capability::{Askable, modern_capabilities};
 use crate::protocol::form::strip_members;
 use crate::protocol::message::message;
 use crate::protocol::meta::{ObjectWriter, key};
@@ -34,7 +34,7 @@ pub fn own_meta() -> Vec<u8> {
     ObjectWriter::new()
         .value(key::PROTOCOL_VERSION, &Revision::LATEST.as_str())
         .raw(key::CLIENT_INFO, &client_info())
-        .raw(key::CLIENT_CAPABILITIES, b"{}")
+        .raw(key::CLIENT_CAPABILITIES, &Askable::default().or_pages().write(Revision::LATEST))
         .finish()
 }
 

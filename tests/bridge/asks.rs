@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Weir, modern, reason};
 use crate::{
-    Old, asking, capabilities_of, everything, form, modern_call, roots, sampling, text, weir,
+    Old, asking, capabilities_of, everything, form, modern_call, pages, roots, sampling, text, weir,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -53,10 +53,10 @@ async fn a_modern_caller_is_asked_by_input_required_and_takes_the_call_up_again(
     assert_eq!(text(&done), json!([elicited, sampled, listed]), "{done}");
     assert_eq!(done["result"]["resultType"], "complete");
     assert_eq!(up.arrived("ask"), 1, "one call, however many requests");
-    // The shared conversation declares nothing, the consumer's what this caller can be asked.
+    // The shared conversation declares nothing to be asked, the consumer's what this caller can be.
     let declared = capabilities_of(&up.arrivals());
     assert_eq!(declared.len(), 2, "{declared:?}");
-    assert_eq!(declared[0], json!({}));
+    assert_eq!(declared[0], pages());
     assert_eq!(
         declared[1],
         json!({"elicitation": {"form": {}, "url": {}}, "roots": {}, "sampling": {}})
@@ -186,7 +186,7 @@ async fn who_cannot_be_asked_is_not_and_the_upstream_is_told_at_once() {
         "{answers}"
     );
     let declared = capabilities_of(&up.arrivals());
-    assert_eq!(declared, [json!({}), json!({"elicitation": {"form": {}}, "sampling": {}})]);
+    assert_eq!(declared, [pages(), json!({"elicitation": {"form": {}}, "sampling": {}})]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,7 @@
 mod harness;
 
 mod asks;
+mod extensions;
 mod isolation;
 mod newer;
 mod older;
@@ -94,6 +95,11 @@ pub fn roots() -> Value {
 
 pub fn everything() -> Value {
     json!({"elicitation": {"form": {}, "url": {}}, "sampling": {}, "roots": {}})
+}
+
+/// What a host declares that shows the pages of apps.
+pub fn pages() -> Value {
+    json!({"extensions": {"io.modelcontextprotocol/ui": {"mimeTypes": ["text/html;profile=mcp-app"]}}})
 }
 
 /// A call of a modern client with these capabilities, and more members of the params.

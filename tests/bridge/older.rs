@@ -110,7 +110,7 @@ async fn a_form_is_asked_in_old_words_and_answered_in_new_ones() {
     let rounds = AtomicUsize::new(0);
     let up = newest(move |a| {
         let params = &a.message["params"];
-        if rounds.fetch_add(1, Ordering::SeqCst) % 2 == 0 {
+        if rounds.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) {
             let schema = json!({"type": "object", "required": ["one", "more"], "properties": {
                 "one": {"type": "string", "oneOf": [{"const": "eu", "title": "Europe"}, {"const": "us", "title": "America"}]},
                 "more": {"type": "array", "minItems": 1, "items": {"anyOf": [{"const": "a", "title": "A"}, {"const": "b", "title": "B"}, {"const": "c", "title": "C"}]}},

@@ -9,6 +9,7 @@ use crate::call::Form;
 use crate::catalog::merge::Part;
 use crate::catalog::slice::{Slice, SliceBuilder};
 use crate::catalog::testing::{about, part, part_with, slice, tools};
+use crate::protocol::revision::Era;
 
 fn world() -> Arc<Slice> {
     slice(&[
@@ -275,7 +276,7 @@ fn capabilities_are_the_union_of_what_was_last_known() {
     let erp = can(r#"{"resources":{"subscribe":true},"completions":{}}"#);
     let c = catalog(vec![part("crm", &crm), down(part("erp", &erp), true)]);
     let said = |rule: Option<&ViewRule>| {
-        String::from_utf8(View::new(&c, rule).capabilities().to_vec()).unwrap()
+        String::from_utf8(View::new(&c, rule).capabilities(Era::Legacy).to_vec()).unwrap()
     };
     insta::assert_snapshot!(said(None), @r#"{"tools":{"listChanged":true},"resources":{"listChanged":true,"subscribe":true},"completions":{},"logging":{}}"#);
     assert_eq!(
@@ -283,7 +284,39 @@ fn capabilities_are_the_union_of_what_was_last_known() {
         r#"{"tools":{"listChanged":true},"logging":{}}"#
     );
     let never = catalog(vec![down(part("new", &crm), false)]);
-    insta::assert_snapshot!(text(&View::new(&never, None).capabilities()), @r#"{"tools":{"listChanged":true},"prompts":{"listChanged":true},"resources":{"listChanged":true}}"#);
+    insta::assert_snapshot!(text(&View::new(&never, None).capabilities(Era::Modern)), @r#"{"tools":{"listChanged":true},"prompts":{"listChanged":true},"resources":{"listChanged":true}}"#);
+}
+
+#[test]
+fn extensions_are_declared_for_who_has_them_and_their_methods_served() {
+    let can = |extensions: &str| {
+        let mut about = about();
+        about.capabilities = Bytes::from(format!(r#"{{"extensions":{extensions}}}"#));
+        Arc::new(SliceBuilder::new(about, 1).finish())
+    };
+    let crm = can(r#"{"io.modelcontextprotocol/skills":{},"io.modelcontextprotocol/ui":{"x":1}}"#);
+    let erp =
+        can(r#"{"io.modelcontextprotocol/skills":{"directoryRead":true},"com.example/x":{}}"#);
+    let c = catalog(vec![part("crm", &crm), part("erp", &erp), part("none", &can("7"))]);
+    let rule = |name: &str| rule(Some(&[name]), &[], &[]);
+    let said = |name: &str, era| {
+        let view = View::new(&c, Some(&rule(name)));
+        String::from_utf8(view.capabilities(era).to_vec()).unwrap()
+    };
+    insta::assert_snapshot!(said("crm", Era::Modern), @r#"{"extensions":{"io.modelcontextprotocol/skills":{},"io.modelcontextprotocol/ui":{"x":1}}}"#);
+    insta::assert_snapshot!(said("crm", Era::Legacy), @r#"{"extensions":{"io.modelcontextprotocol/ui":{"x":1}}}"#);
+    insta::assert_snapshot!(said("erp", Era::Modern), @r#"{"extensions":{"io.modelcontextprotocol/skills":{"directoryRead":true}}}"#);
+    assert_eq!((said("erp", Era::Legacy), said("none", Era::Modern)), ("{}".into(), "{}".into()));
+    let serves = |name: &str, method: &str, upstream| {
+        let method =
+            crate::protocol::method::find(method, crate::protocol::revision::Revision::LATEST);
+        View::new(&c, Some(&rule(name))).serves(method.unwrap(), upstream)
+    };
+    assert!(serves("crm", "skills/get", Some("crm")) && serves("erp", "skills/list", None));
+    assert!(!serves("crm", "skills/get", Some("erp")), "it is not seen");
+    assert!(!serves("crm", "resources/directory/read", None));
+    assert!(serves("erp", "resources/directory/read", Some("erp")));
+    assert!(!serves("none", "skills/list", None) && serves("none", "resources/read", None));
 }
 
 #[test]

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::View;
 use crate::catalog::naming::{SEPARATOR, exposed_name, exposed_uri};
 use crate::protocol::method::ListKind;
+use crate::protocol::revision::Era;
 
 /// How much one upstream puts into one list of a view.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,15 +25,15 @@ pub struct Size {
 }
 
 impl View {
-    /// The raw `capabilities` object, the same in all revisions.
+    /// The raw `capabilities` object, the same in all revisions of an era.
     ///
     /// The union of what the seen upstreams were last known to have, down or not: a session of an
     /// old client reads it once and would never look again. For that reason an upstream that was
     /// never seen counts as one that has tools, prompts and resources.
     ///
-    /// Left out, because nothing here serves them: `tasks`, `experimental` and `extensions` (an
-    /// extension's methods carry ids that we would have to rewrite).
-    pub fn capabilities(&self) -> Bytes {
+    /// Left out, because nothing here serves them: `tasks`, `experimental` and all extensions but
+    /// two (an extension's methods carry ids that we would have to rewrite).
+    pub fn capabilities(&self, era: Era) -> Bytes {
         let any = |name: &str, unknown: bool| {
             self.parts().any(|m| m.part.slice.as_ref().map_or(unknown, |s| s.about.can(name)))
         };
@@ -50,6 +51,9 @@ impl View {
             if any(whole, false) {
                 said.insert(whole.into(), json!({}));
             }
+        }
+        if let Some(extensions) = self.extensions(era) {
+            said.insert("extensions".into(), extensions);
         }
         Bytes::from(Value::Object(said).to_string())
     }
