@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::harness::{Weir, upstream};
-use crate::{Old, asking, capabilities_of, everything, form, modern_call, text, weir};
+use crate::{Old, asking, capabilities_of, everything, form, modern_call, pages, text, weir};
 
 /// A child that asks a form with the caller's word in it, and tells its process id and the answer.
 fn child(dir: &tempfile::TempDir, more: &str) -> String {
@@ -72,9 +72,9 @@ async fn a_shared_child_may_not_ask_and_one_of_a_consumer_may() {
         "inputResponses": {key: {"action": "decline"}}});
     let done = modern_call(&weir.url, None, &everything(), "up__ask", params).await;
     assert_eq!(text(&done), json!([told[0], {"action": "decline"}]), "{done}");
-    // Who can be asked nothing uses the shared one, which declares nothing.
+    // Who can be asked nothing uses the shared one, which declares nothing to be asked.
     let plain = modern_call(&weir.url, None, &json!({}), "up__caps", json!({})).await;
-    assert_eq!(text(&plain), json!([shared, {}]));
+    assert_eq!(text(&plain), json!([shared, pages()]));
     let mut pids = vec![shared, told[0].clone()];
     assert_eq!(upstream(&weir.status().await, "up")["restarts"], 0);
     // All of them end with the upstream.

@@ -303,7 +303,7 @@ fn extensions_are_declared_for_who_has_them_and_their_methods_served() {
         let view = View::new(&c, Some(&rule(name)));
         String::from_utf8(view.capabilities(era).to_vec()).unwrap()
     };
-    insta::assert_snapshot!(said("crm", Era::Modern), @r#"{"extensions":{"io.modelcontextprotocol/skills":{},"io.modelcontextprotocol/ui":{"x":1}}}"#);
+    insta::assert_snapshot!(said("crm", Era::Modern), @r#"{"extensions":{"io.modelcontextprotocol/ui":{"x":1},"io.modelcontextprotocol/skills":{}}}"#);
     insta::assert_snapshot!(said("crm", Era::Legacy), @r#"{"extensions":{"io.modelcontextprotocol/ui":{"x":1}}}"#);
     insta::assert_snapshot!(said("erp", Era::Modern), @r#"{"extensions":{"io.modelcontextprotocol/skills":{"directoryRead":true}}}"#);
     assert_eq!((said("erp", Era::Legacy), said("none", Era::Modern)), ("{}".into(), "{}".into()));
