@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::call::{Consumer, Notices};
+use crate::call::{Consumer, Form, Notices};
 use crate::failure::Reason;
 use crate::gateway::router;
 use crate::gateway::subscriptions::Changes;
@@ -146,7 +146,7 @@ pub fn welcome(edge: &Edge, session: &Session, id: &[u8]) -> Bytes {
     let view = snapshot.view(&session.consumer);
     let mut out = ObjectWriter::new();
     out.value("protocolVersion", &session.revision.as_str())
-        .raw("capabilities", &view.capabilities(session.revision.era()))
+        .raw("capabilities", &view.capabilities(Form::Plain))
         .raw("serverInfo", &router::server_info());
     if let Some(text) = router::instructions(&view, &snapshot.config.gateway) {
         out.value("instructions", &text);

@@ -9,7 +9,7 @@ use crate::failure::{Reason, Refusal};
 use crate::protocol::address::Parsed;
 use crate::protocol::meta::{Members, ObjectWriter, key};
 use crate::protocol::method::{AddressField, Handling};
-use crate::protocol::revision::{Era, Revision};
+use crate::protocol::revision::Revision;
 
 /// What is to be done.
 pub enum Plan {
@@ -139,7 +139,7 @@ pub fn discover(view: &View, settings: &Settings) -> Vec<u8> {
     let mut out = ObjectWriter::new();
     out.value("resultType", &"complete")
         .value("supportedVersions", &[Revision::LATEST.as_str()])
-        .raw("capabilities", &view.capabilities(Era::Modern));
+        .raw("capabilities", &view.capabilities(Form::Canonical));
     if let Some(text) = instructions(view, settings) {
         out.value("instructions", &text);
     }

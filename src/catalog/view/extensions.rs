@@ -3,9 +3,9 @@
 use serde_json::{Map, Value, json};
 
 use super::View;
+use crate::call::Form;
 use crate::protocol::capability::{APPS, SKILLS};
 use crate::protocol::method::Method;
-use crate::protocol::revision::Era;
 
 impl View {
     /// The `extensions` of the capabilities, by what the seen upstreams declared; `None` without
@@ -14,12 +14,12 @@ impl View {
     /// Apps are declared in the handshake too (MCP Apps 2026-01-26, "capability negotiation"),
     /// with the settings of the first upstream that has some. Skills are an extension of
     /// 2026-07-28.
-    pub(super) fn extensions(&self, era: Era) -> Option<Value> {
+    pub(super) fn extensions(&self, form: Form) -> Option<Value> {
         let mut said = Map::new();
         if let Some(settings) = self.settings(APPS).next() {
             said.insert(APPS.into(), settings);
         }
-        if era == Era::Modern && self.settings(SKILLS).next().is_some() {
+        if form == Form::Canonical && self.settings(SKILLS).next().is_some() {
             let reads = self.settings(SKILLS).any(|s| s["directoryRead"] == true);
             let settings = if reads { json!({"directoryRead": true}) } else { json!({}) };
             said.insert(SKILLS.into(), settings);

@@ -9,7 +9,6 @@ use crate::call::Form;
 use crate::catalog::merge::Part;
 use crate::catalog::slice::{Slice, SliceBuilder};
 use crate::catalog::testing::{about, part, part_with, slice, tools};
-use crate::protocol::revision::Era;
 
 fn world() -> Arc<Slice> {
     slice(&[
@@ -276,7 +275,7 @@ fn capabilities_are_the_union_of_what_was_last_known() {
     let erp = can(r#"{"resources":{"subscribe":true},"completions":{}}"#);
     let c = catalog(vec![part("crm", &crm), down(part("erp", &erp), true)]);
     let said = |rule: Option<&ViewRule>| {
-        String::from_utf8(View::new(&c, rule).capabilities(Era::Legacy).to_vec()).unwrap()
+        String::from_utf8(View::new(&c, rule).capabilities(Form::Plain).to_vec()).unwrap()
     };
     insta::assert_snapshot!(said(None), @r#"{"tools":{"listChanged":true},"resources":{"listChanged":true,"subscribe":true},"completions":{},"logging":{}}"#);
     assert_eq!(
@@ -284,7 +283,7 @@ fn capabilities_are_the_union_of_what_was_last_known() {
         r#"{"tools":{"listChanged":true},"logging":{}}"#
     );
     let never = catalog(vec![down(part("new", &crm), false)]);
-    insta::assert_snapshot!(text(&View::new(&never, None).capabilities(Era::Modern)), @r#"{"tools":{"listChanged":true},"prompts":{"listChanged":true},"resources":{"listChanged":true}}"#);
+    insta::assert_snapshot!(text(&View::new(&never, None).capabilities(Form::Canonical)), @r#"{"tools":{"listChanged":true},"prompts":{"listChanged":true},"resources":{"listChanged":true}}"#);
 }
 
 #[test]
@@ -299,14 +298,17 @@ fn extensions_are_declared_for_who_has_them_and_their_methods_served() {
         can(r#"{"io.modelcontextprotocol/skills":{"directoryRead":true},"com.example/x":{}}"#);
     let c = catalog(vec![part("crm", &crm), part("erp", &erp), part("none", &can("7"))]);
     let rule = |name: &str| rule(Some(&[name]), &[], &[]);
-    let said = |name: &str, era| {
+    let said = |name: &str, form| {
         let view = View::new(&c, Some(&rule(name)));
-        String::from_utf8(view.capabilities(era).to_vec()).unwrap()
+        String::from_utf8(view.capabilities(form).to_vec()).unwrap()
     };
-    insta::assert_snapshot!(said("crm", Era::Modern), @r#"{"extensions":{"io.modelcontextprotocol/ui":{"x":1},"io.modelcontextprotocol/skills":{}}}"#);
-    insta::assert_snapshot!(said("crm", Era::Legacy), @r#"{"extensions":{"io.modelcontextprotocol/ui":{"x":1}}}"#);
-    insta::assert_snapshot!(said("erp", Era::Modern), @r#"{"extensions":{"io.modelcontextprotocol/skills":{"directoryRead":true}}}"#);
-    assert_eq!((said("erp", Era::Legacy), said("none", Era::Modern)), ("{}".into(), "{}".into()));
+    insta::assert_snapshot!(said("crm", Form::Canonical), @r#"{"extensions":{"io.modelcontextprotocol/ui":{"x":1},"io.modelcontextprotocol/skills":{}}}"#);
+    insta::assert_snapshot!(said("crm", Form::Plain), @r#"{"extensions":{"io.modelcontextprotocol/ui":{"x":1}}}"#);
+    insta::assert_snapshot!(said("erp", Form::Canonical), @r#"{"extensions":{"io.modelcontextprotocol/skills":{"directoryRead":true}}}"#);
+    assert_eq!(
+        (said("erp", Form::Plain), said("none", Form::Canonical)),
+        ("{}".into(), "{}".into())
+    );
     let serves = |name: &str, method: &str, upstream| {
         let method =
             crate::protocol::method::find(method, crate::protocol::revision::Revision::LATEST);

@@ -7,9 +7,9 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use super::View;
+use crate::call::Form;
 use crate::catalog::naming::{SEPARATOR, exposed_name, exposed_uri};
 use crate::protocol::method::ListKind;
-use crate::protocol::revision::Era;
 
 /// How much one upstream puts into one list of a view.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub struct Size {
 }
 
 impl View {
-    /// The raw `capabilities` object, the same in all revisions of an era.
+    /// The raw `capabilities` object, the same in all revisions of a form.
     ///
     /// The union of what the seen upstreams were last known to have, down or not: a session of an
     /// old client reads it once and would never look again. For that reason an upstream that was
@@ -33,7 +33,7 @@ impl View {
     ///
     /// Left out, because nothing here serves them: `tasks`, `experimental` and all extensions but
     /// two (an extension's methods carry ids that we would have to rewrite).
-    pub fn capabilities(&self, era: Era) -> Bytes {
+    pub fn capabilities(&self, form: Form) -> Bytes {
         let any = |name: &str, unknown: bool| {
             self.parts().any(|m| m.part.slice.as_ref().map_or(unknown, |s| s.about.can(name)))
         };
@@ -52,7 +52,7 @@ impl View {
                 said.insert(whole.into(), json!({}));
             }
         }
-        if let Some(extensions) = self.extensions(era) {
+        if let Some(extensions) = self.extensions(form) {
             said.insert("extensions".into(), extensions);
         }
         Bytes::from(Value::Object(said).to_string())
