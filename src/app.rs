@@ -478,6 +478,7 @@ async fn catalog_of(running: &Running, only: Option<&str>) -> Result<CatalogRepo
             prompts: names(ListKind::Prompts),
             resources: names(ListKind::Resources),
             templates: names(ListKind::Templates),
+            skills: names(ListKind::Skills),
         });
     }
     Ok(CatalogReport { consumers, upstreams: upstream_reports(running) })

@@ -16,6 +16,7 @@ pub mod header;
 pub mod message;
 pub mod meta;
 pub mod method;
+pub mod older;
 pub mod param;
 pub mod revision;
 pub mod splice;

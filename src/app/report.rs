@@ -60,6 +60,9 @@ pub struct ConsumerReport {
     pub resources: Vec<String>,
     /// Public URI templates.
     pub templates: Vec<String>,
+    /// Public URIs of skills.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub skills: Vec<String>,
 }
 
 /// `weir call`.

@@ -211,7 +211,12 @@ fn read(text: &Bytes, identity: &str, max_items: usize) -> Result<Kept, String> 
     };
     let mut builder = SliceBuilder::new(about, max_items);
     for kind in ListKind::ALL {
-        let array = raw(kind.member()).ok_or_else(|| format!("it lacks the {}", kind.as_str()))?;
+        let array = match raw(kind.member()) {
+            Some(array) => array,
+            // Files of before there were any are as good as ever.
+            None if kind == ListKind::Skills => continue,
+            None => return Err(format!("it lacks the {}", kind.as_str())),
+        };
         builder.add_items(kind, &array).map_err(|e| e.to_string())?;
     }
     Ok(Kept { slice: builder.finish(), fetched_at })

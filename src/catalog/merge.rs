@@ -39,14 +39,14 @@ pub struct Catalog {
     parts: Vec<Merged>,
     by_upstream: HashMap<Arc<str>, usize>,
     // Public name or URI to (part, entry), one table for each kind of list.
-    index: [HashMap<Arc<str>, Place>; 4],
+    index: [HashMap<Arc<str>, Place>; ListKind::COUNT],
     drops: Vec<Drop>,
 }
 
 /// A part with its lists as they are shown.
 pub(super) struct Merged {
     pub part: Part,
-    lists: Option<[Arc<ExposedList>; 4]>,
+    lists: Option<[Arc<ExposedList>; ListKind::COUNT]>,
 }
 
 /// One list of one upstream as it is shown.
@@ -222,7 +222,7 @@ impl Catalog {
         }
         let owner = match kind {
             ListKind::Tools | ListKind::Prompts => upstream_of_name(exposed)?,
-            ListKind::Resources | ListKind::Templates => native_uri(exposed)?.0,
+            ListKind::Resources | ListKind::Templates | ListKind::Skills => native_uri(exposed)?.0,
         };
         let config = &self.part(owner)?.part.config;
         config.prefixed.then(|| config.name.clone())
@@ -353,7 +353,9 @@ impl Entry {
         let (upstream, prefixed) = (&*config.name, config.prefixed);
         let exposed: Arc<str> = match kind {
             ListKind::Tools | ListKind::Prompts => exposed_name(upstream, prefixed, &item.key),
-            ListKind::Resources | ListKind::Templates => exposed_uri(upstream, prefixed, &item.key),
+            ListKind::Resources | ListKind::Templates | ListKind::Skills => {
+                exposed_uri(upstream, prefixed, &item.key)
+            }
         }
         .into();
         let mut splice = Splice::new();
@@ -361,9 +363,14 @@ impl Entry {
             let text = serde_json::to_vec(&*exposed).expect("a string serialises");
             splice.replace(item.key_span.clone(), text);
         }
-        if kind == ListKind::Tools && prefixed {
+        let holder = match kind {
+            ListKind::Tools => Some(UriHolder::Tool),
+            ListKind::Skills => Some(UriHolder::SkillFiles),
+            ListKind::Prompts | ListKind::Resources | ListKind::Templates => None,
+        };
+        if let Some(holder) = holder.filter(|_| prefixed) {
             let map = |uri: &str| Some(exposed_uri(upstream, true, uri));
-            for (range, with) in uri_edits(UriHolder::Tool, &item.raw, &map) {
+            for (range, with) in uri_edits(holder, &item.raw, &map) {
                 splice.replace(range, with);
             }
         }

@@ -32,7 +32,7 @@ pub const BAD_MAX: usize = 64;
 pub struct Slice {
     /// Who it is and what it can do.
     pub about: About,
-    lists: [Arc<List>; 4],
+    lists: [Arc<List>; ListKind::COUNT],
 }
 
 /// What an upstream said of itself at the handshake or discovery.
@@ -62,7 +62,7 @@ pub struct List {
     pub bad_total: usize,
 }
 
-/// One tool, prompt, resource or template.
+/// One tool, prompt, resource, template or skill.
 pub struct Item {
     /// The item as it came, on one line.
     pub raw: Bytes,
@@ -168,6 +168,16 @@ impl About {
     }
 }
 
+impl About {
+    /// The raw settings of an extension that it declares: an object.
+    pub fn extension(&self, name: &str) -> Option<Bytes> {
+        let all = Members::read(&self.capabilities).ok()?;
+        let extensions = Members::read(all.get("extensions")?.get().as_bytes()).ok()?;
+        let settings = extensions.get(name)?.get();
+        settings.starts_with('{').then(|| Bytes::copy_from_slice(settings.as_bytes()))
+    }
+}
+
 impl Item {
     /// A tool's raw `inputSchema`.
     pub fn schema(&self) -> Option<Bytes> {
@@ -179,7 +189,7 @@ impl Item {
 pub struct SliceBuilder {
     about: About,
     max_items: usize,
-    lists: [Building; 4],
+    lists: [Building; ListKind::COUNT],
 }
 
 #[derive(Default)]

@@ -6,6 +6,7 @@
 //!
 //! A view belongs to one catalog and lasts as long; what it prepares it prepares once.
 
+mod extensions;
 mod page;
 mod route;
 mod words;
@@ -29,7 +30,7 @@ pub struct View {
     // For each part of the catalog, whether its upstream is seen.
     seen: Box<[bool]>,
     patterns: Patterns,
-    shown: [Shown; 4],
+    shown: [Shown; ListKind::COUNT],
     // The raw `_meta` that tells what is not live; it tells of seen upstreams only.
     degraded: Option<String>,
 }
@@ -86,9 +87,11 @@ impl View {
                 .listed(kind, kind, public)
                 .or_else(|| self.listed(kind, ListKind::Resources, public))
                 .or_else(|| self.unlisted(kind, public)),
-            ListKind::Resources => {
-                self.listed(kind, kind, public).or_else(|| self.unlisted(kind, public))
-            }
+            // A skill's main file is a resource, listed as one or not.
+            ListKind::Resources | ListKind::Skills => self
+                .listed(kind, ListKind::Resources, public)
+                .or_else(|| self.listed(kind, ListKind::Skills, public))
+                .or_else(|| self.unlisted(kind, public)),
         }
     }
 

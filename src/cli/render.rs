@@ -60,6 +60,7 @@ pub fn catalog(report: &CatalogReport, color: bool) -> String {
             ("prompts", &c.prompts),
             ("resources", &c.resources),
             ("templates", &c.templates),
+            ("skills", &c.skills),
         ] {
             if names.is_empty() {
                 continue;
@@ -115,6 +116,7 @@ mod tests {
                 prompts: vec![],
                 resources: vec![],
                 templates: vec![],
+                skills: vec![],
             }],
             upstreams: vec![
                 upstream("time", "ready", None, 1),

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use crate::call::{NOTICES_MAX, Notices, Question, Reply, Word};
 use crate::protocol::message::{Frame, Kind, message};
 use crate::protocol::meta::{Members, ObjectWriter};
+use crate::protocol::older;
 use crate::protocol::revision::Revision;
 
 use super::session::Session;
@@ -50,9 +51,10 @@ async fn ask(
     tx: &mpsc::Sender<Bytes>,
 ) -> Result<(), mpsc::error::SendError<Bytes>> {
     let told = tx.clone();
-    let (id, request) = put(session, question, move |notice| {
+    let put = put(session, question, move |notice| {
         let _ = told.try_send(notice);
     });
+    let Some((id, request)) = put else { return Ok(()) };
     let sent = tx.send(request).await;
     if sent.is_err() {
         session.asked.remove(&id);
@@ -61,18 +63,22 @@ async fn ask(
 }
 
 /// A question outside of any call, as the request that puts it.
-pub fn put_aside(session: &Arc<Session>, question: Question) -> Bytes {
+pub fn put_aside(session: &Arc<Session>, question: Question) -> Option<Bytes> {
     let asides = session.asides.clone();
-    put(session, question, move |notice| asides.tell(notice)).1
+    put(session, question, move |notice| asides.tell(notice)).map(|(_, request)| request)
 }
 
-// The question's id and the request. `tell` takes the notice that it is withdrawn.
+// The question's id and the request; `None` if this client cannot be put it. `tell` takes the notice that it is withdrawn.
 fn put(
     session: &Arc<Session>,
     question: Question,
     tell: impl Fn(Bytes) + Send + 'static,
-) -> (Bytes, Bytes) {
+) -> Option<(Bytes, Bytes)> {
     let Question { method, params, mut reply } = question;
+    let Some((params, back)) = older::question(&method, params, session.revision) else {
+        let _ = reply.send(Reply::Result(DECLINE));
+        return None;
+    };
     let id = session.question_id();
     let params = fit(&method, params, session.revision, &id);
     let request = message(Some(&id), &method, params.as_deref());
@@ -82,8 +88,10 @@ fn put(
     tokio::spawn(async move {
         tokio::select! {
             answer = answer => {
-                if let Ok(answer) = answer {
-                    let _ = reply.send(answer);
+                match answer {
+                    Ok(Reply::Result(result)) => drop(reply.send(Reply::Result(back.answer(result)))),
+                    Ok(error) => drop(reply.send(error)),
+                    Err(_) => {}
                 }
             }
             // Nobody wants to know any more: the call was cancelled, or the upstream gave up.
@@ -95,8 +103,11 @@ fn put(
             () = session.ended.cancelled() => { session.asked.remove(&id); }
         }
     });
-    (asked, request)
+    Some((asked, request))
 }
+
+/// The answer to a form that this client could not show.
+const DECLINE: Bytes = Bytes::from_static(br#"{"action":"decline"}"#);
 
 // What the newest revision dropped and an older one needs.
 fn fit(method: &str, params: Option<Bytes>, revision: Revision, id: &[u8]) -> Option<Bytes> {

@@ -288,7 +288,7 @@ impl Feed {
                 aside = self.asides.next() => match (aside, &self.watching) {
                     (Word::Notice(notice), _) => return Some(notice),
                     (Word::Question(question), Watching::Session(session)) => {
-                        return Some(conversation::put_aside(session, question));
+                        self.waiting.extend(conversation::put_aside(session, question));
                     }
                     (Word::Question(_), Watching::Own(_)) => {}
                 },

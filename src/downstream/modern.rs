@@ -119,7 +119,13 @@ pub async fn handle(
     call.tasks = wanted;
     if method.handling != Handling::Forward {
         let terminal = edge.gateway.handle(&call, record, &Notices::none()).await;
-        return Ok(Handled::Message(render(terminal, &id, method, revision).message));
+        let said = render(terminal, &id, method, revision);
+        if said.code.is_none() {
+            return Ok(Handled::Message(said.message));
+        }
+        // An error may have a status, which only the end of a call hands on.
+        let (_, silent) = Notices::channel();
+        return Ok(Handled::Running(Running::new(Box::pin(async { Some(said) }), silent)));
     }
     if asks && !askable.is_nothing() {
         return Ok(Handled::Running(park::begin(edge, call, record, id)));

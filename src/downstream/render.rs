@@ -13,6 +13,7 @@ use crate::protocol::form::{to_canonical, to_plain};
 use crate::protocol::message::{Frame, Kind, response};
 use crate::protocol::meta::{Members, ObjectWriter};
 use crate::protocol::method::{AddressField, Method};
+use crate::protocol::older;
 use crate::protocol::revision::{Era, Revision};
 
 /// A response message, and what its carrier must know of it.
@@ -34,7 +35,7 @@ pub fn render(terminal: Terminal, id: &[u8], method: &Method, revision: Revision
     let era = revision.era();
     match terminal {
         Terminal::Own(result, form) => {
-            response(id, Kind::Result, &in_form(&result, form, era, method)).into()
+            response(id, Kind::Result, &in_form(&result, form, revision, method)).into()
         }
         Terminal::Error(error) => {
             let mut error = error;
@@ -65,7 +66,7 @@ pub fn render(terminal: Terminal, id: &[u8], method: &Method, revision: Revision
         }
         Terminal::Answer(frame, form) => {
             let result = frame.outcome();
-            let said = in_form(&result, form, era, method);
+            let said = in_form(&result, form, revision, method);
             if said.as_ptr() == result.as_ptr() && said.len() == result.len() {
                 return frame.with_id(id).into();
             }
@@ -82,11 +83,12 @@ fn with_outcome(frame: &Frame, result: &Bytes, id: &[u8]) -> Bytes {
     s.apply(frame.bytes())
 }
 
-fn in_form(result: &Bytes, form: Form, era: Era, method: &Method) -> Bytes {
-    match (form, era) {
+fn in_form(result: &Bytes, form: Form, revision: Revision, method: &Method) -> Bytes {
+    match (form, revision.era()) {
         (Form::Plain, Era::Modern) => to_canonical(result, method.cacheable),
-        (Form::Canonical, Era::Legacy) => to_plain(result),
-        _ => result.clone(),
+        (Form::Canonical, Era::Modern) => result.clone(),
+        (Form::Canonical, Era::Legacy) => to_plain(&older::result(method.name, result, revision)),
+        (Form::Plain, Era::Legacy) => older::result(method.name, result, revision),
     }
 }
 

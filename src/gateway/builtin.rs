@@ -171,7 +171,9 @@ fn search(view: &View, query: &str) -> Value {
     for kind in ListKind::ALL {
         for (name, raw) in view.items(kind) {
             let Ok(item) = serde_json::from_slice::<Value>(raw) else { continue };
-            let field = |k: &str| item.get(k).and_then(Value::as_str).unwrap_or("");
+            // A skill says what it is for in its frontmatter.
+            let said = |k: &str| item.get(k).or_else(|| item.get("frontmatter")?.get(k));
+            let field = |k: &str| said(k).and_then(Value::as_str).unwrap_or("");
             let hay = format!("{name} {} {}", field("title"), field("description")).to_lowercase();
             let score = words.iter().filter(|w| hay.contains(w.as_str())).count();
             if score > 0 {

@@ -38,6 +38,11 @@ impl From<Refusal> for Unplanned {
 /// # Errors
 /// When the params are wrong, or what they name is not there for this consumer.
 pub fn plan(view: &View, call: &Call, settings: &Settings) -> Result<Plan, Unplanned> {
+    // A method that nobody here declared is none (2026-07-28 basic/transports/streamable-http).
+    if !view.serves(call.method, None) {
+        let text = format!("Method not found: {}", call.method.name);
+        return Err(Refusal::new(Reason::UnknownMethod, text).into());
+    }
     match call.method.handling {
         Handling::Discover => Ok(answer(discover(view, settings).into(), Form::Canonical)),
         Handling::List(kind) => {
@@ -68,7 +73,8 @@ pub fn plan(view: &View, call: &Call, settings: &Settings) -> Result<Plan, Unpla
             let Some(address) = &parsed.address else {
                 return Err(Refusal::new(Reason::InvalidParams, "the request names nothing").into());
             };
-            if let Some(route) = view.resolve(address.kind, &address.value) {
+            let route = view.resolve(address.kind, &address.value);
+            if let Some(route) = route.filter(|r| view.serves(call.method, Some(r.upstream()))) {
                 return Ok(Plan::Forward(route, parsed));
             }
             let name = address.value.clone();

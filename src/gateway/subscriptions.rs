@@ -15,7 +15,9 @@ use super::Gateway;
 /// A change is told after this time at the latest, however restless the lists are.
 const TOLD_WITHIN: Duration = Duration::from_secs(2);
 
-/// The lists as clients know them: a change of templates is told as one of resources.
+/// The lists as clients know them: a change of templates is told as one of resources. Of changed
+/// skills nothing is told, because their extension has no word for it; a listing says how long it
+/// may be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topic {
     /// `notifications/tools/list_changed`
@@ -58,7 +60,7 @@ impl Topic {
 }
 
 /// What a listener knows of the lists.
-pub type Known = [[u8; 32]; 4];
+pub type Known = [[u8; 32]; ListKind::COUNT];
 
 /// One listener's memory of what it was last told about.
 pub struct Changes {
@@ -80,7 +82,7 @@ impl Changes {
             gateway: gateway.clone(),
             consumer: consumer.clone(),
             numbers,
-            known: [[0; 32]; 4],
+            known: [[0; 32]; ListKind::COUNT],
             pending: false,
         };
         changes.known = changes.digests();
@@ -126,7 +128,7 @@ impl Changes {
             self.pending = false;
             let now = self.digests();
             let changed = |kind: ListKind| {
-                let at = ListKind::ALL.iter().position(|k| *k == kind).expect("one of four");
+                let at = ListKind::ALL.iter().position(|k| *k == kind).expect("one of all");
                 now[at] != self.known[at]
             };
             let topics: Vec<Topic> =

@@ -120,7 +120,21 @@ pub enum UriHolder {
     Updated,
     /// One tool of `tools/list` (its app's page).
     Tool,
+    /// One skill of `skills/list`: its files. Its own URI is the item's key.
+    SkillFiles,
+    /// The result of `skills/get`.
+    Skill,
+    /// The result of `resources/directory/read`.
+    Directory,
 }
+
+// The page of a tool's app (MCP Apps 2026-01-26, "resource discovery").
+const PAGE: Place = Place::Object(&[
+    ("ui", Place::Object(&[("resourceUri", Place::Uri)])),
+    ("ui/resourceUri", Place::Uri),
+]);
+// A skill's files, or the resources in a directory.
+const FILES: Place = Place::Each(&Place::Object(&[("uri", Place::Uri)]));
 
 impl UriHolder {
     /// What the result of this method is; `None` if it names no resource.
@@ -130,16 +144,20 @@ impl UriHolder {
             "tasks/get" => Some(UriHolder::TaskResult),
             "prompts/get" => Some(UriHolder::PromptResult),
             "resources/read" => Some(UriHolder::ReadResult),
+            "skills/get" => Some(UriHolder::Skill),
+            "resources/directory/read" => Some(UriHolder::Directory),
             _ => None,
         }
     }
 
     fn places(self) -> &'static Place {
         match self {
-            UriHolder::ToolResult => &Place::Object(&[("content", Place::Each(&Place::Block))]),
+            UriHolder::ToolResult => {
+                &Place::Object(&[("content", Place::Each(&Place::Block)), ("_meta", PAGE)])
+            }
             UriHolder::TaskResult => &Place::Object(&[(
                 "result",
-                Place::Object(&[("content", Place::Each(&Place::Block))]),
+                Place::Object(&[("content", Place::Each(&Place::Block)), ("_meta", PAGE)]),
             )]),
             UriHolder::PromptResult => &Place::Object(&[(
                 "messages",
@@ -149,19 +167,22 @@ impl UriHolder {
                 &Place::Object(&[("contents", Place::Each(&Place::Object(&[("uri", Place::Uri)])))])
             }
             UriHolder::Updated => &Place::Object(&[("uri", Place::Uri)]),
-            UriHolder::Tool => &Place::Object(&[(
-                "_meta",
-                Place::Object(&[
-                    ("ui", Place::Object(&[("resourceUri", Place::Uri)])),
-                    ("ui/resourceUri", Place::Uri),
-                ]),
+            UriHolder::Tool => &Place::Object(&[("_meta", PAGE)]),
+            UriHolder::SkillFiles | UriHolder::Directory => &Place::Object(&[("resources", FILES)]),
+            UriHolder::Skill => &Place::Object(&[(
+                "skill",
+                Place::Object(&[("uri", Place::Uri), ("resources", FILES)]),
             )]),
         }
     }
 
-    // The key that each of its places ends in: text without it has no such place.
-    fn needle(self) -> &'static [u8] {
-        if self == UriHolder::Tool { b"resourceUri" } else { b"uri" }
+    // The keys that its places end in: text without them has no such place.
+    fn needles(self) -> &'static [&'static str] {
+        match self {
+            UriHolder::Tool => &["resourceUri"],
+            UriHolder::ToolResult => &["uri", "resourceUri"],
+            _ => &["uri"],
+        }
     }
 }
 
@@ -237,7 +258,8 @@ impl Place {
 /// stands there instead, `None` to leave it.
 pub fn uri_edits(holder: UriHolder, raw: &[u8], map: &dyn Fn(&str) -> Option<String>) -> Vec<Edit> {
     // Without the key, plain or escaped, there is nothing to walk for: most tool results.
-    if memmem::find(raw, holder.needle()).is_none() && memmem::find(raw, b"\\u").is_none() {
+    let holds = |word: &str| memmem::find(raw, word.as_bytes()).is_some();
+    if !holder.needles().iter().any(|key| holds(key)) && !holds("\\u") {
         return Vec::new();
     }
     let mut found = Vec::new();

@@ -7,6 +7,13 @@ use serde_json::Value;
 use super::meta::ObjectWriter;
 use super::revision::{Era, Revision};
 
+/// The extension for pages that tools bring along (MCP Apps 2026-01-26).
+pub const APPS: &str = "io.modelcontextprotocol/ui";
+/// The extension for skills (stable; since 2026-07-28).
+pub const SKILLS: &str = "io.modelcontextprotocol/skills";
+/// The only kind of page that the extension knows so far.
+const APP_PAGE: &str = "text/html;profile=mcp-app";
+
 /// What one client can be asked during a call. An upstream is told of no more than this, and
 /// asked for no more it may.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -27,6 +34,8 @@ impl Askable {
     pub const ROOTS: Askable = Askable(32);
     /// It says when its roots change (before 2026-07-28).
     pub const ROOTS_CHANGE: Askable = Askable(64);
+    /// Nothing is asked here: it shows pages of apps (the extension [`APPS`]).
+    pub const APPS: Askable = Askable(128);
 
     /// Read a raw `capabilities` object as `revision` means it. What cannot be read is nothing.
     pub fn read(raw: &str, revision: Revision) -> Askable {
@@ -60,6 +69,12 @@ impl Askable {
                 out.0 |= Askable::ROOTS_CHANGE.0;
             }
         }
+        // In every revision: hosts declare it in the handshake too (MCP Apps 2026-01-26, "client
+        // capabilities").
+        let pages = all["extensions"][APPS]["mimeTypes"].as_array();
+        if pages.is_some_and(|pages| pages.iter().any(|page| page == APP_PAGE)) {
+            out.0 |= Askable::APPS.0;
+        }
         out
     }
 
@@ -75,7 +90,7 @@ impl Askable {
 
     /// Whether nothing can be asked.
     pub fn is_nothing(self) -> bool {
-        self.0 == 0
+        self.0 & !Askable::APPS.0 == 0
     }
 
     /// Whether all of `what` can be asked.
@@ -116,6 +131,10 @@ impl Askable {
             }
         } else if has(Askable::FORM) && revision >= Revision::R2025_06_18 {
             out.raw("elicitation", b"{}");
+        }
+        if has(Askable::APPS) {
+            let settings = ObjectWriter::new().value("mimeTypes", &[APP_PAGE]).finish();
+            out.raw("extensions", &ObjectWriter::new().raw(APPS, &settings).finish());
         }
         out.finish()
     }
@@ -192,6 +211,13 @@ mod tests {
         assert_eq!(Askable::read(r#"{"elicitation":{"url":{}}}"#, R2025_06_18), Askable::FORM);
         assert!(Askable::read(r#"{"elicitation":{}}"#, R2024_11_05).is_nothing());
         assert!(Askable::read("nonsense", R2025_11_25).is_nothing());
+        let pages = r#"{"extensions":{"io.modelcontextprotocol/ui":{"mimeTypes":["text/html;profile=mcp-app"]}}}"#;
+        for revision in Revision::ALL {
+            let read = Askable::read(pages, revision);
+            assert!(read.is_nothing() && read == Askable::APPS);
+            assert_eq!(read.write(revision), pages.as_bytes());
+        }
+        assert!(!Askable::read(&pages.replace("mcp-app", "x"), R2026_07_28).has(Askable::APPS));
     }
 
     #[test]

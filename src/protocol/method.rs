@@ -13,12 +13,21 @@ pub enum ListKind {
     Resources,
     /// `resources/templates/list`
     Templates,
+    /// `skills/list` of the extension `io.modelcontextprotocol/skills`
+    Skills,
 }
 
 impl ListKind {
-    /// All four.
-    pub const ALL: [ListKind; 4] =
-        [ListKind::Tools, ListKind::Prompts, ListKind::Resources, ListKind::Templates];
+    /// How many there are.
+    pub const COUNT: usize = 5;
+    /// All of them.
+    pub const ALL: [ListKind; ListKind::COUNT] = [
+        ListKind::Tools,
+        ListKind::Prompts,
+        ListKind::Resources,
+        ListKind::Templates,
+        ListKind::Skills,
+    ];
 
     /// The member of the result that holds the items.
     pub fn member(self) -> &'static str {
@@ -27,6 +36,7 @@ impl ListKind {
             ListKind::Prompts => "prompts",
             ListKind::Resources => "resources",
             ListKind::Templates => "resourceTemplates",
+            ListKind::Skills => "skills",
         }
     }
 
@@ -37,6 +47,7 @@ impl ListKind {
             ListKind::Prompts => "prompts/list",
             ListKind::Resources => "resources/list",
             ListKind::Templates => "resources/templates/list",
+            ListKind::Skills => "skills/list",
         }
     }
 
@@ -44,7 +55,7 @@ impl ListKind {
     pub fn key(self) -> &'static str {
         match self {
             ListKind::Tools | ListKind::Prompts => "name",
-            ListKind::Resources => "uri",
+            ListKind::Resources | ListKind::Skills => "uri",
             ListKind::Templates => "uriTemplate",
         }
     }
@@ -56,6 +67,7 @@ impl ListKind {
             ListKind::Prompts => "prompts",
             ListKind::Resources => "resources",
             ListKind::Templates => "templates",
+            ListKind::Skills => "skills",
         }
     }
 }
@@ -129,7 +141,8 @@ const fn row(
 }
 
 /// The table, in the order of section 3 of any revision's schema.
-pub static METHODS: [Method; 19] = [
+/// Behind it the methods of extensions.
+pub static METHODS: [Method; 22] = [
     row("initialize", H::Edge, A::None, true, false, R24, R11),
     row("ping", H::Edge, A::None, true, false, R24, R11),
     row("logging/setLevel", H::Edge, A::None, true, false, R24, R11),
@@ -149,6 +162,9 @@ pub static METHODS: [Method; 19] = [
     row("tasks/result", H::Forward, A::Task, true, false, R11, R11),
     row("tasks/update", H::Forward, A::Task, false, false, R26, R26),
     row("tasks/cancel", H::Forward, A::Task, false, false, R11, R26),
+    row("skills/list", H::List(ListKind::Skills), A::None, true, true, R26, R26),
+    row("skills/get", H::Forward, A::Uri, true, true, R26, R26),
+    row("resources/directory/read", H::Forward, A::Uri, true, false, R26, R26),
 ];
 
 /// The row of a method in a revision; `None` if that revision does not have it.

@@ -22,6 +22,7 @@ use crate::guard::{Deadline, Guard};
 use crate::protocol::error::{ErrorObject, INTERNAL_ERROR};
 use crate::protocol::message::{Frame, Kind, response};
 use crate::protocol::meta::{Members, ObjectWriter, cancelled_id};
+use crate::protocol::older;
 use crate::protocol::task::{self, Tasks};
 
 use super::inbound;
@@ -111,6 +112,12 @@ impl Asking<'_> {
             }
         };
         owed.question = None;
+        let answer = match answer {
+            Reply::Result(result) if frame.method() == "sampling/createMessage" => {
+                Reply::Result(older::sampled(&result, link.agreed.revision))
+            }
+            answer => answer,
+        };
         let _ = link.notify(answered(&id, answer)).await;
         id
     }

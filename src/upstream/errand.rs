@@ -200,7 +200,8 @@ pub async fn carry(
         link.want_logs(rank, level).await;
     }
     let id = link.mint();
-    let message = outbound::build(call, parsed, route.native(), link.era(), id, trace, extra);
+    let revision = link.agreed.revision;
+    let message = outbound::build(call, parsed, route.native(), revision, id, trace, extra);
     let method = call.method.name;
     let name = match (&call.task, method) {
         (Some(task), _) => Some(&*task.native),

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use crate::catalog::slice::{About, PageError, Slice, SliceBuilder};
 use crate::config::UpstreamConfig;
 use crate::failure::{Delivery, Fault, Reason};
+use crate::protocol::capability::SKILLS;
 use crate::protocol::error::METHOD_NOT_FOUND;
 use crate::protocol::method::ListKind;
 
@@ -24,14 +25,16 @@ pub async fn load(link: &Link, config: &UpstreamConfig) -> Result<Slice, Fault> 
         instructions: link.agreed.instructions.as_deref().map(Into::into),
         sse: link.agreed.sse,
     };
+    let skills = about.extension(SKILLS).is_some();
     let mut builder = SliceBuilder::new(about, config.max_items);
     for kind in ListKind::ALL {
-        let capability = match kind {
-            ListKind::Tools => "tools",
-            ListKind::Prompts => "prompts",
-            ListKind::Resources | ListKind::Templates => "resources",
+        let offered = match kind {
+            ListKind::Tools => link.agreed.offers("tools"),
+            ListKind::Prompts => link.agreed.offers("prompts"),
+            ListKind::Resources | ListKind::Templates => link.agreed.offers("resources"),
+            ListKind::Skills => skills,
         };
-        if !link.agreed.offers(capability) {
+        if !offered {
             continue;
         }
         tokio::time::timeout(config.list_timeout, pages(link, config, kind, &mut builder))

@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use crate::call::Call;
 use crate::protocol::address::Parsed;
-use crate::protocol::capability::modern_capabilities;
+use crate::protocol::capability::{Askable, modern_capabilities};
 use crate::protocol::form::strip_members;
 use crate::protocol::message::message;
 use crate::protocol::meta::{ObjectWriter, key};
@@ -32,12 +32,14 @@ pub fn client_info() -> Vec<u8> {
         .finish()
 }
 
-/// `_meta` of a request of our own in the newest revision. What tasks tell is passed on; nobody is
-/// there to be asked anything.
+/// `_meta` of a request of our own in the newest revision. Nobody is there to be asked anything;
+/// but lists should name the pages of apps, for those who show them, and what tasks tell is
+/// passed on.
 pub fn own_meta(method: &str) -> Vec<u8> {
-    let nothing = b"{}".to_vec();
-    let listens = method == "subscriptions/listen";
-    let capabilities = if listens { task::with_extension(&nothing) } else { nothing };
+    let mut capabilities = Askable::APPS.write(Revision::LATEST);
+    if method == "subscriptions/listen" {
+        capabilities = task::with_extension(&capabilities);
+    }
     ObjectWriter::new()
         .value(key::PROTOCOL_VERSION, &Revision::LATEST.as_str())
         .raw(key::CLIENT_INFO, &client_info())
@@ -98,17 +100,19 @@ pub fn meta_of_task(call: &Call) -> Vec<u8> {
 /// The bytes for the upstream.
 ///
 /// `native` replaces the address, `id` the caller's id. What is neither address, id nor `_meta`
-/// is copied as it came. `extra` are members that are added to the params.
+/// is copied as it came, except the context of a completion, which upstreams older than
+/// 2025-06-18 do not know. `extra` are members that are added to the
+/// params.
 pub fn build(
     call: &Call,
     parsed: &Parsed,
     native: &str,
-    era: Era,
+    revision: Revision,
     id: u64,
     trace: Trace<'_>,
     extra: &Extra,
 ) -> Bytes {
-    let meta = meta_for(call, era, id, trace, extra.tasks);
+    let meta = meta_for(call, revision.era(), id, trace, extra.tasks);
     let id = id.to_string();
     let Some(params) = call.frame.params_span() else {
         let mut params = ObjectWriter::new();
@@ -127,8 +131,13 @@ pub fn build(
         s.replace(shift(range), text);
     }
     // A wish for a task counts only where it was checked (2025-11-25 basic/utilities/tasks).
-    if call.method.name == "tools/call" && call.tasks != Tasks::Asked {
-        for cut in strip_members(&call.frame.bytes()[params.clone()], &["task"]) {
+    let unknown: &[&str] = match call.method.name {
+        "tools/call" if call.tasks != Tasks::Asked => &["task"],
+        "completion/complete" if revision < Revision::R2025_06_18 => &["context"],
+        _ => &[],
+    };
+    if !unknown.is_empty() {
+        for cut in strip_members(&call.frame.bytes()[params.clone()], unknown) {
             s.replace(shift(cut), b"".as_slice());
         }
     }

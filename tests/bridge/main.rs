@@ -5,10 +5,12 @@
 mod harness;
 
 mod asks;
+mod extensions;
 mod followed;
 mod inputs;
 mod isolation;
 mod newer;
+mod older;
 mod pages;
 mod research;
 mod resume;
@@ -30,13 +32,18 @@ use tokio::sync::mpsc;
 /// An upstream of 2025-11-25 whose tools ask. `ask` asks what its argument `q` says (a list of
 /// `{method, params}`), all at once, and returns the responses as text.
 pub async fn asking() -> Scripted {
+    asking_of("2025-11-25").await
+}
+
+/// The same of another revision.
+pub async fn asking_of(revision: &'static str) -> Scripted {
     type Open = Arc<Mutex<HashMap<String, (Vec<Option<Value>>, mpsc::Sender<String>, Value)>>>;
     let open = Open::default();
     let sessions = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     Scripted::start(&[tool("ask", false), tool("plain", false)], move |a| {
         if a.method() == "initialize" {
             let n = sessions.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            let result = json!({"protocolVersion": "2025-11-25", "capabilities": {"tools": {}, "logging": {}},
+            let result = json!({"protocolVersion": revision, "capabilities": {"tools": {}, "logging": {}},
                 "serverInfo": {"name": "asking", "version": "1"}});
             let headers = vec![("content-type", "application/json".into()), ("mcp-session-id", format!("s-{n}"))];
             return Some(Reply::Http(200, headers, a.result(&result)));
@@ -108,6 +115,11 @@ pub fn extended() -> Value {
 pub async fn modern_task(url: &str, key: Option<&str>, method: &str, id: &str) -> Value {
     let meta = json!({"io.modelcontextprotocol/clientCapabilities": extended()});
     modern(url, key, method, json!({"taskId": id, "_meta": meta})).await.answer()
+}
+
+/// What a host declares that shows the pages of apps.
+pub fn pages() -> Value {
+    json!({"extensions": {"io.modelcontextprotocol/ui": {"mimeTypes": ["text/html;profile=mcp-app"]}}})
 }
 
 /// A call of a modern client with these capabilities, and more members of the params.

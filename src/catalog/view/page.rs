@@ -11,6 +11,7 @@ use super::View;
 use crate::call::Form;
 use crate::catalog::merge::{Merged, Place};
 use crate::protocol::method::ListKind;
+use crate::protocol::older;
 
 /// How long a client may keep a page while nothing is degraded, in milliseconds. A change is told
 /// at once to who listens; this bounds how long the others may be behind. A degraded page may not
@@ -130,7 +131,10 @@ impl View {
             if n > 0 {
                 out.put_u8(b',');
             }
-            out.put_slice(raw);
+            match (kind, form) {
+                (ListKind::Tools, Form::Plain) => out.put_slice(&older::tool(raw)),
+                _ => out.put_slice(raw),
+            }
         }
         out.put_u8(b']');
         if end < list.places.len() {

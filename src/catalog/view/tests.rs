@@ -288,6 +288,41 @@ fn capabilities_are_the_union_of_what_was_last_known() {
 }
 
 #[test]
+fn extensions_are_declared_for_who_has_them_and_their_methods_served() {
+    let can = |extensions: &str| {
+        let mut about = about();
+        about.capabilities = Bytes::from(format!(r#"{{"extensions":{extensions}}}"#));
+        Arc::new(SliceBuilder::new(about, 1).finish())
+    };
+    let crm = can(r#"{"io.modelcontextprotocol/skills":{},"io.modelcontextprotocol/ui":{"x":1}}"#);
+    let erp =
+        can(r#"{"io.modelcontextprotocol/skills":{"directoryRead":true},"com.example/x":{}}"#);
+    let c = catalog(vec![part("crm", &crm), part("erp", &erp), part("none", &can("7"))]);
+    let rule = |name: &str| rule(Some(&[name]), &[], &[]);
+    let said = |name: &str, revision| {
+        let view = View::new(&c, Some(&rule(name)));
+        String::from_utf8(view.capabilities(revision).to_vec()).unwrap()
+    };
+    insta::assert_snapshot!(said("crm", Revision::LATEST), @r#"{"extensions":{"io.modelcontextprotocol/ui":{"x":1},"io.modelcontextprotocol/skills":{}}}"#);
+    insta::assert_snapshot!(said("crm", Revision::LATEST_LEGACY), @r#"{"extensions":{"io.modelcontextprotocol/ui":{"x":1}}}"#);
+    insta::assert_snapshot!(said("erp", Revision::LATEST), @r#"{"extensions":{"io.modelcontextprotocol/skills":{"directoryRead":true}}}"#);
+    assert_eq!(
+        (said("erp", Revision::LATEST_LEGACY), said("none", Revision::LATEST)),
+        ("{}".into(), "{}".into())
+    );
+    let serves = |name: &str, method: &str, upstream| {
+        let method =
+            crate::protocol::method::find(method, crate::protocol::revision::Revision::LATEST);
+        View::new(&c, Some(&rule(name))).serves(method.unwrap(), upstream)
+    };
+    assert!(serves("crm", "skills/get", Some("crm")) && serves("erp", "skills/list", None));
+    assert!(!serves("crm", "skills/get", Some("erp")), "it is not seen");
+    assert!(!serves("crm", "resources/directory/read", None));
+    assert!(serves("erp", "resources/directory/read", Some("erp")));
+    assert!(!serves("none", "skills/list", None) && serves("none", "resources/read", None));
+}
+
+#[test]
 fn instructions_of_the_seen_upstreams_stand_under_their_names() {
     let says = |words: &str| {
         let mut about = about();

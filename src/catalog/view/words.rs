@@ -10,7 +10,6 @@ use super::View;
 use crate::catalog::naming::{SEPARATOR, exposed_name, exposed_uri};
 use crate::protocol::method::ListKind;
 use crate::protocol::revision::{Era, Revision};
-use crate::protocol::task;
 
 /// How much one upstream puts into one list of a view.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,17 +52,13 @@ impl View {
                 said.insert(whole.into(), json!({}));
             }
         }
-        if self.has_tasks(revision) {
-            match revision.era() {
-                // `list` is missing: what was begun is known to those who began it, not to us.
-                Era::Legacy => {
-                    let requests = json!({"tools": {"call": {}}});
-                    said.insert("tasks".into(), json!({"cancel": {}, "requests": requests}));
-                }
-                Era::Modern => {
-                    said.insert("extensions".into(), json!({task::EXTENSION: {}}));
-                }
-            }
+        if revision.era() == Era::Legacy && self.has_tasks(revision) {
+            // `list` is missing: what was begun is known to those who began it, not to us.
+            let requests = json!({"tools": {"call": {}}});
+            said.insert("tasks".into(), json!({"cancel": {}, "requests": requests}));
+        }
+        if let Some(extensions) = self.extensions(revision) {
+            said.insert("extensions".into(), extensions);
         }
         Bytes::from(Value::Object(said).to_string())
     }
