@@ -8,16 +8,14 @@
 mod harness;
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write as _;
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use harness::peer::{Script, everything, has, node, time};
 use harness::{PATIENCE, Program, Weir, call, free_port, peers, reason, tool_names, upstream};
 
 const CAL_KEY: &str = "cal_test_0123456789abcdef";
@@ -39,31 +37,6 @@ fn vendors() -> Vec<(&'static str, usize, &'static str, Value, &'static str)> {
         ("over-http", 13, "echo", json!({"message": "two"}), "Echo: two"),
         ("time", 2, "get_current_time", json!({"timezone": "UTC"}), "\"timezone\": \"UTC\""),
     ]
-}
-
-fn node(name: &str, script: &str, args: &[&str], env: &[(&str, &str)]) -> String {
-    let script = peers().join("servers/node_modules").join(script);
-    let mut all = vec![script.to_str().unwrap()];
-    all.extend(args);
-    section(name, "node", &all, env)
-}
-
-fn section(name: &str, command: &str, args: &[&str], env: &[(&str, &str)]) -> String {
-    let mut out = format!("\n[upstreams.{name}]\ncommand = {command:?}\nargs = {args:?}\n");
-    for (k, v) in env {
-        writeln!(out, "env.{k} = {v:?}").unwrap();
-    }
-    // Eight interpreters start at once, on whatever machine this is.
-    out + "connect_timeout = \"50s\"\nlist_timeout = \"50s\"\n"
-}
-
-fn time(name: &str) -> String {
-    let python = peers().join("py2/bin/python");
-    section(name, python.to_str().unwrap(), &["-m", "mcp_server_time"], &[])
-}
-
-fn everything(name: &str) -> String {
-    node(name, "@modelcontextprotocol/server-everything/dist/index.js", &["stdio"], &[])
 }
 
 /// A server over streamable HTTP; ended when dropped.
@@ -294,66 +267,6 @@ async fn eight_real_servers_behind_one_endpoint() {
     }
 }
 
-/// Where a client script answers line by line.
-struct Script {
-    child: Child,
-    lines: std::sync::mpsc::Receiver<Value>,
-}
-
-impl Script {
-    fn start(
-        program: &Path,
-        script: &str,
-        url: &str,
-        plan: &Value,
-        era: &str,
-        key: &str,
-    ) -> Script {
-        let mut child = Command::new(program)
-            .arg(peers().join("clients").join(script))
-            .args([url, &plan.to_string(), era])
-            .env("WEIR_KEY", key)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let out = BufReader::new(child.stdout.take().unwrap());
-        let (tx, lines) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            for line in out.lines().map_while(Result::ok) {
-                let _ = tx.send(serde_json::from_str(&line).unwrap());
-            }
-        });
-        Script { child, lines }
-    }
-
-    /// The line of the next step, which must be `op`.
-    fn next(&self, op: &str) -> Value {
-        let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no line for {op}"));
-        assert_eq!(line["op"], op, "{line}");
-        line
-    }
-
-    /// What the next step, `op`, gave.
-    fn good(&self, op: &str) -> Value {
-        let mut line = self.next(op);
-        assert_eq!(line["ok"], true, "{line}");
-        line["result"].take()
-    }
-
-    fn go_on(&mut self) {
-        self.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
-    }
-}
-
-impl Drop for Script {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// Everything a client does in a day; it waits for a change of lists at the end.
 fn plan(first_template: &str, ping: bool) -> Value {
     let mut plan = vec![
@@ -401,10 +314,6 @@ fn client(script: &str, url: &str, plan: &Value, era: &str, key: &str) -> Script
         _ => "node".into(),
     };
     Script::start(&program, script, url, plan, era, key)
-}
-
-fn has(list: &Value, kind: &str, field: &str, wanted: &str) -> bool {
-    list[kind].as_array().unwrap().iter().any(|item| item[field] == wanted)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,11 +6,9 @@ use bytes::Bytes;
 use crate::call::Call;
 use crate::protocol::address::Parsed;
 use crate::protocol::capability::{Askable, modern_capabilities};
-use crate::protocol::form::strip_members;
-use crate::protocol::message::message;
+use crate::protocol::exchange::Exchange;
 use crate::protocol::meta::{ObjectWriter, key};
 use crate::protocol::revision::{Era, Revision};
-use crate::protocol::splice::Splice;
 use crate::protocol::task::{self, Tasks};
 
 use super::errand::Extra;
@@ -114,55 +112,12 @@ pub fn build(
 ) -> Bytes {
     let meta = meta_for(call, revision.era(), id, trace, extra.tasks);
     let id = id.to_string();
-    let Some(params) = call.frame.params_span() else {
-        let mut params = ObjectWriter::new();
-        params.raw("_meta", &meta);
-        for (k, v) in &extra.members {
-            params.raw(k, v);
-        }
-        let params = params.finish();
-        return message(Some(id.as_bytes()), call.frame.method(), Some(&params));
-    };
-    let mut s = Splice::new();
-    s.replace(call.frame.id_span().expect("a call has an id"), id.into_bytes());
-    let shift = |r: std::ops::Range<usize>| r.start + params.start..r.end + params.start;
-    if let Some(address) = &parsed.address {
-        let (range, text) = address.edit(native);
-        s.replace(shift(range), text);
-    }
     // A wish for a task counts only where it was checked (2025-11-25 basic/utilities/tasks).
     let unknown: &[&str] = match call.method.name {
         "tools/call" if call.tasks != Tasks::Asked => &["task"],
         "completion/complete" if revision < Revision::R2025_06_18 => &["context"],
         _ => &[],
     };
-    if !unknown.is_empty() {
-        for cut in strip_members(&call.frame.bytes()[params.clone()], unknown) {
-            s.replace(shift(cut), b"".as_slice());
-        }
-    }
-    let mut more = ObjectWriter::new();
-    for (k, v) in &extra.members {
-        more.raw(k, v);
-    }
-    match &parsed.meta {
-        Some(span) => s.replace(shift(span.clone()), meta),
-        None if meta == b"{}" => {}
-        None => {
-            more.raw("_meta", &meta);
-        }
-    }
-    let mut more = more.finish();
-    if more.len() > 2 {
-        // Right behind the opening brace; a comma only if something follows.
-        let body = &call.frame.bytes()[params.clone()];
-        let empty = body[1..].iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'}');
-        more.pop();
-        more.remove(0);
-        if !empty {
-            more.push(b',');
-        }
-        s.replace(params.start + 1..params.start + 1, more);
-    }
-    s.apply(call.frame.bytes())
+    Exchange { native, id: id.as_bytes(), meta: &meta, unknown, more: &extra.members }
+        .apply(&call.frame, parsed)
 }

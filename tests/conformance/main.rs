@@ -12,10 +12,9 @@ mod harness;
 mod tasks;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead as _, BufReader};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
+use harness::peer::{Fixture, newer_node};
 use harness::scripted::{Scripted, tool};
 use harness::{Weir, peers};
 
@@ -26,47 +25,9 @@ const SCORED: [(&str, usize); 4] =
 
 const BASELINE: &str = include_str!("baseline.txt");
 
-struct Fixture {
-    child: Child,
-    url: String,
-}
-
-impl Fixture {
-    fn start(era: &str) -> Fixture {
-        Fixture::of("fixture.py", &["--era", era])
-    }
-
-    fn of(program: &str, args: &[&str]) -> Fixture {
-        let dir = peers();
-        let mut child = Command::new(dir.join("py2/bin/python"))
-            .arg(dir.join("conformance").join(program))
-            .args(args)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut url = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut url).unwrap();
-        Fixture { child, url: url.trim().to_owned() }
-    }
-}
-
-impl Drop for Fixture {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 fn suite() -> Command {
     let dir = peers().join("conformance/node_modules");
-    // The suite needs Node.js 22; one comes with it where the system's is older.
-    let own = std::fs::read_dir(&dir).unwrap().find_map(|entry| {
-        let bin = entry.unwrap().path().join("bin/node");
-        (bin.is_file() && !bin.components().any(|c| c.as_os_str() == "@modelcontextprotocol"))
-            .then_some(bin)
-    });
-    let mut command = Command::new(own.unwrap_or_else(|| PathBuf::from("node")));
+    let mut command = Command::new(newer_node());
     command.arg(dir.join("@modelcontextprotocol/conformance/dist/index.js"));
     command
 }

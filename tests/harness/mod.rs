@@ -2,6 +2,7 @@
 //! sees every byte.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+pub mod peer;
 pub mod scripted;
 
 use std::io::{BufRead as _, BufReader};

@@ -192,21 +192,21 @@ impl Parser {
         };
         match name {
             b"data" => {
-                self.check(value.len() + usize::from(self.data.len() > 0), self.max)?;
+                // A second line brings its line feed, also behind an empty first one.
+                let feed = usize::from(!matches!(self.data, Data::None));
+                self.check(value.len() + feed, self.max)?;
                 self.data.push(value);
             }
             b"event" => {
                 self.event.event = None;
-                self.check(value.len(), self.max)?;
-                self.event.event = Some(match &value[..] {
-                    name if name == MESSAGE.as_bytes() => Cow::Borrowed(MESSAGE),
-                    name => String::from_utf8_lossy(name).into_owned().into(),
+                self.event.event = Some(match self.text(&value)? {
+                    Cow::Borrowed(MESSAGE) => Cow::Borrowed(MESSAGE),
+                    name => name.into_owned().into(),
                 });
             }
             b"id" if !value.contains(&0) => {
                 self.event.id = None;
-                self.check(value.len(), self.max)?;
-                self.event.id = Some(String::from_utf8_lossy(&value).into_owned());
+                self.event.id = Some(self.text(&value)?.into_owned());
             }
             b"retry" => match pause(&value) {
                 Some(pause) => self.event.retry = Some(pause),
@@ -216,6 +216,13 @@ impl Parser {
         }
         self.begun = true;
         Ok(())
+    }
+
+    // Bytes that are no UTF-8 grow to three each: what counts is what is kept.
+    fn text<'a>(&self, value: &'a [u8]) -> Result<Cow<'a, str>, EventTooLarge> {
+        let text = String::from_utf8_lossy(value);
+        self.check(text.len(), self.max)?;
+        Ok(text)
     }
 }
 

@@ -116,6 +116,27 @@ fn an_event_is_bounded_however_it_comes() {
 }
 
 #[test]
+fn a_name_that_grows_when_it_becomes_text_is_bounded_as_text() {
+    for field in ["id", "event"] {
+        let text = |n: usize| [field.as_bytes(), b": ", &vec![0xff; n], b"\n\n"].concat();
+        let mut parser = Parser::new(30);
+        parser.feed(text(10).into());
+        assert!(parser.next().unwrap().is_some());
+        parser.feed(text(11).into());
+        assert_eq!(parser.next(), Err(EventTooLarge(30)), "{field}");
+    }
+}
+
+#[test]
+fn the_line_feed_behind_an_empty_line_counts() {
+    let mut parser = Parser::new(10);
+    parser.feed(Bytes::from_static(b"id: 12345\ndata:\ndata: 1234\n\n"));
+    assert_eq!(parser.next().unwrap().unwrap().data.len(), 5);
+    parser.feed(Bytes::from_static(b"id: 123456\ndata:\ndata: 1234\n\n"));
+    assert_eq!(parser.next(), Err(EventTooLarge(10)));
+}
+
+#[test]
 fn comments_never_add_up_to_an_event() {
     let mut parser = Parser::new(100);
     for _ in 0..1000 {

@@ -11,7 +11,7 @@ import threading
 DEFAULT_TIMEOUT_MS = 30_000
 OPS = (
     "list_tools", "call_tool", "list_prompts", "get_prompt", "list_resources", "read_resource",
-    "list_templates", "complete", "ping", "wait_list_changed", "stdin",
+    "list_templates", "complete", "ping", "wait_list_changed", "stdin", "log_level", "heard",
 )  # fmt: skip
 
 

@@ -1,0 +1,26 @@
+//! What holds for every input, as functions that panic where it does not.
+//!
+//! The targets under `targets/` hand them what the fuzzer makes up; `tests/corpus.rs` of the
+//! gateway hands them the kept inputs in `corpus/`, with any toolchain and no fuzzer.
+
+pub mod envelope;
+pub mod event_stream;
+
+// The gateway's own sources, without the gateway: nothing here needs a runtime or a socket.
+#[path = "../../src/protocol"]
+pub mod protocol {
+    pub mod address;
+    pub mod capability;
+    pub mod error;
+    pub mod exchange;
+    pub mod form;
+    pub mod header;
+    pub mod message;
+    pub mod meta;
+    pub mod method;
+    pub mod param;
+    pub mod revision;
+    pub mod splice;
+    pub mod sse;
+    pub mod walk;
+}
