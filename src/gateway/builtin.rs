@@ -170,8 +170,8 @@ fn search(view: &View, query: &str) -> Value {
     let mut hits: Vec<(usize, Value)> = Vec::new();
     for kind in ListKind::ALL {
         for (name, raw) in view.items(kind) {
-            let Ok(item) = serde_json::from_slice::<Value>(raw) else { continue };
-            let field = |k: &str| item.get(k).and_then(Value::as_str).unwrap_or("");
+            let Ok(item) = Members::read(raw) else { continue };
+            let field = |k: &str| item.get_str(k).unwrap_or_default();
             let hay = format!("{name} {} {}", field("title"), field("description")).to_lowercase();
             let score = words.iter().filter(|w| hay.contains(w.as_str())).count();
             if score > 0 {
