@@ -22,7 +22,7 @@ use crate::protocol::message::Frame;
 use super::asking::Asking;
 use super::connector::Connector;
 use super::keeper::{AbortOnDrop, ended, is_change, refuse};
-use super::link::Link;
+use super::link::{Link, Wire};
 use super::transport::Unasked;
 
 /// Most conversations of this kind with one upstream: each is a session there, or a process here.
@@ -301,6 +301,9 @@ impl Lease {
 impl Live {
     fn new(link: Link, mut unasked: mpsc::Receiver<Unasked>, notes: mpsc::Sender<Frame>) -> Live {
         let (link, hearing) = (Arc::new(link), Arc::<Hearing>::default());
+        if let Wire::Pipe(pipe) = &link.wire {
+            pipe.carries_one_call();
+        }
         let listener = {
             let (link, hearing) = (link.clone(), hearing.clone());
             tokio::spawn(async move {

@@ -186,6 +186,12 @@ impl Pipe {
         sent.map_err(|_| self.0.table.check().err().unwrap_or_else(|| closing().fault(false)))
     }
 
+    /// From now on one call at a time goes over it, so that a log message is that call's, and
+    /// comes before its answer.
+    pub fn carries_one_call(&self) {
+        self.0.table.carries_one_call();
+    }
+
     /// Whether anything at all came from the upstream: a sign of life of a slow starter.
     pub fn saw_output(&self) -> bool {
         self.0.table.saw_output()
