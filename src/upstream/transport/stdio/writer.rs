@@ -8,7 +8,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 
 use crate::protocol::message::one_line;
-use crate::upstream::transport::pipe::{Lost, Outbox, PipeCounters, Table, add};
+use crate::upstream::transport::pipe::{LAST_WORDS, Lost, Outbox, PipeCounters, Table, add};
 
 /// Write until told to stop, or until nobody reads; then say so with `broken`.
 pub(super) async fn write(
@@ -22,7 +22,11 @@ pub(super) async fn write(
     let lost = loop {
         let next = tokio::select! {
             biased;
-            () = closing.cancelled() => break stopped(),
+            () = closing.cancelled() => {
+                let last = last_words(&mut stdin, &mut outbox, &table.counters);
+                let _ = tokio::time::timeout(LAST_WORDS, last).await;
+                break stopped();
+            }
             next = outbox.next() => next,
         };
         let line = one_line(&next.message);
@@ -46,6 +50,17 @@ pub(super) async fn write(
     };
     drop(stdin);
     outbox.close(&table, lost);
+}
+
+async fn last_words(
+    stdin: &mut (impl AsyncWrite + Unpin),
+    outbox: &mut Outbox,
+    counters: &PipeCounters,
+) -> io::Result<()> {
+    while let Some(message) = outbox.aside() {
+        write_line(stdin, one_line(&message), &mut 0, counters).await?;
+    }
+    Ok(())
 }
 
 async fn write_line(
