@@ -285,9 +285,16 @@ async fn write<S: AsyncRead + AsyncWrite + Unpin>(
                 }
             }
         };
+        let stop = async {
+            goodbye.asked.cancelled().await;
+            // Small words of our own are the last ones then.
+            if awaited.is_none() {
+                tokio::time::sleep(LAST_WORDS).await;
+            }
+        };
         let outcome = tokio::select! {
             biased;
-            () = goodbye.asked.cancelled() => break closing(),
+            () = stop => break closing(),
             outcome = sink.send(frame) => outcome,
         };
         if let Err(error) = outcome {

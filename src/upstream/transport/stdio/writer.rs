@@ -31,9 +31,16 @@ pub(super) async fn write(
         };
         let line = one_line(&next.message);
         let mut written = 0;
+        let stop = async {
+            closing.cancelled().await;
+            // Small words of our own are the last ones then.
+            if next.awaited.is_none() {
+                tokio::time::sleep(LAST_WORDS).await;
+            }
+        };
         let outcome = tokio::select! {
             biased;
-            () = closing.cancelled() => None,
+            () = stop => None,
             outcome = write_line(&mut stdin, line, &mut written, &table.counters) => Some(outcome),
         };
         if matches!(outcome, Some(Ok(()))) {
