@@ -94,11 +94,17 @@ pub enum Rule {
     NoSseAnyMore,
     NoElicitationYet,
     NoUrlModeYet,
+    NobodysLog,
 }
 
 impl Rule {
-    pub const ALL: [Rule; 4] =
-        [Rule::NoStreamableHttpYet, Rule::NoSseAnyMore, Rule::NoElicitationYet, Rule::NoUrlModeYet];
+    pub const ALL: [Rule; 5] = [
+        Rule::NoStreamableHttpYet,
+        Rule::NoSseAnyMore,
+        Rule::NoElicitationYet,
+        Rule::NoUrlModeYet,
+        Rule::NobodysLog,
+    ];
 
     /// The footnote's sign.
     pub fn sign(self) -> &'static str {
@@ -107,6 +113,7 @@ impl Rule {
             Rule::NoSseAnyMore => "b",
             Rule::NoElicitationYet => "c",
             Rule::NoUrlModeYet => "d",
+            Rule::NobodysLog => "e",
         }
     }
 
@@ -128,6 +135,11 @@ impl Rule {
             Rule::NoUrlModeYet => {
                 "no URL mode before 2025-11-25, whichever side is the older (2025-11-25 \
                  changelog, client/elicitation)"
+            }
+            Rule::NobodysLog => {
+                "a log message of 2026-07-28 belongs to the stream of its request and does not \
+                 name it; on a connection that all callers share it could be anybody's, so nobody \
+                 gets it (2026-07-28 server/utilities/logging)"
             }
         }
     }
@@ -190,10 +202,11 @@ impl Feature {
         }
     }
 
-    /// The rule that keeps it out of a pair of revisions.
-    pub fn forbidden(self, down: Revision, up: Revision) -> Option<Rule> {
-        let older = down.min(up);
+    /// The rule that keeps it from existing between two ends.
+    pub fn forbidden(self, down: Endpoint, up: Endpoint) -> Option<Rule> {
+        let older = down.revision.min(up.revision);
         match self {
+            Feature::Log if up.is_modern() && !up.is_stateless() => Some(Rule::NobodysLog),
             Feature::Form if older < Revision::R2025_06_18 => Some(Rule::NoElicitationYet),
             Feature::Url if older < Revision::R2025_06_18 => Some(Rule::NoElicitationYet),
             Feature::Url if older < Revision::R2025_11_25 => Some(Rule::NoUrlModeYet),

@@ -9,14 +9,13 @@ use tokio::sync::watch;
 
 use crate::axes::Endpoint;
 use crate::harness::PATIENCE;
-use crate::peer::meta;
+use crate::peer::{calmed, meta};
 use crate::text::{Message, items, members, quoted, raw};
 use crate::ways::{Exchange, Way};
 
 /// What a client of each revision declares, and what else it can be asked it declares too: a
 /// gateway must know what the revision makes of it.
-const CAPABILITIES: &str =
-    r#"{"elicitation":{"form":{},"url":{}},"sampling":{},"roots":{"listChanged":true}}"#;
+const CAPABILITIES: &str = r#"{"elicitation":{"form":{},"url":{}},"sampling":{},"roots":{"listChanged":true},"experimental":{"x":{"n":1e400}}}"#;
 
 /// A request before it has an id and an envelope.
 #[derive(Clone, Default)]
@@ -62,6 +61,7 @@ pub type Answer<'a> = &'a (dyn Fn(&str, &Message) -> String + Send + Sync);
 pub struct Caller {
     pub at: Endpoint,
     way: Way,
+    calm: bool,
     serial: AtomicU64,
     /// The listen request of the newest revision: its id and what holds it open.
     listening: OnceLock<(String, Option<tokio::task::JoinHandle<()>>)>,
@@ -72,10 +72,19 @@ pub struct Caller {
 impl Caller {
     /// Connect and agree.
     pub async fn connect(at: Endpoint, place: &crate::ways::Place) -> Caller {
+        Caller::connect_as(at, place, false).await
+    }
+
+    /// One for SDKs, which read all numbers and cannot read all.
+    pub async fn connect_calm(at: Endpoint, place: &crate::ways::Place) -> Caller {
+        Caller::connect_as(at, place, true).await
+    }
+
+    async fn connect_as(at: Endpoint, place: &crate::ways::Place, calm: bool) -> Caller {
         let heard = Arc::new(watch::Sender::default());
         let way = Way::open(at, place, heard.clone()).await;
         let mut caller =
-            Caller { at, way, serial: AtomicU64::new(1), listening: OnceLock::new(), heard };
+            Caller { at, way, calm, serial: AtomicU64::new(1), listening: OnceLock::new(), heard };
         if !at.is_modern() {
             caller.shake_hands().await;
         }
@@ -124,7 +133,9 @@ impl Caller {
             params.push(format!(r#""_meta":{{{}}}"#, inner.join(",")));
         }
         let (method, params) = (ask.method, params.join(","));
-        format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"{method}","params":{{{params}}}}}"#)
+        let message =
+            format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"{method}","params":{{{params}}}}}"#);
+        if self.calm { calmed(&message) } else { message }
     }
 
     /// Send a request.

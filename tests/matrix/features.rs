@@ -39,7 +39,7 @@ impl From<Result<(), String>> for Mark {
 pub type Marks = Vec<(Feature, Mark)>;
 
 /// Fail with a text unless it is so.
-fn check(ok: bool, text: impl FnOnce() -> String) -> Result<(), String> {
+pub fn check(ok: bool, text: impl FnOnce() -> String) -> Result<(), String> {
     if ok { Ok(()) } else { Err(text()) }
 }
 
@@ -155,7 +155,7 @@ pub async fn cell(
     };
     let log = match quiet {
         Ok(()) => log(caller, peer).await,
-        wrong => wrong.clone(),
+        Err(text) => Mark::Fails(text.clone()),
     };
     let mut marks: Marks = vec![
         (Feature::List, lists.list(peer).into()),
@@ -163,7 +163,7 @@ pub async fn cell(
         (Feature::Error, error(caller, peer).await.into()),
         (Feature::Paging, lists.paging(peer).into()),
         (Feature::Progress, progress(caller, peer).await.into()),
-        (Feature::Log, log.into()),
+        (Feature::Log, log),
         (Feature::Cancel, cancel(caller, peer).await.into()),
     ];
     for feature in [Feature::Form, Feature::Url, Feature::Sampling, Feature::Roots] {
@@ -181,7 +181,7 @@ fn nothing(method: &str, _: &Message) -> String {
     panic!("asked {method}")
 }
 
-fn text_of(response: &Message) -> Result<String, String> {
+pub fn text_of(response: &Message) -> Result<String, String> {
     let content = response.raw(&["result", "content"]).ok_or(response.0.clone())?;
     let first = crate::text::items(&content).into_iter().next().unwrap_or_default();
     Message(first).text(&["text"]).ok_or(response.0.clone())
@@ -244,12 +244,24 @@ async fn progress(caller: &Caller, peer: &Peer) -> Result<(), String> {
     check(said.len() == 1, || format!("nobody asked for this: {said:?}"))
 }
 
-async fn log(caller: &Caller, peer: &Peer) -> Result<(), String> {
+async fn log(caller: &Caller, peer: &Peer) -> Mark {
     let mut ask = tool(peer, "logs", "{}");
     if caller.at.is_modern() {
         ask = ask.with(&format!(r#""{}":"warning""#, meta("logLevel")));
     }
-    let said = caller.converse(&ask, &nothing).await?;
+    let said = match caller.converse(&ask, &nothing).await {
+        Ok(said) => said,
+        Err(text) => return Mark::Fails(text),
+    };
+    match Feature::Log.forbidden(caller.at, peer.at) {
+        Some(rule) if said.len() == 1 => Mark::Refused(rule),
+        Some(_) => Mark::Fails(format!("whose is this? {said:?}")),
+        None => own_log(peer, &said).into(),
+    }
+}
+
+// What was wished for, of this call and no other.
+fn own_log(peer: &Peer, said: &[Message]) -> Result<(), String> {
     let levels: Vec<_> = said.iter().filter_map(|m| m.text(&["params", "level"])).collect();
     check(levels == ["warning", "error"], || format!("{said:?}"))?;
     let logger = format!("{}/l", peer.at.name());

@@ -14,6 +14,7 @@ mod caller;
 mod doors;
 mod features;
 mod peer;
+mod sdks;
 mod table;
 mod text;
 mod ways;

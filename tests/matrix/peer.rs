@@ -59,17 +59,35 @@ pub struct Peer {
     /// It has one tool more.
     changed: AtomicBool,
     ids: AtomicU64,
+    /// It says no number that SDKs cannot read.
+    calm: bool,
 }
 
 impl Peer {
     pub fn new(at: Endpoint) -> Arc<Peer> {
+        Peer::of(at, false)
+    }
+
+    /// One for SDKs, which read all numbers and cannot read all.
+    pub fn calm(at: Endpoint) -> Arc<Peer> {
+        Peer::of(at, true)
+    }
+
+    fn of(at: Endpoint, calm: bool) -> Arc<Peer> {
         Arc::new(Peer {
             at,
+            calm,
             notes: watch::Sender::default(),
             ears: Mutex::default(),
             changed: AtomicBool::new(false),
             ids: AtomicU64::new(0),
         })
+    }
+
+    /// Say something.
+    fn say(&self, line: &Line, message: String) {
+        let message = if self.calm { calmed(&message) } else { message };
+        let _ = line.try_send(message);
     }
 
     /// Write down what happened.
@@ -140,7 +158,7 @@ impl Peer {
                 }
                 None => format!("{{{params}}}"),
             };
-            let _ = ear.line.try_send(notification(method, &params));
+            self.say(&ear.line, notification(method, &params));
         }
     }
 
@@ -224,7 +242,7 @@ impl Peer {
         let id = message.id().unwrap();
         let params = Message(message.raw(&["params"]).unwrap_or("{}".into()));
         let say = |kind: &str, body: &str| {
-            let _ = line.try_send(response(&id, kind, body));
+            self.say(line, response(&id, kind, body));
         };
         let modern = self.at.is_modern();
         let method = message.method();
@@ -269,7 +287,7 @@ impl Peer {
                 let meta = format!(r#"{{"{}":{id}}}"#, meta("subscriptionId"));
                 let ack = format!(r#"{{"notifications":{filter},"_meta":{meta}}}"#);
                 let ack = notification("notifications/subscriptions/acknowledged", &ack);
-                let _ = line.try_send(ack);
+                self.say(line, ack);
                 self.listen(line, talk, Some((id, filter)));
                 // The stream is open for as long as somebody holds it.
                 line.closed().await;
@@ -325,6 +343,11 @@ impl Ear {
     }
 }
 
+/// Without the number that no float holds.
+pub fn calmed(message: &str) -> String {
+    message.replace("1e400", "1.5")
+}
+
 /// How verbose a level is; the least is 0.
 pub fn rank(level: &str) -> usize {
     LEVELS.iter().position(|l| *l == level).unwrap_or_default()
@@ -335,4 +358,4 @@ pub const WATCHED: &str = "file:///watched";
 /// The one that only some of them watch.
 pub const OTHER: &str = "file:///other";
 
-const CAPABILITIES: &str = r#""capabilities":{"tools":{"listChanged":true},"prompts":{},"resources":{"subscribe":true,"listChanged":true},"logging":{}}"#;
+const CAPABILITIES: &str = r#""capabilities":{"tools":{"listChanged":true},"prompts":{},"resources":{"subscribe":true,"listChanged":true},"logging":{},"experimental":{"x":{"n":1e400}}}"#;

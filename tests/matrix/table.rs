@@ -1,5 +1,6 @@
 //! The matrix as people read it.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -9,17 +10,21 @@ use crate::Cells;
 use crate::axes::{Carrier, Endpoint, Feature, Rule};
 use crate::features::Mark;
 
-/// Compare with the file that is checked in, or write it.
+/// Compare with the page that is checked in, or write it.
 pub fn compare(cells: &Cells) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/MATRIX.md");
-    let now = page(cells);
+    compare_file("MATRIX.md", &page(cells));
+}
+
+/// The same for any page of `docs`.
+pub fn compare_file(name: &str, now: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name);
     if std::env::var_os("UPDATE_MATRIX").is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, now).unwrap();
         return;
     }
     let before = std::fs::read_to_string(path).unwrap_or_default();
-    assert!(before == now, "docs/MATRIX.md is another; UPDATE_MATRIX=1 writes this:\n{now}");
+    assert!(before == now, "docs/{name} is another; UPDATE_MATRIX=1 writes this:\n{now}");
 }
 
 fn page(cells: &Cells) -> String {
@@ -53,7 +58,8 @@ revisions that have a session, as SDKs do.
 
 ## Features by pair of revisions
 
-Over all transports of both. A sign is `✓` only if the feature works over every one of them.
+Over all transports of both. `✓` works; a letter is the rule above, and both stand together where it
+holds for some transports only.
 
 ";
 
@@ -95,20 +101,20 @@ fn pairs(cells: &Cells, out: &mut String) {
     }
 }
 
-// What all cells of a pair say of a feature.
-fn sign(cells: &Cells, down: Revision, up: Revision, feature: Feature) -> &'static str {
+// What the cells of a pair say of a feature: one sign, or one of each kind.
+fn sign(cells: &Cells, down: Revision, up: Revision, feature: Feature) -> String {
     let of = |revision| {
         let ends = Carrier::ALL.map(|carrier| Endpoint { revision, carrier });
         ends.into_iter().filter(|e| e.forbidden().is_none())
     };
-    let mut signs = of(down).flat_map(|d| of(up).map(move |u| (d, u))).map(|(d, u)| {
-        let marks = &cells[&(d.name(), u.name())];
-        match marks.iter().find(|(f, _)| *f == feature).map(|(_, mark)| mark) {
-            Some(Mark::Works) => "✓",
-            Some(Mark::Refused(rule)) => rule.sign(),
+    let mut signs = BTreeSet::new();
+    for (down, up) in of(down).flat_map(|d| of(up).map(move |u| (d, u))) {
+        let marks = &cells[&(down.name(), up.name())];
+        signs.insert(match marks.iter().find(|(f, _)| *f == feature) {
+            Some((_, Mark::Works)) => "✓",
+            Some((_, Mark::Refused(rule))) => rule.sign(),
             _ => "✗",
-        }
-    });
-    let first = signs.next().unwrap();
-    if signs.all(|s| s == first) { first } else { "✗" }
+        });
+    }
+    signs.into_iter().rev().collect::<Vec<_>>().join(" ")
 }

@@ -40,7 +40,7 @@ pub async fn question(caller: &Caller, peer: &Peer, feature: Feature) -> Mark {
         Err(text) => return Mark::Fails(text),
     };
     let asked = asked.into_inner().unwrap();
-    if let Some(rule) = feature.forbidden(caller.at.revision, peer.at.revision) {
+    if let Some(rule) = feature.forbidden(caller.at, peer.at) {
         return match refusal(caller, peer, feature, &said, &asked) {
             Ok(()) => Mark::Refused(rule),
             Err(text) => Mark::Fails(text),

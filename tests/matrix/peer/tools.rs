@@ -86,7 +86,7 @@ pub fn question(kind: &str, at_least_2025_11: bool, modern: bool) -> (&'static s
         "url" => {
             let id = if modern { "" } else { r#","elicitationId":"e-1""# };
             let params = format!(
-                r#"{{"mode":"url","message":"go","url":"https://pay.example/?n=1.10"{id}}}"#
+                r#"{{"mode":"url","message":"go","url":"https://pay.example/?n=1.10","x-odd":1e400{id}}}"#
             );
             ("elicitation/create", params)
         }
@@ -109,9 +109,7 @@ impl Peer {
         params: &Message,
         cancelled: &CancellationToken,
     ) {
-        let say = |text: String| {
-            let _ = line.try_send(text);
-        };
+        let say = |text: String| self.say(line, text);
         let text = |text: &str| {
             let content = format!(r#""content":[{{"type":"text","text":{}}}]"#, quoted(text));
             response(id, "result", &self.result(&content, false))
@@ -221,7 +219,7 @@ impl Peer {
         talk.asked.lock().unwrap().insert(id.clone(), tx);
         let request =
             format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"{method}","params":{question}}}"#);
-        let _ = line.try_send(request);
+        self.say(line, request);
         tokio::select! {
             answer = answer => {
                 let answer = answer.expect("it is only taken out to be answered");
