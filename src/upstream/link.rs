@@ -377,8 +377,9 @@ const LEVEL_TIME: std::time::Duration = std::time::Duration::from_secs(10);
 /// How long a call waits for it: a healthy upstream answers within a round trip.
 const LEVEL_WAIT: std::time::Duration = std::time::Duration::from_millis(250);
 
-/// How long telling an old HTTP upstream that nobody waits any more may take.
-const CANCEL_TIME: std::time::Duration = std::time::Duration::from_secs(2);
+/// How long telling an old HTTP upstream that nobody waits any more may take: as long as any
+/// message without an answer, since work that is not stopped costs more than the wait.
+const CANCEL_TIME: std::time::Duration = NOTIFY_TIME;
 
 /// A request whose caller may go away. An old HTTP upstream does not take a closed stream for
 /// that (2025-11-25 basic/transports, "sending messages to the server"): it is told.
