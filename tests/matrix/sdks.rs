@@ -26,6 +26,7 @@ type Marks = Vec<(&'static str, Result<Option<&'static str>, String>)>;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn sdks_stand_at_both_ends() {
+    let _turn = crate::TURN.lock().await;
     let peers: Vec<Arc<Peer>> = Endpoint::all().into_iter().map(Peer::calm).collect();
     let mut sections = join_all(peers.iter().map(doors::open)).await.concat();
     let servers = servers::all().await;
