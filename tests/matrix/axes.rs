@@ -207,8 +207,9 @@ impl Feature {
         let older = down.revision.min(up.revision);
         match self {
             Feature::Log if up.is_modern() && !up.is_stateless() => Some(Rule::NobodysLog),
-            Feature::Form if older < Revision::R2025_06_18 => Some(Rule::NoElicitationYet),
-            Feature::Url if older < Revision::R2025_06_18 => Some(Rule::NoElicitationYet),
+            Feature::Form | Feature::Url if older < Revision::R2025_06_18 => {
+                Some(Rule::NoElicitationYet)
+            }
             Feature::Url if older < Revision::R2025_11_25 => Some(Rule::NoUrlModeYet),
             _ => None,
         }

@@ -2,6 +2,7 @@
 //! carries them is in `ways`.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -191,9 +192,9 @@ impl Caller {
                 })
                 .collect();
             next = ask.clone();
-            next.params += &format!(r#","inputResponses":{{{}}}"#, answers.join(","));
+            write!(next.params, r#","inputResponses":{{{}}}"#, answers.join(",")).unwrap();
             if let Some(state) = response.raw(&["result", "requestState"]) {
-                next.params += &format!(r#","requestState":{state}"#);
+                write!(next.params, r#","requestState":{state}"#).unwrap();
             }
             all.push(response);
         }

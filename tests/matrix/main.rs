@@ -101,7 +101,7 @@ async fn connect(at: Endpoint, weir: &Weir, sections: &str) -> Caller {
 
 // Whether a caller watches the resource that only some watch.
 fn watches_other(n: usize) -> bool {
-    n % 2 == 0
+    n.is_multiple_of(2)
 }
 
 async fn call_all(n: usize, caller: &Caller, peers: &[Arc<Peer>]) -> Vec<Marks> {

@@ -188,8 +188,10 @@ fn python_1(name: &'static str, title: &'static str, mode: &str) -> Server {
     let port = free_port();
     let script = PYTHON_1.replace("PORT", &port.to_string()).replace("MODE", mode);
     let (way, program) = if mode == "stdio" {
-        let way =
-            format!("command = {python:?}\nargs = [\"-c\", {script:?}]\nisolation = \"consumer\"");
+        let way = format!(
+            "command = \"{}\"\nargs = [\"-c\", {script:?}]\nisolation = \"consumer\"",
+            python.display()
+        );
         (way, None)
     } else {
         let program = Program::start(Command::new(python).args(["-c", &script]), port);
@@ -238,7 +240,7 @@ fn typescript_1(name: &'static str, title: &'static str, mode: &str) -> Server {
     let (way, program) = if mode == "stdio" {
         let main = "servers/node_modules/@modelcontextprotocol/server-everything/dist/index.js";
         let main = peers().join(main);
-        (format!("command = \"node\"\nargs = [{main:?}, \"stdio\"]"), None)
+        (format!("command = \"node\"\nargs = [\"{}\", \"stdio\"]", main.display()), None)
     } else {
         let port = free_port();
         let program = Program::everything(mode, port);
