@@ -81,7 +81,7 @@ from above.
 const LETTERS: &str = "
 - **f**: the server offers no such tool to a conversation in which it may not ask, and lists are
   read in one.
-- **g**: left out: rmcp's server has no way of asking that is the same in both eras.
+- **g**: left out: the server made with rmcp for this test has no tool that asks.
 ";
 
 async fn callers_row(at: Endpoint, weir: &Weir, servers: &[Server]) -> (String, Vec<Marks>) {
