@@ -94,8 +94,8 @@ impl Running {
 }
 
 /// How long the last words of a call that has ended may take. They are on their way already: it
-/// is tasks of our own that hand them on.
-const LAST_WORDS: Duration = Duration::from_millis(100);
+/// is tasks of our own that hand them on, which takes no time but on a machine that is overloaded.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 // A notice that a call left behind, such as the withdrawal of a question; `None` when there is no
 // more to come.

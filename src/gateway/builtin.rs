@@ -10,7 +10,7 @@ use crate::call::{Call, Form, Terminal};
 use crate::catalog::slice::{About, Slice, SliceBuilder};
 use crate::catalog::view::View;
 use crate::failure::{Reason, Refusal};
-use crate::protocol::meta::Members;
+use crate::protocol::meta::{Members, at};
 use crate::protocol::method::ListKind;
 use crate::protocol::revision::Revision;
 
@@ -170,10 +170,11 @@ fn search(view: &View, query: &str) -> Value {
     let mut hits: Vec<(usize, Value)> = Vec::new();
     for kind in ListKind::ALL {
         for (name, raw) in view.items(kind) {
-            let Ok(item) = serde_json::from_slice::<Value>(raw) else { continue };
             // A skill says what it is for in its frontmatter.
-            let said = |k: &str| item.get(k).or_else(|| item.get("frontmatter")?.get(k));
-            let field = |k: &str| said(k).and_then(Value::as_str).unwrap_or("");
+            let field = |k: &str| {
+                let said = at(raw, &[k]).or_else(|| at(raw, &["frontmatter", k]));
+                said.and_then(|v| serde_json::from_str::<String>(v.get()).ok()).unwrap_or_default()
+            };
             let hay = format!("{name} {} {}", field("title"), field("description")).to_lowercase();
             let score = words.iter().filter(|w| hay.contains(w.as_str())).count();
             if score > 0 {

@@ -2,9 +2,7 @@
 
 use std::fmt;
 
-use serde_json::Value;
-
-use super::meta::ObjectWriter;
+use super::meta::{ObjectWriter, at};
 use super::revision::{Era, Revision};
 
 /// The extension for pages that tools bring along (MCP Apps 2026-01-26).
@@ -39,43 +37,59 @@ impl Askable {
 
     /// Read a raw `capabilities` object as `revision` means it. What cannot be read is nothing.
     pub fn read(raw: &str, revision: Revision) -> Askable {
-        let Ok(all) = serde_json::from_str::<Value>(raw) else { return Askable::default() };
+        let has = |path: &[&str]| {
+            at(raw.as_bytes(), path).is_some_and(|value| value.get().starts_with('{'))
+        };
         let mut out = Askable::default();
-        let elicitation = &all["elicitation"];
-        if elicitation.is_object() && revision >= Revision::R2025_06_18 {
-            let url = elicitation["url"].is_object() && revision >= Revision::R2025_11_25;
+        if has(&["elicitation"]) {
+            let url = has(&["elicitation", "url"]) && revision >= Revision::R2025_11_25;
             // An empty object, the only form that 2025-06-18 knows, means forms
             // (2025-11-25 client/elicitation, "capabilities").
-            if !url || elicitation["form"].is_object() {
+            if !url || has(&["elicitation", "form"]) {
                 out.0 |= Askable::FORM.0;
             }
             if url {
                 out.0 |= Askable::URL.0;
             }
         }
-        let sampling = &all["sampling"];
-        if sampling.is_object() {
+        if has(&["sampling"]) {
             out.0 |= Askable::SAMPLING.0;
-            if sampling["tools"].is_object() && revision >= Revision::R2025_11_25 {
+            if has(&["sampling", "tools"]) {
                 out.0 |= Askable::SAMPLING_TOOLS.0;
             }
-            if sampling["context"].is_object() || revision < Revision::R2025_11_25 {
+            if has(&["sampling", "context"]) || revision < Revision::R2025_11_25 {
                 out.0 |= Askable::SAMPLING_CONTEXT.0;
             }
         }
-        if all["roots"].is_object() {
+        if has(&["roots"]) {
             out.0 |= Askable::ROOTS.0;
-            if all["roots"]["listChanged"] == true && revision.era() == Era::Legacy {
+            let tells =
+                at(raw.as_bytes(), &["roots", "listChanged"]).is_some_and(|v| v.get() == "true");
+            if tells && revision.era() == Era::Legacy {
                 out.0 |= Askable::ROOTS_CHANGE.0;
             }
         }
         // In every revision: hosts declare it in the handshake too (MCP Apps 2026-01-26, "client
         // capabilities").
-        let pages = all["extensions"][APPS]["mimeTypes"].as_array();
+        let pages = at(raw.as_bytes(), &["extensions", APPS, "mimeTypes"]);
+        let pages = pages.and_then(|pages| serde_json::from_str::<Vec<String>>(pages.get()).ok());
         if pages.is_some_and(|pages| pages.iter().any(|page| page == APP_PAGE)) {
             out.0 |= Askable::APPS.0;
         }
-        out
+        out.within(revision)
+    }
+
+    /// What of it a peer of `revision` knows; it can neither declare the rest nor ask it.
+    #[must_use]
+    pub fn within(self, revision: Revision) -> Askable {
+        let mut unknown = 0;
+        if revision < Revision::R2025_06_18 {
+            unknown |= Askable::FORM.0;
+        }
+        if revision < Revision::R2025_11_25 {
+            unknown |= Askable::URL.0 | Askable::SAMPLING_TOOLS.0;
+        }
+        Askable(self.0 & !unknown)
     }
 
     /// As a number that [`Askable::from_bits`] reads, for texts of ours.
@@ -143,20 +157,20 @@ impl Askable {
     /// code and text if not (2025-11-25 client/elicitation and client/sampling, "error handling").
     pub fn allows(self, method: &str, params: Option<&[u8]>) -> Result<(), (i32, &'static str)> {
         use super::error::{INVALID_PARAMS, METHOD_NOT_FOUND};
-        let params: Value =
-            params.and_then(|p| serde_json::from_slice(p).ok()).unwrap_or(Value::Null);
+        let member = |name| at(params?, &[name]).filter(|value| value.get() != "null");
         let undeclared = Err((METHOD_NOT_FOUND, "the client did not declare this"));
         match method {
             "roots/list" if self.has(Askable::ROOTS) => Ok(()),
             "sampling/createMessage" if self.has(Askable::SAMPLING) => {
-                let tools = !params["tools"].is_null() || !params["toolChoice"].is_null();
+                let tools = member("tools").is_some() || member("toolChoice").is_some();
                 if tools && !self.has(Askable::SAMPLING_TOOLS) {
                     return Err((INVALID_PARAMS, "the client did not declare sampling.tools"));
                 }
                 Ok(())
             }
             "elicitation/create" if self.has(Askable::FORM) || self.has(Askable::URL) => {
-                let mode = if params["mode"] == "url" { Askable::URL } else { Askable::FORM };
+                let url = member("mode").is_some_and(|mode| mode.get() == "\"url\"");
+                let mode = if url { Askable::URL } else { Askable::FORM };
                 if self.has(mode) {
                     return Ok(());
                 }
@@ -218,6 +232,17 @@ mod tests {
             assert_eq!(read.write(revision), pages.as_bytes());
         }
         assert!(!Askable::read(&pages.replace("mcp-app", "x"), R2026_07_28).has(Askable::APPS));
+        assert_eq!(Askable::read(r#"{"roots":{},"x":1e400}"#, R2025_11_25), Askable::ROOTS);
+    }
+
+    #[test]
+    fn an_older_peer_knows_less() {
+        let all = Askable::from_bits(63);
+        assert_eq!(all.within(R2026_07_28), all);
+        assert!(!all.within(R2025_06_18).has(Askable::URL));
+        assert!(all.within(R2025_06_18).has(Askable::FORM));
+        assert!(!all.within(R2024_11_05).has(Askable::FORM));
+        assert!(all.within(R2024_11_05).has(Askable::SAMPLING));
     }
 
     #[test]
@@ -225,7 +250,7 @@ mod tests {
         let form = Askable::FORM;
         assert!(form.allows("elicitation/create", Some(b"{\"message\":\"m\"}")).is_ok());
         assert_eq!(
-            form.allows("elicitation/create", Some(br#"{"mode":"url"}"#)).unwrap_err().0,
+            form.allows("elicitation/create", Some(br#"{"mode":"url","x":1e400}"#)).unwrap_err().0,
             -32602
         );
         assert_eq!(form.allows("sampling/createMessage", None).unwrap_err().0, -32601);

@@ -59,6 +59,14 @@ impl<'a> Members<'a> {
     }
 }
 
+/// The raw value at a path in a raw object. Nothing beside the path is looked at, so a number that
+/// no float holds hides nothing.
+pub fn at<'a>(raw: &'a [u8], path: &[&str]) -> Option<&'a RawValue> {
+    let (first, rest) = path.split_first()?;
+    let value = Members::read(raw).ok()?.get(first)?;
+    if rest.is_empty() { Some(value) } else { at(value.get().as_bytes(), rest) }
+}
+
 /// The raw id that a `notifications/cancelled` names (all revisions, basic/utilities/cancellation).
 pub fn cancelled_id(notification: &Frame) -> Option<Bytes> {
     let params = notification.params()?;

@@ -81,6 +81,8 @@ impl Connector {
                         self.sse.store(true, Ordering::Relaxed);
                     }
                     let (name, ids) = (self.name.clone(), self.ids.clone());
+                    // Whatever was declared: an older upstream has no word for the rest.
+                    let askable = askable.within(agreement.revision);
                     let link = Link::new(name, wire, agreement, askable, ids, unasked_tx);
                     return Ok((link, unasked));
                 }

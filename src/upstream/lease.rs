@@ -24,7 +24,7 @@ use super::asking::Asking;
 use super::connector::Connector;
 use super::events;
 use super::keeper::{AbortOnDrop, ended, is_change, refuse};
-use super::link::Link;
+use super::link::{Link, Wire};
 use super::transport::Unasked;
 
 /// Most conversations of this kind with one upstream: each is a session there, or a process here.
@@ -360,6 +360,9 @@ impl Live {
         client: Weak<Asides>,
     ) -> Live {
         let (link, hearing) = (Arc::new(link), Arc::<Hearing>::default());
+        if let Wire::Pipe(pipe) = &link.wire {
+            pipe.carries_one_call();
+        }
         // Over HTTP what belongs to no call comes on a stream of its own, which is worth having
         // where there may be something for the owner.
         let roots = link.askable.has(Askable::ROOTS) && client.strong_count() > 0;

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use hyper::header::{HeaderName, HeaderValue};
-use serde_json::Value;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -13,6 +12,7 @@ use crate::failure::{Delivery, Fault, Reason};
 use crate::protocol::capability::Askable;
 use crate::protocol::header;
 use crate::protocol::message::{Frame, Kind, message};
+use crate::protocol::meta::at;
 use crate::protocol::revision::{Era, Revision};
 
 use super::transport::http::{HttpWire, Outgoing, RequestError};
@@ -55,16 +55,9 @@ impl Agreement {
     /// Whether the upstream declared `capability` (a dotted path such as `tools.listChanged`
     /// means a truthy leaf).
     pub fn offers(&self, capability: &str) -> bool {
-        let Ok(mut value) =
-            serde_json::from_str::<&serde_json::value::RawValue>(&self.capabilities)
-                .and_then(|r| serde_json::from_str::<Value>(r.get()))
-        else {
-            return false;
-        };
-        for part in capability.split('.') {
-            value = value.get(part).cloned().unwrap_or(Value::Null);
-        }
-        !matches!(value, Value::Null | Value::Bool(false))
+        let path: Vec<&str> = capability.split('.').collect();
+        at(self.capabilities.as_bytes(), &path)
+            .is_some_and(|value| !matches!(value.get(), "null" | "false"))
     }
 }
 
@@ -389,8 +382,9 @@ const LEVEL_TIME: std::time::Duration = std::time::Duration::from_secs(10);
 /// How long a call waits for it: a healthy upstream answers within a round trip.
 const LEVEL_WAIT: std::time::Duration = std::time::Duration::from_millis(250);
 
-/// How long telling an old HTTP upstream that nobody waits any more may take.
-const CANCEL_TIME: std::time::Duration = std::time::Duration::from_secs(2);
+/// How long telling an old HTTP upstream that nobody waits any more may take: as long as any
+/// message without an answer, since work that is not stopped costs more than the wait.
+const CANCEL_TIME: std::time::Duration = NOTIFY_TIME;
 
 /// A request whose caller may go away. An old HTTP upstream does not take a closed stream for
 /// that (2025-11-25 basic/transports, "sending messages to the server"): it is told.

@@ -16,6 +16,7 @@ mod slot;
 mod table;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
@@ -39,6 +40,10 @@ const QUEUE_MAX: usize = 64;
 /// Small messages of our own (cancellations, refusals) that wait to be written; they go first.
 /// Beyond that they are dropped and counted.
 const ASIDES_MAX: usize = 1024;
+
+/// How long the last small messages may take once a pipe is closed: the upstream is still to hear
+/// which calls nobody waits for.
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What came from an upstream.
 pub(super) enum Heard {
@@ -78,6 +83,11 @@ impl Outbox {
                 return next;
             }
         }
+    }
+
+    /// The next small message of our own, if one waits.
+    pub fn aside(&mut self) -> Option<Bytes> {
+        self.asides.try_recv().ok()
     }
 
     /// Nothing is written any more. What still waits fails as not sent.
@@ -184,6 +194,12 @@ impl Pipe {
         let outgoing = Outgoing { message, awaited: None };
         let sent = self.0.queue.send(outgoing).await;
         sent.map_err(|_| self.0.table.check().err().unwrap_or_else(|| closing().fault(false)))
+    }
+
+    /// From now on one call at a time goes over it, so that a log message is that call's, and
+    /// comes before its answer.
+    pub fn carries_one_call(&self) {
+        self.0.table.carries_one_call();
     }
 
     /// Whether anything at all came from the upstream: a sign of life of a slow starter.

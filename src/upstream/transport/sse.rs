@@ -15,7 +15,9 @@ use tokio::task::JoinSet;
 
 use super::Unasked;
 use super::http::{HttpFault, HttpWire};
-use super::pipe::{Heard, Inside, Lost, Outgoing, Pipe, PipeCounters, Table, closing, count};
+use super::pipe::{
+    Heard, Inside, LAST_WORDS, Lost, Outgoing, Pipe, PipeCounters, Table, closing, count,
+};
 use crate::config::secret::Scrubber;
 use crate::failure::{Delivery, Fault, Reason};
 use crate::protocol::message::{Frame, Kind};
@@ -70,6 +72,18 @@ pub async fn connect(
                 }
             }
         };
+        if asked.is_cancelled() {
+            // The session ends with its stream, so these go first.
+            let last = async {
+                while alone && let Some(Ok(posted)) = posts.join_next().await {
+                    alone &= !posted.was_alone;
+                }
+                while let Some(message) = outbox.aside() {
+                    door.clone().post(Outgoing { message, awaited: None }, true).await;
+                }
+            };
+            let _ = tokio::time::timeout(LAST_WORDS, last).await;
+        }
         drop(events);
         asked.cancel();
         outbox.close(&table, lost.clone());

@@ -29,7 +29,8 @@ use tokio_util::sync::CancellationToken;
 use super::Unasked;
 use super::http::{self, ForUpgrade};
 use super::pipe::{
-    Heard, Inside, Lost, Outbox, Outgoing, Pipe, PipeCounters, Table, add, closing, count,
+    Heard, Inside, LAST_WORDS, Lost, Outbox, Outgoing, Pipe, PipeCounters, Table, add, closing,
+    count,
 };
 use crate::config::HttpConfig;
 use crate::config::secret::Scrubber;
@@ -265,7 +266,11 @@ async fn write<S: AsyncRead + AsyncWrite + Unpin>(
     let lost = loop {
         let next = tokio::select! {
             biased;
-            () = goodbye.asked.cancelled() => break closing(),
+            () = goodbye.asked.cancelled() => {
+                let last = last_words(&mut sink, &mut outbox, &table.counters);
+                let _ = timeout(LAST_WORDS, last).await;
+                break closing();
+            }
             next = outbox.next() => Some(next),
             _ = tick.tick() => None,
         };
@@ -280,9 +285,16 @@ async fn write<S: AsyncRead + AsyncWrite + Unpin>(
                 }
             }
         };
+        let stop = async {
+            goodbye.asked.cancelled().await;
+            // Small words of our own are the last ones then.
+            if awaited.is_none() {
+                tokio::time::sleep(LAST_WORDS).await;
+            }
+        };
         let outcome = tokio::select! {
             biased;
-            () = goodbye.asked.cancelled() => break closing(),
+            () = stop => break closing(),
             outcome = sink.send(frame) => outcome,
         };
         if let Err(error) = outcome {
@@ -303,6 +315,20 @@ async fn write<S: AsyncRead + AsyncWrite + Unpin>(
     let code = goodbye.code.get().copied().unwrap_or(CloseCode::Normal);
     let frame = CloseFrame { code, reason: Utf8Bytes::default() };
     let _ = timeout(CLOSE_TIME, sink.send(Message::Close(Some(frame)))).await;
+}
+
+async fn last_words<S: AsyncRead + AsyncWrite + Unpin>(
+    sink: &mut SplitSink<WebSocketStream<S>, Message>,
+    outbox: &mut Outbox,
+    counters: &PipeCounters,
+) -> Result<(), Error> {
+    while let Some(message) = outbox.aside() {
+        add(&counters.bytes_out, message.len() as u64);
+        // Our own words are UTF-8.
+        let Ok(text) = Utf8Bytes::try_from(message) else { continue };
+        sink.send(Message::Text(text)).await?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@
 //! - An error without an id belongs to the one request under way, if there is exactly one.
 //! - An answer that cannot be read, or is too long, but says whose it is, fails that request at
 //!   once. One that does not say is skipped and counted; its request runs into its deadline.
+//! - A log message belongs to the one request under way where one call at a time goes over the
+//!   pipe; elsewhere it is nobody's.
 //! - Everything else that is no message is skipped and counted.
 
 use std::collections::{HashMap, VecDeque};
@@ -48,6 +50,7 @@ pub struct Table {
     asides: mpsc::Sender<Bytes>,
     inner: Mutex<Inner>,
     saw_output: AtomicBool,
+    one_call: AtomicBool,
     noise: Sparse,
     strays: Sparse,
     oversize: Sparse,
@@ -96,6 +99,7 @@ impl Table {
             asides,
             inner: Mutex::default(),
             saw_output: AtomicBool::new(false),
+            one_call: AtomicBool::new(false),
             noise: Sparse::default(),
             strays: Sparse::default(),
             oversize: Sparse::default(),
@@ -105,6 +109,11 @@ impl Table {
 
     pub fn saw_output(&self) -> bool {
         self.saw_output.load(Ordering::Relaxed)
+    }
+
+    /// See [`super::Pipe::carries_one_call`].
+    pub fn carries_one_call(&self) {
+        self.one_call.store(true, Ordering::Relaxed);
     }
 
     /// Whether messages can still be sent, as the fault of one that cannot.
@@ -211,7 +220,16 @@ impl Table {
     }
 
     fn notification(&self, frame: Frame) {
-        let owner = concerns(&frame).and_then(|id| self.lock().waiting.get(&id).cloned());
+        let owner = {
+            let inner = self.lock();
+            let id = concerns(&frame).or_else(|| {
+                // It names no request, and between many it would be anybody's.
+                let one = frame.method() == "notifications/message"
+                    && self.one_call.load(Ordering::Relaxed);
+                one.then(|| only_sent(&inner.waiting)).flatten()
+            });
+            id.and_then(|id| inner.waiting.get(&id).cloned())
+        };
         let kept = match owner {
             Some(slot) => slot.notice(frame),
             None => self.unasked.try_send(Unasked::Notification(frame)).is_ok(),

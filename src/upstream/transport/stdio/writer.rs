@@ -8,7 +8,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 
 use crate::protocol::message::one_line;
-use crate::upstream::transport::pipe::{Lost, Outbox, PipeCounters, Table, add};
+use crate::upstream::transport::pipe::{LAST_WORDS, Lost, Outbox, PipeCounters, Table, add};
 
 /// Write until told to stop, or until nobody reads; then say so with `broken`.
 pub(super) async fn write(
@@ -22,14 +22,25 @@ pub(super) async fn write(
     let lost = loop {
         let next = tokio::select! {
             biased;
-            () = closing.cancelled() => break stopped(),
+            () = closing.cancelled() => {
+                let last = last_words(&mut stdin, &mut outbox, &table.counters);
+                let _ = tokio::time::timeout(LAST_WORDS, last).await;
+                break stopped();
+            }
             next = outbox.next() => next,
         };
         let line = one_line(&next.message);
         let mut written = 0;
+        let stop = async {
+            closing.cancelled().await;
+            // Small words of our own are the last ones then.
+            if next.awaited.is_none() {
+                tokio::time::sleep(LAST_WORDS).await;
+            }
+        };
         let outcome = tokio::select! {
             biased;
-            () = closing.cancelled() => None,
+            () = stop => None,
             outcome = write_line(&mut stdin, line, &mut written, &table.counters) => Some(outcome),
         };
         if matches!(outcome, Some(Ok(()))) {
@@ -46,6 +57,17 @@ pub(super) async fn write(
     };
     drop(stdin);
     outbox.close(&table, lost);
+}
+
+async fn last_words(
+    stdin: &mut (impl AsyncWrite + Unpin),
+    outbox: &mut Outbox,
+    counters: &PipeCounters,
+) -> io::Result<()> {
+    while let Some(message) = outbox.aside() {
+        write_line(stdin, one_line(&message), &mut 0, counters).await?;
+    }
+    Ok(())
 }
 
 async fn write_line(

@@ -38,6 +38,26 @@ async fn outcome(ticket: &Ticket<'_>) -> Result<Frame, Fault> {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_log_message_is_a_call_s_where_there_is_one_at_a_time() {
+    let mut w = world();
+    let log = r#"{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"error"}}"#;
+    let mut unasked = std::mem::replace(&mut w.unasked, mpsc::channel(1).1);
+    let one = w.sent(1);
+    w.line(log);
+    assert!(matches!(unasked.try_recv(), Ok(Unasked::Notification(_))), "anybody's");
+    w.table.carries_one_call();
+    w.line(log);
+    w.line(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#);
+    let seen = Mutex::new(0);
+    let notice = |_: Frame| *seen.lock().unwrap() += 1;
+    one.slot.outcome(&notice).await.unwrap();
+    assert_eq!(*seen.lock().unwrap(), 1, "before the answer");
+    let (_two, _three) = (w.sent(2), w.sent(3));
+    w.line(log);
+    assert!(unasked.try_recv().is_ok(), "of two it is nobody's");
+}
+
+#[tokio::test(start_paused = true)]
 async fn answers_find_their_requests_and_nothing_else_does() {
     let w = world();
     let (one, two) = (w.sent(1), w.sent(2));
