@@ -1,6 +1,8 @@
 //! Upstreams that number their tasks anew in each process, and tasks whose upstream goes away:
 //! nothing crosses, and nothing is done twice.
 
+use std::fmt::Write as _;
+
 use serde_json::{Value, json};
 
 use crate::harness::scripted::{Reply, Scripted, tool};
@@ -47,19 +49,15 @@ for line in sys.stdin:
 async fn tasks_of_the_same_id_are_not_each_other_s() {
     let dir = tempfile::tempdir().unwrap();
     let keys = [("a", "key-of-a"), ("b", "key-of-b")];
-    let consumers: String = keys
-        .iter()
-        .map(|(name, key)| {
-            use std::fmt::Write as _;
-            let digest = <sha2::Sha256 as sha2::Digest>::digest(key.as_bytes());
-            let hex = digest.iter().fold(String::new(), |mut hex, byte| {
-                write!(hex, "{byte:02x}").unwrap();
-                hex
-            });
-            format!("\n[consumers.{name}]\nkey = \"sha256:{hex}\"\n")
-        })
-        .collect();
-    let weir = Weir::start("", &(child(&dir) + &consumers));
+    let mut toml = child(&dir);
+    for (name, key) in keys {
+        write!(toml, "\n[consumers.{name}]\nkey = \"sha256:").unwrap();
+        for byte in <sha2::Sha256 as sha2::Digest>::digest(key.as_bytes()) {
+            write!(toml, "{byte:02x}").unwrap();
+        }
+        toml.push_str("\"\n");
+    }
+    let weir = Weir::start("", &toml);
     weir.ready(&["up"]).await;
     let mut ids = Vec::new();
     for (name, key) in keys {
