@@ -19,7 +19,6 @@ use crate::protocol::meta::{Members, ObjectWriter, key};
 use crate::protocol::method::ListKind;
 use crate::protocol::revision::Revision;
 use crate::protocol::sse;
-use crate::upstream::lease::{of_consumer, of_session};
 use crate::upstream::subscriptions::{Subject, TaskNews, Updated, Watch};
 
 use super::access::Access;
@@ -311,16 +310,13 @@ impl Feed {
         match &self.watching {
             Watching::Own(_) => {
                 let (name, _) = self.tasks.get(&what)?;
-                let own = of_consumer(&self.access.consumer().name);
-                news.owner.as_deref().is_none_or(|owner| *owner == *own).then_some(())?;
+                name.is_told_by(news.owner.as_deref()).then_some(())?;
                 let route = view().resolve(ListKind::Tools, &name.tool)?;
                 tasks::news(news, &name.public, &route, self.id.as_deref()?)
             }
             Watching::Session(session) => {
                 let name = session.task(&what)?;
-                let own = [of_consumer(&session.consumer.name), of_session(&session.id)];
-                let is_own = |owner: &str| own.iter().any(|own| **own == *owner);
-                news.owner.as_deref().is_none_or(is_own).then_some(())?;
+                name.is_told_by(news.owner.as_deref()).then_some(())?;
                 view().resolve(ListKind::Tools, &name.tool)?;
                 tasks::old_news(news, &name.public)
             }

@@ -30,6 +30,8 @@ struct Sealed {
     tool: Box<str>,
     native: Box<str>,
     consumer: Box<str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    owner: Option<Box<str>>,
 }
 
 /// What a client makes of it if its `tools/call` becomes a task.
@@ -127,7 +129,8 @@ pub fn open(edge: &Edge, consumer: &Consumer, public: &str) -> Option<TaskName> 
     let view = edge.gateway.current.load().view(consumer);
     let route = view.resolve(ListKind::Tools, &sealed.tool)?;
     let own = *sealed.consumer == *consumer.name && **route.upstream() == *sealed.upstream;
-    own.then(|| TaskName { tool: sealed.tool, native: sealed.native, public: public.into() })
+    let Sealed { tool, native, owner, .. } = sealed;
+    own.then(|| TaskName { tool, native, owner, public: public.into() })
 }
 
 /// What an upstream says of a task, as the notification of the extension.
@@ -197,13 +200,15 @@ fn seal(edge: &Edge, call: &Call, frame: &Frame) -> Option<(Frame, TaskName)> {
     let consumer = (&*call.consumer.name).into();
     let view = edge.gateway.current.load().view(&call.consumer);
     let upstream = (&**view.resolve(ListKind::Tools, &tool)?.upstream()).into();
-    let sealed = Sealed { upstream, tool, native: native.into(), consumer };
+    let owner = call.owner.get().map(|owner| (&**owner).into());
+    let sealed = Sealed { upstream, tool, native: native.into(), consumer, owner };
     let plain = serde_json::to_vec(&sealed).expect("our own values serialise");
     let public = edge.sealer.seal(Purpose::Task, &plain);
     let at = frame.outcome_span()?.start;
     let mut s = Splice::new();
     let raw = serde_json::to_vec(&public).expect("a string serialises");
     s.replace(place.start + at..place.end + at, raw);
-    let name = TaskName { tool: sealed.tool, native: sealed.native, public: public.into() };
+    let Sealed { tool, native, owner, .. } = sealed;
+    let name = TaskName { tool, native, owner, public: public.into() };
     Some((Frame::scan(s.apply(frame.bytes())).ok()?, name))
 }

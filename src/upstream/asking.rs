@@ -86,6 +86,9 @@ impl Asking<'_> {
                             token.cancel();
                         }
                     }
+                    // That of what is under way does not come here; late progress of a call that
+                    // is over is not this one's.
+                    Unasked::Notification(frame) if frame.method() == "notifications/progress" => {}
                     Unasked::Notification(frame) => {
                         if let Some(message) = inbound::notice(self.call, &link.upstream, &frame) {
                             self.notices.send(message);

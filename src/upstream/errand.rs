@@ -115,6 +115,9 @@ pub async fn attempt(
             .await
             .map_err(|fault| Fault { delivery: Delivery::Unknown, ..fault })?;
     }
+    if let Some(owner) = &way.link().owner {
+        let _ = call.owner.set(owner.clone());
+    }
     // Once there is a task, nothing that goes wrong with it proves that nothing was done.
     let mut arrived = tasks::arrived(upstream, errand, &way, arrived, own > 0)
         .await

@@ -208,7 +208,7 @@ impl Leases {
                 let text = "it was not called: how the upstream is reached has just changed";
                 return Err(Fault::new(Reason::ConnectionLost, Delivery::NotSent, text));
             }
-            link.owner = Some((&*key.owner).into());
+            link.owner = Some(format!("{}/{}", key.owner, key.askable.bits()).into());
             *live = Some(Live::new(link, unasked, connector.notes.clone(), client));
         }
         let live = live.as_ref().expect("made above");
@@ -444,13 +444,11 @@ async fn aside(link: &Arc<Link>, frame: Frame, client: &Weak<Asides>, places: &A
     });
 }
 
-/// What a conversation of a session is known by.
-pub fn of_session(session: &str) -> Box<str> {
+fn of_session(session: &str) -> Box<str> {
     format!("s {session}").into()
 }
 
-/// What a conversation of a consumer is known by.
-pub fn of_consumer(consumer: &str) -> Box<str> {
+fn of_consumer(consumer: &str) -> Box<str> {
     format!("n {consumer}").into()
 }
 

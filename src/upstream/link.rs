@@ -71,7 +71,7 @@ pub struct Link {
     pub agreed: Agreement,
     /// What the upstream may ask on it; nothing on a shared one.
     pub askable: Askable,
-    /// Whose it is, if it is not everybody's: a consumer or a session.
+    /// Whose it is, if it is not everybody's: a consumer or a session, and what can be asked.
     pub owner: Option<Arc<str>>,
     ids: Arc<AtomicU64>,
     unasked: mpsc::Sender<Unasked>,
