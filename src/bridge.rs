@@ -56,6 +56,8 @@ const IN_ORDER_MAX: usize = 1024;
 const POSTS_MAX: usize = 64;
 /// How long calls under way may take once the host says no more.
 const END_TIME: Duration = Duration::from_secs(20);
+/// How long what is left then may take: answers that the host has not read, the session's end.
+const FAREWELL: Duration = Duration::from_secs(5);
 /// How long the last answers may take to be read.
 const LAST_BYTES: Duration = Duration::from_secs(1);
 /// How often the end of the last calls is looked for.
@@ -166,10 +168,15 @@ pub async fn run(
     }
     drop(ordered);
     bridge.finish().await;
-    let _ = orderly.await;
     bridge.tasks.close();
-    bridge.tasks.wait().await;
-    bridge.close().await;
+    let rest = async {
+        let _ = orderly.await;
+        bridge.tasks.wait().await;
+        bridge.close().await;
+    };
+    // Neither a host that does not read nor a gateway that does not answer keeps a program alive
+    // that was told to end.
+    let _ = tokio::time::timeout(FAREWELL, rest).await;
     drop(bridge);
     let _ = tokio::time::timeout(LAST_BYTES, writer).await;
     Ok(())

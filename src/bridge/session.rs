@@ -33,6 +33,8 @@ const REOPEN: Duration = Duration::from_millis(250);
 /// Longest such pause. Nobody waits for it as for an answer, and it goes on for as long as the
 /// gateway is away.
 const REOPEN_MAX: Duration = Duration::from_secs(5);
+/// How long a gateway that is there may take to begin a session anew: it answers from memory.
+const HELLO_TIME: Duration = Duration::from_secs(10);
 /// A stream that lived so long was no failed attempt.
 const SETTLED: Duration = Duration::from_secs(5);
 /// The code that the SDKs give the error of a session they do not know.
@@ -245,7 +247,11 @@ impl Bridge {
             _ => return Ok(()),
         };
         tracing::info!("the gateway no longer knows the session; a new one is made");
-        let answer = self.persist(&hello, &[], true, &AtomicU64::new(0)).await;
+        let sent = AtomicU64::new(0);
+        let answer = self.persist(&hello, &[], true, &sent);
+        // Every call behind it waits for this one.
+        let answer = tokio::time::timeout(self.patience + HELLO_TIME, answer);
+        let answer = answer.await.map_err(|_| words::no_session())?;
         let answer = answer.map_err(|(fault, status)| words::failure(fault, status, true))?;
         if answer.frame.kind() != Kind::Result {
             return Err(words::no_session());
@@ -327,7 +333,7 @@ impl Bridge {
                     // A gateway that names a pause ends the stream on purpose, to be polled.
                     smooth = stream.retry().is_some() && last.is_some();
                     pause = match stream.retry() {
-                        Some(pause) => pause,
+                        Some(pause) => pause.clamp(REOPEN, REOPEN_MAX),
                         None if begun.elapsed() > SETTLED => REOPEN,
                         None => (pause * 2).min(REOPEN_MAX),
                     };
