@@ -9,6 +9,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod client;
 mod tasks;
 
 use std::collections::{BTreeMap, BTreeSet};
