@@ -26,7 +26,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -95,6 +97,10 @@ struct Bridge {
     patience: Duration,
     // The last attempt failed, and the log says so.
     away: AtomicBool,
+    // The host's line is full and messages to it are dropped; the log says so.
+    deaf: AtomicBool,
+    // The same of what waits behind the host's handshake.
+    jammed: AtomicBool,
     // The host says no more: nothing waits for a gateway that is away.
     ending: CancellationToken,
     // The time for the last calls is over.
@@ -150,6 +156,8 @@ pub async fn run(
         home: session::Home::default(),
         patience: options.patience,
         away: AtomicBool::new(false),
+        deaf: AtomicBool::new(false),
+        jammed: AtomicBool::new(false),
         ending: CancellationToken::new(),
         cut: CancellationToken::new(),
         tasks: TaskTracker::new(),
@@ -157,7 +165,7 @@ pub async fn run(
     });
     let (ordered, in_order) = mpsc::channel(IN_ORDER_MAX);
     bridge.spawn(bridge.clone().attend());
-    let orderly = tokio::spawn(bridge.clone().orderly(in_order));
+    let mut orderly = tokio::spawn(bridge.clone().orderly(in_order));
     tokio::select! {
         () = bridge.read(input, &ordered) => {}
         () = stop => {}
@@ -165,10 +173,18 @@ pub async fn run(
         () = bridge.out.closed() => bridge.cut.cancel(),
     }
     drop(ordered);
-    bridge.finish().await;
-    let _ = orderly.await;
+    let end = Instant::now() + END_TIME;
+    bridge.finish(end).await;
     bridge.tasks.close();
-    bridge.tasks.wait().await;
+    // Each has a last word, which a host that holds the pipe and does not read never takes.
+    let rest = async {
+        let _ = (&mut orderly).await;
+        bridge.tasks.wait().await;
+    };
+    if tokio::time::timeout_at(end + LAST_BYTES, rest).await.is_err() {
+        tracing::warn!("the bridge ends though the host has not read what was for it");
+        orderly.abort();
+    }
     bridge.close().await;
     drop(bridge);
     let _ = tokio::time::timeout(LAST_BYTES, writer).await;
@@ -246,11 +262,22 @@ impl Bridge {
                 Ordered::Response(frame.with_id(&raw))
             }
         };
-        if let Err(mpsc::error::TrySendError::Full(message)) = ordered.try_send(message)
-            && let Ordered::Request(_, place) = message
-        {
-            let text = "too many messages wait for the gateway";
-            self.say(Refused::new(Reason::Overloaded, text).message(&place.id)).await;
+        // Waiting here would hold up the host's cancellations too.
+        match ordered.try_send(message) {
+            Err(TrySendError::Full(Ordered::Request(_, place))) => {
+                let text = "too many messages wait for the gateway";
+                self.say(Refused::new(Reason::Overloaded, text).message(&place.id)).await;
+            }
+            Err(TrySendError::Full(_)) => {
+                if !self.jammed.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        "too many messages wait for the gateway: the host's answers and \
+                         notifications are dropped"
+                    );
+                }
+            }
+            Err(TrySendError::Closed(_)) => {}
+            Ok(()) => self.jammed.store(false, Ordering::Relaxed),
         }
     }
 
@@ -289,11 +316,10 @@ impl Bridge {
     }
 
     // The host says no more. Calls under way are still answered, and what never ends is ended.
-    async fn finish(&self) {
+    async fn finish(&self, end: Instant) {
         self.ending.cancel();
         self.jobs.cancel_endless();
-        let end = tokio::time::Instant::now() + END_TIME;
-        while !self.jobs.is_empty() && tokio::time::Instant::now() < end && !self.out.is_closed() {
+        while !self.jobs.is_empty() && Instant::now() < end && !self.out.is_closed() {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
         self.cut.cancel();
@@ -309,8 +335,15 @@ impl Bridge {
 
     // A message that may be lost to a host that does not read.
     fn tell(&self, message: Bytes) {
-        if let Err(mpsc::error::TrySendError::Full(_)) = self.out.try_send(message) {
-            tracing::warn!("the host does not read: a notification is dropped");
+        match self.out.try_send(message) {
+            Err(TrySendError::Full(_)) => {
+                // Once for each time that it stops reading: there may be thousands.
+                if !self.deaf.swap(true, Ordering::Relaxed) {
+                    tracing::warn!("the host does not read: notifications to it are dropped");
+                }
+            }
+            Err(TrySendError::Closed(_)) => {}
+            Ok(()) => self.deaf.store(false, Ordering::Relaxed),
         }
     }
 

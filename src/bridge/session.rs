@@ -2,6 +2,7 @@
 //! gateway no longer knows can be made anew without the host.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -28,11 +29,18 @@ use super::{Bridge, words};
 
 /// How long a message without an answer may take to be taken.
 const POST_TIME: Duration = Duration::from_secs(10);
+/// How long a gateway may take over a handshake, or over what is set again after it, beside the time
+/// that one waits for a gateway that is away: with that, by default, the minute after which common
+/// hosts give up. Without an end one silent gateway would hold up every later message.
+const ANSWER_TIME: Duration = Duration::from_secs(30);
 /// Pause before the session's stream is opened again, where the gateway names none.
 const REOPEN: Duration = Duration::from_millis(250);
 /// Longest such pause. Nobody waits for it as for an answer, and it goes on for as long as the
 /// gateway is away.
 const REOPEN_MAX: Duration = Duration::from_secs(5);
+/// Shortest and longest pause that the gateway may name: it cannot have us ask in a hot loop, nor
+/// keep the host from its notices for good.
+const RETRY: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(300);
 /// A stream that lived so long was no failed attempt.
 const SETTLED: Duration = Duration::from_secs(5);
 /// The code that the SDKs give the error of a session they do not know.
@@ -168,27 +176,49 @@ fn agreed(answer: &Answer) -> (Live, Vec<&'static str>) {
 impl Bridge {
     /// Carry the host's handshake. It is not cancelled, and what comes behind it waits for it.
     pub async fn open(&self, frame: Frame, place: Place) {
-        let sent = AtomicU64::new(0);
         let answer = tokio::select! {
-            answer = self.persist(&frame, &[], true, &sent) => answer,
+            answer = self.handshake(&frame, self.answer_by()) => answer,
             () = self.cut.cancelled() => return self.end(&place.id, Err(words::cut(true))).await,
         };
-        let answer = answer.map_err(|(fault, status)| words::failure(fault, status, true));
         if let Ok(answer) = &answer
             && answer.frame.kind() == Kind::Result
         {
             let (live, changes) = agreed(answer);
             self.home.open.send_replace(None);
-            *self.home.lock() = Some(State {
+            let live = Arc::new(live);
+            let old = self.home.lock().replace(State {
                 hello: frame,
                 initialized: None,
-                live: Arc::new(live),
+                live: live.clone(),
                 changes,
                 level: None,
                 watched: BTreeMap::new(),
             });
+            if let Some(old) = old {
+                self.leave(&old.live, &live);
+            }
         }
         self.end(&place.id, answer.map(|answer| answer.frame)).await;
+    }
+
+    // The end of what begins now and waits for the gateway's answers.
+    fn answer_by(&self) -> Instant {
+        Instant::now() + self.patience + ANSWER_TIME
+    }
+
+    async fn handshake(&self, hello: &Frame, by: Instant) -> Result<Answer, Failure> {
+        let sent = AtomicU64::new(0);
+        let answer = tokio::time::timeout_at(by, self.persist(hello, &[], true, &sent)).await;
+        let answer = answer.map_err(|_| words::silent())?;
+        answer.map_err(|(fault, status)| words::failure(fault, status, true))
+    }
+
+    // The host has begun another session; nobody uses the old one any more.
+    fn leave(&self, old: &Live, new: &Live) {
+        if old.named && old.headers.last() != new.headers.last() {
+            let (wire, headers) = (self.wire.clone(), old.headers.clone());
+            self.tasks.spawn(async move { wire.delete(&headers).await });
+        }
     }
 
     /// The host is ready: from now on the gateway may speak unasked.
@@ -237,7 +267,10 @@ impl Bridge {
 
     /// Make the session anew with the host's own words, unless somebody has done so already.
     pub async fn renew(&self, old: &Arc<Live>) -> Result<(), Failure> {
-        let _one = self.home.renewing.lock().await;
+        // Who waits for another's handshake waits no longer than for its own.
+        let by = self.answer_by();
+        let one = tokio::time::timeout_at(by, self.home.renewing.lock()).await;
+        let _one = one.map_err(|_| words::silent())?;
         let (hello, initialized) = match &*self.home.lock() {
             Some(state) if Arc::ptr_eq(&state.live, old) => {
                 (state.hello.clone(), state.initialized.clone())
@@ -245,8 +278,7 @@ impl Bridge {
             _ => return Ok(()),
         };
         tracing::info!("the gateway no longer knows the session; a new one is made");
-        let answer = self.persist(&hello, &[], true, &AtomicU64::new(0)).await;
-        let answer = answer.map_err(|(fault, status)| words::failure(fault, status, true))?;
+        let answer = self.handshake(&hello, by).await?;
         if answer.frame.kind() != Kind::Result {
             return Err(words::no_session());
         }
@@ -255,8 +287,17 @@ impl Bridge {
         if let Some(initialized) = &initialized {
             let _ = self.push(initialized, &live.headers).await;
         }
-        if let Some(state) = self.home.lock().as_mut() {
-            (state.live, state.changes) = (live.clone(), changes);
+        let current = match &mut *self.home.lock() {
+            Some(state) if Arc::ptr_eq(&state.live, old) => {
+                (state.live, state.changes) = (live.clone(), changes);
+                None
+            }
+            state => state.as_ref().map(|state| state.live.clone()),
+        };
+        if let Some(current) = current {
+            // The host has begun one itself meanwhile.
+            self.leave(&live, &current);
+            return Ok(());
         }
         self.restore(&live).await;
         let changes = self.home.lock().as_ref().map(|s| s.changes.clone()).unwrap_or_default();
@@ -277,9 +318,12 @@ impl Bridge {
             Some(state) => (state.level.clone(), state.watched.clone()),
             None => return,
         };
+        let by = self.answer_by();
         for frame in level.iter().chain(watched.values()) {
-            let answer = self.persist(frame, &live.headers, true, &AtomicU64::new(0)).await;
-            if !answer.is_ok_and(|a| a.frame.kind() == Kind::Result) {
+            let sent = AtomicU64::new(0);
+            let answer = self.persist(frame, &live.headers, true, &sent);
+            let answer = tokio::time::timeout_at(by, answer).await;
+            if !answer.is_ok_and(|a| a.is_ok_and(|a| a.frame.kind() == Kind::Result)) {
                 tracing::warn!(method = frame.method(), "what the host had set is not taken again");
             }
         }
@@ -327,7 +371,7 @@ impl Bridge {
                     // A gateway that names a pause ends the stream on purpose, to be polled.
                     smooth = stream.retry().is_some() && last.is_some();
                     pause = match stream.retry() {
-                        Some(pause) => pause,
+                        Some(pause) => pause.clamp(*RETRY.start(), *RETRY.end()),
                         None if begun.elapsed() > SETTLED => REOPEN,
                         None => (pause * 2).min(REOPEN_MAX),
                     };
