@@ -17,6 +17,7 @@ mod headers;
 mod listen;
 mod questions;
 mod session;
+mod unasked;
 mod words;
 
 use std::net::IpAddr;

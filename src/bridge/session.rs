@@ -2,7 +2,6 @@
 //! gateway no longer knows can be made anew without the host.
 
 use std::collections::BTreeMap;
-use std::ops::RangeInclusive;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -20,11 +19,10 @@ use crate::protocol::header;
 use crate::protocol::message::{Frame, Kind, message};
 use crate::protocol::meta::{Members, ObjectWriter};
 use crate::protocol::revision::Revision;
-use crate::upstream::transport::http::{Answer, EventStream, HttpFault, Outgoing, StreamRefused};
+use crate::upstream::transport::http::{Answer, HttpFault, Outgoing};
 
 use super::carry::{Patience, Unanswered};
 use super::headers::Header;
-use super::questions::STREAM;
 use super::{Bridge, words};
 
 /// How long a message without an answer may take to be taken.
@@ -33,16 +31,6 @@ const POST_TIME: Duration = Duration::from_secs(10);
 /// that one waits for a gateway that is away: with that, by default, the minute after which common
 /// hosts give up. Without an end one silent gateway would hold up every later message.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
-/// Pause before the session's stream is opened again, where the gateway names none.
-const REOPEN: Duration = Duration::from_millis(250);
-/// Longest such pause. Nobody waits for it as for an answer, and it goes on for as long as the
-/// gateway is away.
-const REOPEN_MAX: Duration = Duration::from_secs(5);
-/// Shortest and longest pause that the gateway may name: it cannot have us ask in a hot loop, nor
-/// keep the host from its notices for good.
-const RETRY: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(300);
-/// A stream that lived so long was no failed attempt.
-const SETTLED: Duration = Duration::from_secs(5);
 /// The code that the SDKs give the error of a session they do not know.
 const SESSION_NOT_FOUND: i64 = -32001;
 
@@ -50,7 +38,8 @@ const SESSION_NOT_FOUND: i64 = -32001;
 pub struct Live {
     /// Revision and session.
     pub headers: Vec<Header>,
-    named: bool,
+    /// Whether it has a name; without one it cannot be gone.
+    pub named: bool,
 }
 
 /// How sure it is that the session is gone and the message was not carried out.
@@ -103,8 +92,8 @@ pub struct Home {
     state: Mutex<Option<State>>,
     // One makes it anew, the others find it made.
     renewing: tokio::sync::Mutex<()>,
-    // The session whose stream is to be open.
-    open: watch::Sender<Option<Arc<Live>>>,
+    /// The session whose stream is to be open.
+    pub open: watch::Sender<Option<Arc<Live>>>,
 }
 
 impl Default for Home {
@@ -311,9 +300,9 @@ impl Bridge {
         Ok(())
     }
 
-    // Set again what the host has set; and since something may have been missed, its resources may
-    // have changed.
-    async fn restore(&self, live: &Live) {
+    /// Set again what the host has set; and since something may have been missed, its resources may
+    /// have changed.
+    pub async fn restore(&self, live: &Live) {
         let (level, watched) = match &*self.home.lock() {
             Some(state) => (state.level.clone(), state.watched.clone()),
             None => return,
@@ -330,90 +319,6 @@ impl Bridge {
         for uri in watched.keys() {
             let params = ObjectWriter::new().value("uri", uri).finish();
             self.tell(message(None, "notifications/resources/updated", Some(&params)));
-        }
-    }
-
-    /// Keep the session's stream open, on which the gateway speaks unasked.
-    pub async fn attend(self: Arc<Self>) {
-        let mut open = self.home.open.subscribe();
-        loop {
-            let live = open.borrow_and_update().clone();
-            let attended = async {
-                if let Some(live) = &live {
-                    self.stream_of(live).await;
-                }
-                std::future::pending::<()>().await;
-            };
-            tokio::select! {
-                () = attended => {}
-                changed = open.changed() => if changed.is_err() { return },
-            }
-            self.withdraw(STREAM);
-        }
-    }
-
-    async fn stream_of(&self, live: &Arc<Live>) {
-        let mut last: Option<String> = None;
-        let mut pause = REOPEN;
-        // Whether nothing can have been missed when the stream is opened next.
-        let mut smooth = true;
-        loop {
-            match self.wire.stream(&live.headers, last.as_deref()).await {
-                Ok(mut stream) => {
-                    self.rose();
-                    if !smooth {
-                        self.withdraw(STREAM);
-                        self.restore(live).await;
-                    }
-                    let begun = Instant::now();
-                    self.hear(&mut stream).await;
-                    last = stream.last_event_id().map(str::to_owned).or(last);
-                    // A gateway that names a pause ends the stream on purpose, to be polled.
-                    smooth = stream.retry().is_some() && last.is_some();
-                    pause = match stream.retry() {
-                        Some(pause) => pause.clamp(*RETRY.start(), *RETRY.end()),
-                        None if begun.elapsed() > SETTLED => REOPEN,
-                        None => (pause * 2).min(REOPEN_MAX),
-                    };
-                }
-                Err(StreamRefused::Fault(failed)) if failed.status == Some(404) && live.named => {
-                    if self.renew(live).await.is_ok() {
-                        return;
-                    }
-                    pause = REOPEN_MAX;
-                }
-                // The gateway has forgotten that event, or does not resume.
-                Err(refused) if refused.for_good() && last.is_some() => {
-                    (last, smooth) = (None, false);
-                    continue;
-                }
-                Err(StreamRefused::Fault(failed))
-                    if failed.fault.reason == Reason::CredentialRefused =>
-                {
-                    self.fell(&failed.fault, failed.status);
-                    (pause, smooth) = (REOPEN_MAX, false);
-                }
-                Err(refused) if refused.for_good() => return,
-                Err(refused) => {
-                    if let StreamRefused::Fault(failed) = refused {
-                        self.fell(&failed.fault, failed.status);
-                    }
-                    smooth = false;
-                    pause = (pause * 2).min(REOPEN_MAX);
-                }
-            }
-            tokio::time::sleep(pause).await;
-        }
-    }
-
-    async fn hear(&self, stream: &mut EventStream) {
-        while let Ok(Some(frame)) = stream.next().await {
-            match frame.kind() {
-                Kind::Request => self.ask(STREAM, &frame).await,
-                Kind::Notification => self.notice(STREAM, &frame),
-                // Answers come with their requests.
-                Kind::Result | Kind::Error => {}
-            }
         }
     }
 
