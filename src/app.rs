@@ -524,6 +524,7 @@ async fn call_on(
         askable: Askable::default(),
         tasks: Tasks::None,
         task: None,
+        owner: std::sync::OnceLock::new(),
         asides: None,
         strays: crate::call::Strays::default(),
         session: None,

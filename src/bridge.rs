@@ -59,6 +59,8 @@ const IN_ORDER_MAX: usize = 1024;
 const POSTS_MAX: usize = 64;
 /// How long calls under way may take once the host says no more.
 const END_TIME: Duration = Duration::from_secs(20);
+/// How long what is left then may take: above all last words that the host does not read.
+const FAREWELL: Duration = Duration::from_secs(5);
 /// How long the last answers may take to be read.
 const LAST_BYTES: Duration = Duration::from_secs(1);
 /// How often the end of the last calls is looked for.
@@ -174,16 +176,16 @@ pub async fn run(
         () = bridge.out.closed() => bridge.cut.cancel(),
     }
     drop(ordered);
-    let end = Instant::now() + END_TIME;
-    bridge.finish(end).await;
+    bridge.finish().await;
     bridge.tasks.close();
-    // Each has a last word, which a host that holds the pipe and does not read never takes.
+    // Neither a host that does not read nor a gateway that does not answer keeps a program alive
+    // that was told to end.
     let rest = async {
         let _ = (&mut orderly).await;
         bridge.tasks.wait().await;
     };
-    if tokio::time::timeout_at(end + LAST_BYTES, rest).await.is_err() {
-        tracing::warn!("the bridge ends though the host has not read what was for it");
+    if tokio::time::timeout(FAREWELL, rest).await.is_err() {
+        tracing::warn!("the bridge ends before all is said: somebody does not read or answer");
         orderly.abort();
     }
     bridge.close().await;
@@ -317,9 +319,10 @@ impl Bridge {
     }
 
     // The host says no more. Calls under way are still answered, and what never ends is ended.
-    async fn finish(&self, end: Instant) {
+    async fn finish(&self) {
         self.ending.cancel();
         self.jobs.cancel_endless();
+        let end = Instant::now() + END_TIME;
         while !self.jobs.is_empty() && Instant::now() < end && !self.out.is_closed() {
             tokio::time::sleep(LOOK_AGAIN).await;
         }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,6 +38,16 @@ pub struct TaskName {
     pub native: Box<str>,
     /// The caller's id.
     pub public: Box<str>,
+    /// Whose conversation it runs in, if that is not everybody's: another one may have a task of
+    /// the same id.
+    pub owner: Option<Box<str>>,
+}
+
+impl TaskName {
+    /// Whether what is told in a conversation of `owner` is of this task.
+    pub fn is_told_by(&self, owner: Option<&str>) -> bool {
+        self.owner.as_deref() == owner
+    }
 }
 
 /// One downstream request in canonical form.
@@ -60,6 +70,8 @@ pub struct Call {
     pub tasks: Tasks,
     /// The task that it names, for the methods that name one.
     pub task: Option<TaskName>,
+    /// See [`TaskName::owner`], once the call has become a task.
+    pub owner: OnceLock<Arc<str>>,
     /// The caller's session, if it has one: a conversation with an upstream may belong to it.
     pub session: Option<Arc<str>>,
     /// Where notices for the caller go that belong to none of its calls, if it has such a way.

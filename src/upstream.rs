@@ -48,6 +48,7 @@ use crate::failure::{Delivery, Failure, Fault, Reason, Refusal};
 use crate::guard::{Ask, Deadline, Guard, Limiter, Spent};
 use crate::observe::metrics::Totals;
 use crate::protocol::address::Parsed;
+use crate::protocol::message::Frame;
 use crate::protocol::method::ListKind;
 use crate::protocol::task::{TaskSupport, Tasks};
 
@@ -56,6 +57,7 @@ use condition::{Condition, State};
 use connector::Connector;
 use errand::Errand;
 use inputs::Inputs;
+use keeper::Note;
 use lease::Leases;
 use link::Link;
 use outbound::Trace;
@@ -274,6 +276,11 @@ impl Upstream {
         self.leases.roots_changed(&consumer.name, session);
     }
 
+    // Something that is for no call. What finds no room is told again by the next one.
+    fn heard(&self, link: &Link, frame: Frame) {
+        let _ = self.connector.notes.try_send(Note { frame, owner: link.owner.clone() });
+    }
+
     /// Calls being carried.
     pub fn in_flight(&self) -> u64 {
         self.in_flight.load(Ordering::Relaxed)
@@ -362,6 +369,7 @@ impl Upstream {
                 pages: &self.pages,
                 guard: &self.guard,
                 deadline: &deadline,
+                task: None,
             },
         };
         let begun = AtomicBool::new(false);

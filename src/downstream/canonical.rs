@@ -65,6 +65,7 @@ pub fn open(
         strays: Strays::default(),
         tasks: Tasks::None,
         task: None,
+        owner: std::sync::OnceLock::new(),
         asides: None,
         session,
         revision,

@@ -310,11 +310,13 @@ impl Feed {
         match &self.watching {
             Watching::Own(_) => {
                 let (name, _) = self.tasks.get(&what)?;
+                name.is_told_by(news.owner.as_deref()).then_some(())?;
                 let route = view().resolve(ListKind::Tools, &name.tool)?;
                 tasks::news(news, &name.public, &route, self.id.as_deref()?)
             }
             Watching::Session(session) => {
                 let name = session.task(&what)?;
+                name.is_told_by(news.owner.as_deref()).then_some(())?;
                 view().resolve(ListKind::Tools, &name.tool)?;
                 tasks::old_news(news, &name.public)
             }

@@ -27,7 +27,7 @@ use crate::gateway::subscriptions::Known;
 use super::listen::Watches;
 use super::replay::Replay;
 use crate::seal::{Purpose, Sealer};
-use crate::upstream::subscriptions::Updated;
+use crate::upstream::subscriptions::{Updated, Watch};
 
 /// Most requests of one session in flight: more is no client at work.
 pub const SESSION_CALLS_MAX: usize = 1024;
@@ -76,7 +76,7 @@ pub struct Session {
     /// What its client is told besides, outside of its calls.
     pub asides: Arc<Asides>,
     /// The tasks that its calls became, the newest last.
-    tasks: Mutex<VecDeque<(Updated, TaskName)>>,
+    tasks: Mutex<VecDeque<(Watch, TaskName)>>,
     /// What its client was last told about, between two GET streams.
     pub told: Mutex<Option<Known>>,
     /// It has had a stream of changes, so there can be a gap before the next one.
@@ -122,18 +122,18 @@ impl Session {
     }
 
     /// One of its calls became a task.
-    pub fn began(&self, what: Updated, name: TaskName) {
+    pub fn began(&self, watch: Watch, name: TaskName) {
         let mut tasks = self.tasks.lock().expect("no panic while held");
         if tasks.len() >= TASKS_MAX {
             tasks.pop_front();
         }
-        tasks.push_back((what, name));
+        tasks.push_back((watch, name));
     }
 
     /// The task that this is, if it is one of its own.
     pub fn task(&self, what: &Updated) -> Option<TaskName> {
         let tasks = self.tasks.lock().expect("no panic while held");
-        tasks.iter().find(|(own, _)| own == what).map(|(_, name)| name.clone())
+        tasks.iter().find(|(own, _)| own.what() == what).map(|(_, name)| name.clone())
     }
 
     /// A raw id for a question; never used twice in a session.

@@ -2,6 +2,8 @@
 //! tool runs in it, so that nothing about tasks is kept here and nobody can name another's
 //! (2025-11-25 basic/utilities/tasks, "security considerations").
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +18,7 @@ use crate::protocol::revision::{Era, Revision};
 use crate::protocol::splice::{Splice, range_of};
 use crate::protocol::task::{self, Tasks};
 use crate::seal::Purpose;
-use crate::upstream::subscriptions::{TaskNews, Updated};
+use crate::upstream::subscriptions::{Subject, TaskNews};
 
 use super::Edge;
 use super::refused::Refused;
@@ -24,9 +26,12 @@ use super::session::Session;
 
 #[derive(Serialize, Deserialize)]
 struct Sealed {
+    upstream: Box<str>,
     tool: Box<str>,
     native: Box<str>,
     consumer: Box<str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    owner: Option<Box<str>>,
 }
 
 /// What a client makes of it if its `tools/call` becomes a task.
@@ -107,9 +112,6 @@ pub fn named(
     // one answer.
     let unknown = || wrong("Unknown task");
     let name = open(edge, consumer, &public).ok_or_else(unknown)?;
-    if view.resolve(ListKind::Tools, &name.tool).is_none() {
-        return Err(unknown());
-    }
     let at = frame.params_span().expect("there are params").start;
     let place = range_of(&params, raw.get().as_bytes());
     let mut s = Splice::new();
@@ -119,12 +121,16 @@ pub fn named(
     Ok(Some((frame, name)))
 }
 
-/// The task that a public id stands for, if it is one of this consumer's.
+/// The task that a public id stands for, if it is one of this consumer's, and its tool is still
+/// the same upstream's and may be called.
 pub fn open(edge: &Edge, consumer: &Consumer, public: &str) -> Option<TaskName> {
     let plain = edge.sealer.open(Purpose::Task, public)?;
     let sealed: Sealed = serde_json::from_slice(&plain).ok()?;
-    let own = *sealed.consumer == *consumer.name;
-    own.then(|| TaskName { tool: sealed.tool, native: sealed.native, public: public.into() })
+    let view = edge.gateway.current.load().view(consumer);
+    let route = view.resolve(ListKind::Tools, &sealed.tool)?;
+    let own = *sealed.consumer == *consumer.name && **route.upstream() == *sealed.upstream;
+    let Sealed { tool, native, owner, .. } = sealed;
+    own.then(|| TaskName { tool, native, owner, public: public.into() })
 }
 
 /// What an upstream says of a task, as the notification of the extension.
@@ -176,8 +182,11 @@ pub fn sealed(edge: &Edge, call: &Call, terminal: Terminal) -> (Terminal, Option
 pub fn remember(edge: &Edge, session: &Session, name: TaskName) {
     let view = edge.gateway.current.load().view(&session.consumer);
     let Some(route) = view.resolve(ListKind::Tools, &name.tool) else { return };
-    let what = Updated { upstream: route.upstream().clone(), uri: (&*name.native).into() };
-    session.began(what, name);
+    let home = &edge.gateway.subscriptions;
+    let native = Arc::from(&*name.native);
+    if let Some(watch) = home.watch(Subject::Task, route.upstream(), &native) {
+        session.began(watch, name);
+    }
 }
 
 fn seal(edge: &Edge, call: &Call, frame: &Frame) -> Option<(Frame, TaskName)> {
@@ -185,17 +194,21 @@ fn seal(edge: &Edge, call: &Call, frame: &Frame) -> Option<(Frame, TaskName)> {
         return None;
     }
     let outcome = frame.outcome();
-    let (place, native) = task::created_id(&outcome)?;
+    let (place, native) = task::created_id(&outcome, call.tasks == Tasks::Welcome)?;
     let params = call.frame.params()?;
-    let tool = Members::read(&params).ok()?.get_str("name")?.as_ref().into();
+    let tool: Box<str> = Members::read(&params).ok()?.get_str("name")?.as_ref().into();
     let consumer = (&*call.consumer.name).into();
-    let sealed = Sealed { tool, native: native.into(), consumer };
+    let view = edge.gateway.current.load().view(&call.consumer);
+    let upstream = (&**view.resolve(ListKind::Tools, &tool)?.upstream()).into();
+    let owner = call.owner.get().map(|owner| (&**owner).into());
+    let sealed = Sealed { upstream, tool, native: native.into(), consumer, owner };
     let plain = serde_json::to_vec(&sealed).expect("our own values serialise");
     let public = edge.sealer.seal(Purpose::Task, &plain);
     let at = frame.outcome_span()?.start;
     let mut s = Splice::new();
     let raw = serde_json::to_vec(&public).expect("a string serialises");
     s.replace(place.start + at..place.end + at, raw);
-    let name = TaskName { tool: sealed.tool, native: sealed.native, public: public.into() };
+    let Sealed { tool, native, owner, .. } = sealed;
+    let name = TaskName { tool, native, owner, public: public.into() };
     Some((Frame::scan(s.apply(frame.bytes())).ok()?, name))
 }

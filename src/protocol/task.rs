@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::form::strip_members;
-use super::meta::{Members, ObjectWriter};
+use super::meta::{Members, ObjectWriter, at};
 use super::splice::{Splice, range_of};
 
 /// The extension's name, a key of `capabilities.extensions`.
@@ -158,14 +158,16 @@ pub fn created(result: &Bytes, is_modern: bool) -> Option<Bytes> {
 }
 
 /// Where the task's id stands in the result of the call that made it, quotes included, and what
-/// it says. Either dialect.
-pub fn created_id(result: &[u8]) -> Option<(Range<usize>, String)> {
+/// it says: in the extension's words, or in those of 2025-11-25. In the latter a result may have a
+/// member `task` of its own, so it must be known that a task was asked for.
+pub fn created_id(result: &[u8], is_modern: bool) -> Option<(Range<usize>, String)> {
     let members = Members::read(result).ok()?;
     let id_in = |of: &Members<'_>| {
         let id = of.get_str("taskId")?.into_owned();
         Some((range_of(result, of.get("taskId")?.get().as_bytes()), id))
     };
-    if members.get("resultType").is_some_and(|t| t.get() == "\"task\"") {
+    if is_modern {
+        members.get("resultType").filter(|t| t.get() == "\"task\"")?;
         return id_in(&members);
     }
     id_in(&Members::read(members.get("task")?.get().as_bytes()).ok()?)
@@ -243,6 +245,13 @@ pub fn id_edit(raw: &[u8], id: &str) -> Option<(Range<usize>, Vec<u8>)> {
     Some((place, serde_json::to_vec(id).expect("a string serialises")))
 }
 
+/// The task that a message's params, or a result, belong to.
+pub fn related_id(raw: &[u8]) -> Option<String> {
+    memchr::memmem::find(raw, RELATED.as_bytes())?;
+    let id = at(raw, &["_meta", RELATED, "taskId"])?;
+    serde_json::from_str(id.get()).ok()
+}
+
 /// A message's params, or a result, with `to` as the task that they belong to, or with none.
 /// Shared if they name none.
 pub fn related(raw: &Bytes, to: Option<&str>) -> Bytes {
@@ -286,10 +295,11 @@ mod tests {
         assert_eq!((&*glance.id, glance.poll_ms, glance.is_over()), ("t\n1", Some(500), false));
         assert!(Glance::read(br#"{"taskId":"t","status":"resting"}"#).is_none());
         let made = format!(r#"{{"task":{old},"_meta":{{"a":1.0}}}}"#);
-        let (place, id) = created_id(made.as_bytes()).unwrap();
+        let (place, id) = created_id(made.as_bytes(), false).unwrap();
         assert_eq!((&made[place], &*id), (r#""t\n1""#, "t\n1"));
-        assert_eq!(created_id(new.as_bytes()).unwrap().1, "t\n1");
-        assert!(created_id(br#"{"content":[],"taskId":"x"}"#).is_none());
+        assert_eq!(created_id(new.as_bytes(), true).unwrap().1, "t\n1");
+        assert!(created_id(made.as_bytes(), true).is_none());
+        assert!(created_id(br#"{"content":[],"taskId":"x"}"#, true).is_none());
     }
 
     #[test]

@@ -52,6 +52,9 @@ pub struct Asking<'a> {
     pub guard: &'a Guard,
     /// Stands still meanwhile.
     pub deadline: &'a Deadline,
+    /// The task whose questions these are, if the call waits for one; its place then serves others
+    /// already.
+    pub task: Option<&'a str>,
 }
 
 impl Asking<'_> {
@@ -83,6 +86,9 @@ impl Asking<'_> {
                             token.cancel();
                         }
                     }
+                    // That of what is under way does not come here; late progress of a call that
+                    // is over is not this one's.
+                    Unasked::Notification(frame) if frame.method() == "notifications/progress" => {}
                     Unasked::Notification(frame) => {
                         if let Some(message) = inbound::notice(self.call, &link.upstream, &frame) {
                             self.notices.send(message);
@@ -124,6 +130,12 @@ impl Asking<'_> {
 
     async fn put(&self, link: &Link, frame: &Frame) -> Reply {
         let mut params = frame.params();
+        let of = params.as_ref().and_then(|raw| task::related_id(raw));
+        if of.is_some() && of.as_deref() != self.task {
+            // A task of another call, and perhaps of another caller: who waits for its result is
+            // asked (2025-11-25 basic/utilities/tasks, "input required").
+            return error(INTERNAL_ERROR, "this task is asked for with tasks/result");
+        }
         if let Some(raw) = &mut params
             && self.call.tasks != Tasks::Asked
         {
@@ -133,7 +145,7 @@ impl Asking<'_> {
             return error(code, text);
         }
         if let (Some(asides), Some(page)) = (&self.call.asides, &params) {
-            self.pages.shown(page, asides);
+            self.pages.shown(page, asides, link.owner.as_ref());
         }
         match self.ask(frame.method(), params).await {
             Some(reply) => reply,
@@ -144,7 +156,9 @@ impl Asking<'_> {
 
     // Meanwhile the call waits for a person and not for the upstream.
     async fn ask(&self, method: &str, params: Option<Bytes>) -> Option<Reply> {
-        let _aside = self.guard.asking(self.deadline);
+        // A call that waits for a task has lent its place already.
+        let _paused = self.task.is_some().then(|| self.deadline.pause());
+        let _aside = self.task.is_none().then(|| self.guard.asking(self.deadline));
         self.notices.ask(method, params).await
     }
 
@@ -211,7 +225,9 @@ impl Asking<'_> {
     /// When the caller does not visit them all, or the upstream wants it again and again.
     pub async fn show(&self, rounds: u32, pages: &[Bytes]) -> Result<(), Fault> {
         if rounds > ROUNDS_MAX || pages.len() > ROUND_MAX {
-            return Err(garbled("the upstream asks again and again"));
+            // It said each time that it did nothing.
+            let text = "the upstream wants pages visited again and again";
+            return Err(Fault::new(Reason::Garbled, Delivery::Refused, text));
         }
         let shown = pages.iter().map(|page| self.ask("elicitation/create", Some(page.clone())));
         let shown: FuturesUnordered<_> = shown.collect();

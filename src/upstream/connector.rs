@@ -9,10 +9,10 @@ use crate::config::secret::Scrubber;
 use crate::config::{EraChoice, HttpConfig, TransportConfig, UpstreamConfig, UrlTransport};
 use crate::failure::{Delivery, Fault, Reason};
 use crate::protocol::capability::Askable;
-use crate::protocol::message::Frame;
 
 use super::Site;
 use super::handshake::{Agreed, Handshake};
+use super::keeper::Note;
 use super::link::{Link, Wire};
 use super::transport::http::{HttpCounters, HttpWire};
 use super::transport::pipe::{Pipe, PipeCounters};
@@ -31,7 +31,7 @@ pub struct Connector {
     /// The ids of all its requests: none is used twice.
     pub ids: Arc<AtomicU64>,
     /// Where notifications go that belong to no call, wherever they came.
-    pub notes: mpsc::Sender<Frame>,
+    pub notes: mpsc::Sender<Note>,
     /// What went wrong with messages on a pipe.
     pub pipe: Arc<PipeCounters>,
     /// Bytes and strays of the HTTP wire.

@@ -98,7 +98,10 @@ pub async fn attempt(
             extra.members.extend(answers);
         } else if let Some(pages) = pages::to_show(call, &arrived.terminal) {
             rounds += 1;
+            let visits = upstream.pages.visits(&arrived.terminal, way.link().owner.as_ref());
             errand.asking.show(rounds, &pages).await?;
+            let _aside = errand.asking.guard.asking(errand.asking.deadline);
+            visits.await;
         } else if !extra.tasks && tasks::wants_tasks(call, &arrived) {
             extra.tasks = true;
         } else {
@@ -112,11 +115,17 @@ pub async fn attempt(
             .await
             .map_err(|fault| Fault { delivery: Delivery::Unknown, ..fault })?;
     }
-    let mut arrived = tasks::arrived(errand, &way, arrived).await?;
+    if let Some(owner) = &way.link().owner {
+        let _ = call.owner.set(owner.clone());
+    }
+    // Once there is a task, nothing that goes wrong with it proves that nothing was done.
+    let mut arrived = tasks::arrived(upstream, errand, &way, arrived, own > 0)
+        .await
+        .map_err(|fault| Fault { delivery: Delivery::Unknown, ..fault })?;
     if let Some(other) = pages::unshown(call, &arrived.terminal) {
         arrived.terminal = other;
     }
-    upstream.pages.wanted(call, &arrived.terminal);
+    upstream.pages.wanted(call, &arrived.terminal, way.link().owner.as_ref());
     Ok(Done { value: (arrived.terminal, arrived.tool_error), signal: arrived.signal })
 }
 
@@ -216,7 +225,7 @@ pub async fn carry(
             Some(message) => notices.send(message),
             // Changes are told on any stream; what finds no room is told again by the next one.
             None => {
-                let _ = upstream.connector.notes.try_send(frame);
+                upstream.heard(link, frame);
             }
         }
     };

@@ -36,7 +36,11 @@ const GATHER: Duration = Duration::from_millis(20);
 /// Hear of changes as long as the link lasts.
 pub async fn follow(link: Arc<Link>, ear: Ear) {
     if link.era() == Era::Modern {
-        return listen(link, ear).await;
+        // What tasks tell is asked for on its own: an upstream that refuses an id, perhaps of a
+        // task that it has forgotten, must not silence the rest.
+        let tasks = listen(link.clone(), ear.clone(), Subject::Task);
+        let _tasks = AbortOnDrop(tokio::spawn(tasks));
+        return listen(link, ear, Subject::Resource).await;
     }
     let wishes = subscriptions::follow(ear.subscriptions.clone(), link.clone());
     let _wishes = AbortOnDrop(tokio::spawn(wishes));
@@ -79,25 +83,23 @@ impl Hears {
 
 // 2026-07-28 basic/patterns/subscriptions. A request's wishes cannot change: other wishes are
 // another request, and the old one goes when the new one is acknowledged, so nothing falls between.
-async fn listen(link: Arc<Link>, ear: Ear) {
+async fn listen(link: Arc<Link>, ear: Ear, subject: Subject) {
     let mut changes = ear.subscriptions.changes();
     let mut current: Option<AbortOnDrop> = None;
-    let mut asked: [BTreeSet<Arc<str>>; 2] = Default::default();
+    let mut asked: BTreeSet<Arc<str>> = BTreeSet::new();
     let mut first = true;
     loop {
         changes.mark_unchanged();
-        let wanted = |subject, offered: bool| {
-            let wanted = offered.then(|| ear.subscriptions.wanted(subject, &link.upstream));
-            wanted.unwrap_or_default()
-        };
         let capabilities = link.agreed.capabilities.as_bytes();
-        let wishes = [
-            wanted(Subject::Resource, link.agreed.offers("resources.subscribe")),
-            wanted(Subject::Task, task::has_extension(capabilities, task::EXTENSION)),
-        ];
+        let offered = match subject {
+            Subject::Resource => link.agreed.offers("resources.subscribe"),
+            Subject::Task => task::has_extension(capabilities, task::EXTENSION),
+        };
+        let wishes = offered.then(|| ear.subscriptions.wanted(subject, &link.upstream));
+        let wishes = wishes.unwrap_or_default();
         if first || wishes != asked {
             first = false;
-            match filter(&link, &wishes) {
+            match filter(&link, subject, &wishes) {
                 Some(filter) => {
                     let acknowledged = Arc::new(Notify::new());
                     let late = Arc::new(AtomicBool::new(false));
@@ -122,22 +124,24 @@ async fn listen(link: Arc<Link>, ear: Ear) {
     drop(current);
 }
 
-fn filter(link: &Link, [uris, tasks]: &[BTreeSet<Arc<str>>; 2]) -> Option<Bytes> {
+fn filter(link: &Link, subject: Subject, wishes: &BTreeSet<Arc<str>>) -> Option<Bytes> {
     let mut filter = ObjectWriter::new();
     for (capability, key) in [
         ("tools.listChanged", "toolsListChanged"),
         ("prompts.listChanged", "promptsListChanged"),
         ("resources.listChanged", "resourcesListChanged"),
     ] {
-        if link.agreed.offers(capability) {
+        if subject == Subject::Resource && link.agreed.offers(capability) {
             filter.raw(key, b"true");
         }
     }
-    for (key, wishes) in [("resourceSubscriptions", uris), ("taskIds", tasks)] {
-        if !wishes.is_empty() {
-            let wishes: Vec<&str> = wishes.iter().map(|wish| &**wish).collect();
-            filter.value(key, &wishes);
-        }
+    if !wishes.is_empty() {
+        let key = match subject {
+            Subject::Resource => "resourceSubscriptions",
+            Subject::Task => "taskIds",
+        };
+        let wishes: Vec<&str> = wishes.iter().map(|wish| &**wish).collect();
+        filter.value(key, &wishes);
     }
     let filter = filter.finish();
     (filter != b"{}").then(|| filter.into())
@@ -165,7 +169,7 @@ async fn listening(
                     ear.missed();
                 }
             }
-            ear.note(&frame);
+            ear.note(&frame, None);
         };
         let end = link.exchange(id, "subscriptions/listen", None, message, &on_notice, None).await;
         gap = true;

@@ -4,8 +4,7 @@
 //! (`io.modelcontextprotocol/tasks`).
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +15,7 @@ use crate::protocol::error::{ErrorObject, INTERNAL_ERROR};
 use crate::protocol::message::{Frame, Kind, message, response};
 use crate::protocol::meta::{Members, ObjectWriter, cancelled_id};
 use crate::protocol::task;
+use crate::seal::random_name;
 
 use super::asking::ASKS_MAX;
 use super::errand::Way;
@@ -25,58 +25,71 @@ use super::transport::Unasked;
 /// Most tasks of one upstream whose questions are open: each holds a request there.
 const TASKS_MAX: usize = 64;
 
+/// And of one consumer.
+const TASKS_OF_ONE_MAX: usize = 16;
+
 /// How long a question that a task has may take to come once its stream is open.
 const COMING: Duration = Duration::from_millis(500);
 
 /// The tasks of one upstream that want to know something.
 #[derive(Default)]
 pub struct Inputs {
-    open: Mutex<HashMap<Box<str>, Arc<Waiting>>>,
-    keys: AtomicU64,
+    open: Mutex<HashMap<Key, Arc<Waiting>>>,
+}
+
+// The task in its conversation: another one may have a task of the same id.
+type Key = (usize, Box<str>);
+
+// Not used again while the conversation is held.
+fn key(link: &Arc<Link>, task: &str) -> Key {
+    (Arc::as_ptr(link) as usize, task.into())
 }
 
 /// What one task wants to know.
 struct Waiting {
     link: Arc<Link>,
+    consumer: Arc<str>,
     asked: Mutex<Vec<(String, Frame)>>,
     more: Notify,
 }
 
 impl Inputs {
     /// Whether somebody listens to this task's questions.
-    pub fn hears(&self, task: &str) -> bool {
-        self.open.lock().expect("no panic while held").contains_key(task)
+    pub fn hears(&self, link: &Arc<Link>, task: &str) -> bool {
+        self.open.lock().expect("no panic while held").contains_key(&key(link, task))
     }
 
     /// Listen to this task's questions over `way` until it has a result, or nobody answers.
     /// Too many at once: not at all.
-    pub fn hear(self: &Arc<Self>, task: &str, way: Way) {
+    pub fn hear(self: &Arc<Self>, task: &str, consumer: &Arc<str>, way: Way) {
         let mut open = self.open.lock().expect("no panic while held");
-        if open.len() >= TASKS_MAX || open.contains_key(task) {
+        let key = key(way.link(), task);
+        let of_one = open.values().filter(|waiting| waiting.consumer == *consumer).count();
+        if open.len() >= TASKS_MAX || of_one >= TASKS_OF_ONE_MAX || open.contains_key(&key) {
             return;
         }
+        // Who gives up waiting does not give up the task.
+        way.ended();
         let waiting = Arc::new(Waiting {
             link: way.link().clone(),
+            consumer: consumer.clone(),
             asked: Mutex::default(),
             more: Notify::new(),
         });
-        open.insert(task.into(), waiting.clone());
+        open.insert(key.clone(), waiting.clone());
         let (inputs, task) = (Arc::downgrade(self), Box::<str>::from(task));
         tokio::spawn(async move {
-            let heard = waiting.hear(&task, &way, &inputs);
-            let ended = tokio::time::timeout(ANSWER_TIME, heard).await.is_ok();
-            if ended {
-                way.ended();
-            }
+            let _ = tokio::time::timeout(ANSWER_TIME, waiting.hear(&task, &way)).await;
             if let Some(inputs) = inputs.upgrade() {
-                inputs.open.lock().expect("no panic while held").remove(&task);
+                inputs.open.lock().expect("no panic while held").remove(&key);
             }
         });
     }
 
     /// The raw `inputRequests` of a task, waited for a moment; `None` if there are none.
-    pub async fn requests(&self, task: &str) -> Option<Bytes> {
-        let waiting = self.open.lock().expect("no panic while held").get(task).cloned()?;
+    pub async fn requests(&self, link: &Arc<Link>, task: &str) -> Option<Bytes> {
+        let key = key(link, task);
+        let waiting = self.open.lock().expect("no panic while held").get(&key).cloned()?;
         let asked = async {
             loop {
                 let more = waiting.more.notified();
@@ -90,10 +103,13 @@ impl Inputs {
     }
 
     /// Hand on the answers in raw `inputResponses`. What nobody asked, or what was answered
-    /// before, is nothing.
-    pub async fn answer(&self, task: &str, responses: &[u8]) {
-        let waiting = self.open.lock().expect("no panic while held").get(task).cloned();
-        let (Some(waiting), Ok(responses)) = (waiting, Members::read(responses)) else { return };
+    /// before, is nothing. Whether anybody here listens to the task.
+    pub async fn answer(&self, link: &Arc<Link>, task: &str, responses: &[u8]) -> bool {
+        let key = key(link, task);
+        let waiting = self.open.lock().expect("no panic while held").get(&key).cloned();
+        let (Some(waiting), Ok(responses)) = (waiting, Members::read(responses)) else {
+            return false;
+        };
         let mut answers = Vec::new();
         waiting.asked.lock().expect("no panic while held").retain(|(key, question)| {
             let Some(raw) = responses.get(key) else { return true };
@@ -104,6 +120,7 @@ impl Inputs {
         for answer in answers {
             let _ = waiting.link.notify(answer).await;
         }
+        true
     }
 }
 
@@ -125,13 +142,12 @@ impl Waiting {
         Some(out.finish().into())
     }
 
-    async fn hear(&self, task: &str, way: &Way, inputs: &Weak<Inputs>) {
+    async fn hear(&self, task: &str, way: &Way) {
         let link = &self.link;
         let (asks, mut asked) = mpsc::channel::<Unasked>(ASKS_MAX);
         if let Some(hearing) = way.hearing() {
             hearing.begin(asks.clone());
         }
-        way.goes_on();
         let id = link.mint();
         let params = ObjectWriter::new().value("taskId", &task).finish();
         let request = message(Some(id.to_string().as_bytes()), "tasks/result", Some(&params));
@@ -143,7 +159,7 @@ impl Waiting {
                 said = asked.recv() => said,
             };
             match said {
-                Some(Unasked::Request(question)) => self.ask(question, inputs).await,
+                Some(Unasked::Request(question)) => self.ask(task, question).await,
                 Some(Unasked::Notification(frame))
                     if frame.method() == "notifications/cancelled" =>
                 {
@@ -156,7 +172,7 @@ impl Waiting {
         }
     }
 
-    async fn ask(&self, question: Frame, inputs: &Weak<Inputs>) {
+    async fn ask(&self, task: &str, question: Frame) {
         let id = question.id().unwrap_or_default();
         let refuse = |code, text| {
             let error = ErrorObject::new(code, text).to_raw();
@@ -167,8 +183,12 @@ impl Waiting {
             return;
         }
         let params = question.params();
+        let of = params.as_ref().and_then(|params| task::related_id(params));
         let refused = match self.link.askable.allows(question.method(), params.as_deref()) {
             Err((code, text)) => Some(refuse(code, text)),
+            Ok(()) if of.is_some_and(|of| of != task) => {
+                Some(refuse(INTERNAL_ERROR, "this task is asked for with tasks/result"))
+            }
             Ok(()) if self.asked.lock().expect("no panic while held").len() >= ASKS_MAX => {
                 Some(refuse(INTERNAL_ERROR, "too many questions at once"))
             }
@@ -178,9 +198,8 @@ impl Waiting {
             let _ = self.link.notify(refused).await;
             return;
         }
-        // Never the same twice while the task lives, whoever hears it.
-        let Some(inputs) = inputs.upgrade() else { return };
-        let key = format!("q{}", inputs.keys.fetch_add(1, Ordering::Relaxed));
+        // Never the same twice while the task lives, whichever gateway hears it.
+        let key = random_name().into_string();
         self.asked.lock().expect("no panic while held").push((key, question));
         self.more.notify_waiters();
     }

@@ -80,7 +80,7 @@ pub struct Keeper {
     pub(super) name: Arc<str>,
     pub(super) connector: Arc<Connector>,
     // What calls and other conversations heard that is for all.
-    pub(super) notes: mpsc::Receiver<Frame>,
+    pub(super) notes: mpsc::Receiver<Note>,
     pub(super) events: Events,
     pub(super) condition: watch::Sender<Condition>,
     pub(super) stop: CancellationToken,
@@ -272,8 +272,8 @@ impl Keeper {
             let due = sooner.map_or(last + config.refresh, |at| at.min(last + config.refresh));
             tokio::select! {
                 fault = ended(link) => return Ended::Lost(fault),
-                Some(frame) = self.notes.recv() => {
-                    ear.note(&frame);
+                Some(note) = self.notes.recv() => {
+                    ear.note(&note.frame, note.owner.as_deref());
                     continue;
                 }
                 told = reload.recv() => {
@@ -335,7 +335,7 @@ impl Keeper {
                     return loaded;
                 }
                 fault = ended(link) => return Err(fault),
-                Some(frame) = self.notes.recv() => ear.note(&frame),
+                Some(note) = self.notes.recv() => ear.note(&note.frame, note.owner.as_deref()),
             }
         }
     }
@@ -441,6 +441,14 @@ pub(super) async fn ended(link: &Link) -> Fault {
     }
 }
 
+/// What an upstream told of outside the keeper's own conversation.
+pub struct Note {
+    /// The notification.
+    pub frame: Frame,
+    /// Whose conversation that was, if it is not everybody's.
+    pub owner: Option<Arc<str>>,
+}
+
 /// Where changes go that an upstream tells of.
 #[derive(Clone)]
 pub(super) struct Ear {
@@ -491,13 +499,14 @@ impl Ear {
         }
     }
 
-    pub fn note(&self, frame: &Frame) {
+    /// `owner`: whose conversation it was heard in, if that is not everybody's.
+    pub fn note(&self, frame: &Frame, owner: Option<&str>) {
         if !is_change(frame.method()) {
             return;
         }
         if frame.method() == PAGE_VISITED {
-            if let Some(owner) = self.owner.upgrade() {
-                owner.pages.visited(frame);
+            if let Some(upstream) = self.owner.upgrade() {
+                upstream.pages.visited(frame, owner);
             }
             return;
         }
@@ -506,7 +515,8 @@ impl Ear {
             let Some(said) = frame.params() else { return };
             let Some(task) = task::id_of(&said).map(Into::into) else { return };
             let upstream = self.upstream.clone();
-            return self.subscriptions.tell_task(TaskNews { upstream, task, said, form });
+            let owner = owner.map(Into::into);
+            return self.subscriptions.tell_task(TaskNews { upstream, owner, task, said, form });
         }
         if frame.method() != "notifications/resources/updated" {
             let _ = self.reload.try_send(());
@@ -528,7 +538,7 @@ pub(super) async fn heard(link: &Link, message: Unasked, ear: &Ear) {
             tracing::debug!(upstream = %link.upstream, method = frame.method(), "the upstream asks");
             refuse(link, &frame).await;
         }
-        Unasked::Notification(frame) => ear.note(&frame),
+        Unasked::Notification(frame) => ear.note(&frame, link.owner.as_deref()),
     }
 }
 

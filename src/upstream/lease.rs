@@ -23,7 +23,7 @@ use crate::protocol::task::{TaskSupport, Tasks};
 use super::asking::Asking;
 use super::connector::Connector;
 use super::events;
-use super::keeper::{AbortOnDrop, ended, is_change, refuse};
+use super::keeper::{AbortOnDrop, Note, ended, is_change, refuse};
 use super::link::{Link, Wire};
 use super::transport::Unasked;
 
@@ -200,7 +200,7 @@ impl Leases {
             *live = None;
             let connected = connector.connect(config, EraChoice::Legacy, call.askable).await;
             // It is the making of a conversation that failed: the call was not sent.
-            let (link, unasked) =
+            let (mut link, unasked) =
                 connected.map_err(|fault| Fault { delivery: Delivery::NotSent, ..fault })?;
             if link.wire.is_pipe() != exclusive {
                 // The upstream was found to speak otherwise while we waited.
@@ -208,6 +208,7 @@ impl Leases {
                 let text = "it was not called: how the upstream is reached has just changed";
                 return Err(Fault::new(Reason::ConnectionLost, Delivery::NotSent, text));
             }
+            link.owner = Some(format!("{}/{}", key.owner, key.askable.bits()).into());
             *live = Some(Live::new(link, unasked, connector.notes.clone(), client));
         }
         let live = live.as_ref().expect("made above");
@@ -356,7 +357,7 @@ impl Live {
     fn new(
         link: Link,
         mut unasked: mpsc::Receiver<Unasked>,
-        notes: mpsc::Sender<Frame>,
+        notes: mpsc::Sender<Note>,
         client: Weak<Asides>,
     ) -> Live {
         let (link, hearing) = (Arc::new(link), Arc::<Hearing>::default());
@@ -405,7 +406,8 @@ impl Live {
                             aside(&link, frame, &client, &places).await;
                         }
                         Some(Unasked::Notification(frame)) => {
-                            let _ = notes.try_send(frame);
+                            let owner = link.owner.clone();
+                            let _ = notes.try_send(Note { frame, owner });
                         }
                         None => {}
                     }

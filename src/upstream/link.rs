@@ -71,6 +71,8 @@ pub struct Link {
     pub agreed: Agreement,
     /// What the upstream may ask on it; nothing on a shared one.
     pub askable: Askable,
+    /// Whose it is, if it is not everybody's: a consumer or a session, and what can be asked.
+    pub owner: Option<Arc<str>>,
     ids: Arc<AtomicU64>,
     unasked: mpsc::Sender<Unasked>,
     lost: CancellationToken,
@@ -125,6 +127,7 @@ impl Link {
             wire,
             agreed,
             askable,
+            owner: None,
             ids,
             unasked,
             lost: CancellationToken::new(),

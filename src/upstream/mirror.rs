@@ -17,6 +17,7 @@ use crate::protocol::revision::Era;
 
 use super::Upstream;
 use super::errand::Errand;
+use super::keeper::Note;
 use super::link::{Answered, Link, Wire};
 
 /// One header of a request.
@@ -87,7 +88,7 @@ pub async fn remade(
     let told = message(None, "notifications/tools/list_changed", None);
     let told = Frame::scan(told).expect("a message of our own");
     // Without room the lists are about to be fetched anyway.
-    let _ = upstream.connector.notes.try_send(told);
+    let _ = upstream.connector.notes.try_send(Note { frame: told, owner: None });
     let patience = RELIST_TIME.min(errand.asking.deadline.remaining() / 2);
     tokio::time::timeout(patience, lists.changed()).await.ok()?.ok()?;
     other(&lists.borrow_and_update())

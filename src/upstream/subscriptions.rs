@@ -22,6 +22,8 @@ const WATCHED_MAX: usize = 10_000;
 const UPDATES_MAX: usize = 1024;
 /// The same for what tasks tell, which may carry a result. What is missed is had by asking.
 const NEWS_MAX: usize = 64;
+/// Longest of them: a few hundred bytes and, with luck, the result.
+const NEWS_BYTES_MAX: usize = 64 << 10;
 /// Wishes that change within this time are told to the upstream together.
 const GATHER: Duration = Duration::from_millis(20);
 /// How long an upstream may take to answer a subscription; the next ones wait for it.
@@ -53,6 +55,8 @@ pub struct Updated {
 pub struct TaskNews {
     /// Whose it is.
     pub upstream: Arc<str>,
+    /// Whose conversation it was told in, if that is not everybody's.
+    pub owner: Option<Arc<str>>,
     /// Its id there.
     pub task: Arc<str>,
     /// The raw task, as the upstream says it.
@@ -160,8 +164,15 @@ impl Subscriptions {
         self.news.subscribe()
     }
 
-    /// An upstream told how a task is.
+    /// An upstream told how a task is. What nobody wishes to hear, or is long, is had by asking.
     pub fn tell_task(&self, news: TaskNews) {
+        let wanted = self.lock();
+        let of = wanted.get(&(Subject::Task, news.upstream.clone()));
+        let wished = of.is_some_and(|tasks| tasks.contains_key(&news.task));
+        drop(wanted);
+        if !wished || news.said.len() > NEWS_BYTES_MAX {
+            return;
+        }
         let _ = self.news.send(news);
     }
 

@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::call::{Call, Form, Terminal};
 use crate::failure::{Delivery, Fault, Reason};
-use crate::guard::{Done, Signal};
+use crate::guard::{Deadline, Done, Lent, Signal};
 use crate::protocol::error::{
     ErrorObject, INTERNAL_ERROR, INVALID_PARAMS, MISSING_CLIENT_CAPABILITY,
 };
@@ -25,10 +26,10 @@ use crate::protocol::splice::Splice;
 use crate::protocol::task::{self, Glance, Status, TaskSupport, Tasks};
 
 use super::Upstream;
-use super::asking::ASKS_MAX;
+use super::asking::{ASKS_MAX, Asking};
 use super::errand::{self, Errand, Extra, Way};
 use super::inbound::{self, Arrived};
-use super::link::Link;
+use super::link::{Link, Unanswered};
 use super::outbound;
 use super::transport::Unasked;
 
@@ -82,11 +83,18 @@ pub fn wants_tasks(call: &Call, arrived: &Arrived) -> bool {
 ///
 /// # Errors
 /// When a task that is followed has no result.
-pub async fn arrived(errand: &Errand<'_>, way: &Way, arrived: Arrived) -> Result<Arrived, Fault> {
+pub async fn arrived(
+    upstream: &Upstream,
+    errand: &Errand<'_>,
+    way: &Way,
+    arrived: Arrived,
+    asked: bool,
+) -> Result<Arrived, Fault> {
     let call = errand.asking.call;
-    let Some(created) = created(call, way.link(), &arrived.terminal)? else { return Ok(arrived) };
+    let created = created(call, way.link(), &arrived.terminal, asked)?;
+    let Some(created) = created else { return Ok(arrived) };
     match (call.tasks, way.link().era()) {
-        (Tasks::None, _) => follow(errand, way, created).await,
+        (Tasks::None, _) => follow(upstream, errand, way, created).await,
         (Tasks::Welcome, Era::Legacy) => {
             let Terminal::Answer(frame, _) = &arrived.terminal else { return Ok(arrived) };
             let said = task::created_in_extension(&frame.outcome()).ok_or_else(unreadable)?;
@@ -96,16 +104,24 @@ pub async fn arrived(errand: &Errand<'_>, way: &Way, arrived: Arrived) -> Result
     }
 }
 
-fn created(call: &Call, link: &Link, terminal: &Terminal) -> Result<Option<Glance>, Fault> {
+// `asked`: for a task, by us.
+fn created(
+    call: &Call,
+    link: &Link,
+    terminal: &Terminal,
+    asked: bool,
+) -> Result<Option<Glance>, Fault> {
     let Terminal::Answer(frame, _) = terminal else { return Ok(None) };
     if call.method.name != "tools/call" || frame.kind() != Kind::Result {
         return Ok(None);
     }
     let outcome = frame.outcome();
-    if task::created_id(&outcome).is_none() {
+    let is_modern = link.era() == Era::Modern;
+    let may_be = is_modern || asked || call.tasks == Tasks::Asked;
+    if !may_be || task::created_id(&outcome, is_modern).is_none() {
         return Ok(None);
     }
-    let task = task::created(&outcome, link.era() == Era::Modern).ok_or_else(unreadable)?;
+    let task = task::created(&outcome, is_modern).ok_or_else(unreadable)?;
     Glance::read(&task).map(Some).ok_or_else(unreadable)
 }
 
@@ -138,42 +154,83 @@ impl Drop for Followed {
     }
 }
 
+/// A call that waits for a task: nothing of its own is under way meanwhile, so its place serves
+/// others, and the upstream is not slow.
+struct Waits<'a> {
+    _lent: Lent<'a>,
+    deadline: &'a Deadline,
+    began: Instant,
+    rested: Duration,
+}
+
+impl<'a> Waits<'a> {
+    fn new(asking: &Asking<'a>) -> Waits<'a> {
+        let deadline = asking.deadline;
+        let rested = deadline.rested();
+        Waits { _lent: asking.guard.lend(), deadline, began: Instant::now(), rested }
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        // Time in which the caller was asked counts already.
+        let asked = self.deadline.rested().saturating_sub(self.rested);
+        self.deadline.set_aside(self.began.elapsed().saturating_sub(asked));
+    }
+}
+
+/// Questions in the life of one task that is followed: more is an upstream that goes in a circle.
+const QUESTIONS_MAX: usize = 64;
+
 // A task's whole life, for a caller that waits for the result.
-async fn follow(errand: &Errand<'_>, way: &Way, mut task: Glance) -> Result<Arrived, Fault> {
+async fn follow(
+    upstream: &Upstream,
+    errand: &Errand<'_>,
+    way: &Way,
+    mut task: Glance,
+) -> Result<Arrived, Fault> {
     let link = way.link();
     way.goes_on();
-    let named = |more: Option<(&str, &[u8])>| {
+    let id = task.id.clone();
+    let asking = Asking { task: Some(&id), ..errand.asking };
+    let deadline = asking.deadline;
+    let _waits = Waits::new(&asking);
+    let meta = outbound::meta_of_task(asking.call);
+    let params = |more: Option<(&str, &[u8])>| {
         let mut params = ObjectWriter::new();
-        params.value("taskId", &task.id);
+        params.value("taskId", &id);
         if let Some((key, raw)) = more {
             params.raw(key, raw);
         }
         if link.era() == Era::Modern {
-            let meta = outbound::meta_of_task(errand.asking.call);
             params.raw("_meta", &meta);
         }
         Bytes::from(params.finish())
     };
-    let id = task.id.clone();
-    let mut followed = Followed { link: link.clone(), id: id.clone(), cancel: Some(named(None)) };
-    let get = named(None);
+    let get = params(None);
+    let mut followed = Followed { link: link.clone(), id: id.clone(), cancel: Some(get.clone()) };
     // A task may go on naming a question for a moment after it was answered.
     let mut answered = HashSet::new();
     let arrived = loop {
         match task.status {
-            Status::Working => tokio::time::sleep(pause(&task)).await,
+            Status::Working => tokio::time::sleep(pause(&task, deadline)).await,
             _ if link.era() == Era::Legacy => {
-                break result(errand, way, &id).await?;
+                break result(upstream, errand, &asking, way, &id).await?;
             }
-            Status::InputRequired => tokio::time::sleep(POLL_MIN).await,
-            // A moment ago it was not over; then its last words are fetched once more.
+            Status::InputRequired if !answered.is_empty() => {
+                tokio::time::sleep(pause(&task, deadline)).await;
+            }
+            // Its questions, or its last words, are fetched.
             _ => {}
         }
         let frame = one(link, "tasks/get", Some(&id), get.clone()).await?;
-        errand.asking.deadline.extend();
         if frame.kind() == Kind::Error {
-            break plain(Terminal::Answer(frame, Form::Canonical));
+            let text = "the upstream does not say any more how the task is that the call became";
+            let code = frame.error_code().unwrap_or(0);
+            return Err(Fault::new(Reason::Garbled, Delivery::Unknown, text)
+                .because(format_args!("code {code}")));
         }
+        deadline.extend();
         let outcome = frame.outcome();
         task = Glance::read(&outcome).ok_or_else(unreadable)?;
         if link.era() == Era::Legacy {
@@ -194,15 +251,20 @@ async fn follow(errand: &Errand<'_>, way: &Way, mut task: Glance) -> Result<Arri
                         new.raw(key, question.get().as_bytes());
                     }
                 }
+                if answered.len() > QUESTIONS_MAX {
+                    let text = "the upstream's task asks again and again";
+                    return Err(Fault::new(Reason::Garbled, Delivery::Unknown, text));
+                }
                 if !any {
                     continue;
                 }
-                let answers = errand.asking.answers(&new.finish()).await?;
-                let mut params = ObjectWriter::new();
-                params.value("taskId", &id).raw("inputResponses", &answers);
-                params.raw("_meta", &outbound::meta_of_task(errand.asking.call));
-                let params = params.finish().into();
-                one(link, "tasks/update", Some(&id), params).await?;
+                let answers = asking.answers(&new.finish()).await?;
+                let update = params(Some(("inputResponses", &answers)));
+                let taken = one(link, "tasks/update", Some(&id), update).await?;
+                if taken.kind() == Kind::Error {
+                    let text = "the upstream's task does not take the answers that it asked for";
+                    return Err(Fault::new(Reason::Garbled, Delivery::Unknown, text));
+                }
             }
             Status::Completed => {
                 let result = part("result").ok_or_else(unreadable)?;
@@ -239,8 +301,11 @@ fn plain(terminal: Terminal) -> Arrived {
     Arrived { terminal, tool_error: false, asks: false, signal: Signal::Fine }
 }
 
-fn pause(task: &Glance) -> Duration {
-    task.poll_ms.map_or(POLL, Duration::from_millis).clamp(POLL_MIN, POLL_MAX)
+// As long as the task wishes, within bounds; but what shows that the upstream is alive must come
+// before the call gives up.
+fn pause(task: &Glance, deadline: &Deadline) -> Duration {
+    let own = task.poll_ms.map_or(POLL, Duration::from_millis).clamp(POLL_MIN, POLL_MAX);
+    own.min(deadline.remaining() / 3).max(POLL_MIN)
 }
 
 // One small request about a task.
@@ -253,12 +318,25 @@ async fn one(
     let id = link.mint();
     let message = message(Some(id.to_string().as_bytes()), method, Some(&params));
     let answered = link.exchange(id, method, name, message, &|_| {}, None).await;
-    answered.map(|answered| answered.frame).map_err(|unanswered| unanswered.fault)
+    answered.map(|answered| answered.frame).map_err(|unanswered| lost(link, unanswered))
+}
+
+// 2025-11-25 basic/transports, "session management".
+fn lost(link: &Link, unanswered: Unanswered) -> Fault {
+    if unanswered.status == Some(404) && link.agreed.session.is_some() {
+        link.lost();
+    }
+    unanswered.fault
 }
 
 // `tasks/result` waits until there is one, and the questions of the task come on its stream.
-async fn result(errand: &Errand<'_>, way: &Way, native: &str) -> Result<Arrived, Fault> {
-    let asking = errand.asking;
+async fn result(
+    upstream: &Upstream,
+    errand: &Errand<'_>,
+    asking: &Asking<'_>,
+    way: &Way,
+    native: &str,
+) -> Result<Arrived, Fault> {
     let link = way.link();
     let id = link.mint();
     let params = ObjectWriter::new().value("taskId", &native).finish();
@@ -269,15 +347,17 @@ async fn result(errand: &Errand<'_>, way: &Way, native: &str) -> Result<Arrived,
     }
     let on_notice = |frame: Frame| {
         asking.deadline.extend();
-        if let Some(message) = inbound::notice(asking.call, &link.upstream, &frame) {
-            asking.notices.send(message);
+        match inbound::notice(asking.call, &link.upstream, &frame) {
+            Some(message) => asking.notices.send(message),
+            None => upstream.heard(link, frame),
         }
     };
     let get: Bytes = ObjectWriter::new().value("taskId", &native).finish().into();
     let alive = async {
         // As long as the upstream knows the task and works at it, it is not slow.
         loop {
-            tokio::time::sleep(POLL_MAX).await;
+            let pause = POLL_MAX.min(asking.deadline.remaining() / 3).max(POLL_MIN);
+            tokio::time::sleep(pause).await;
             if let Ok(frame) = one(link, "tasks/get", None, get.clone()).await
                 && frame.kind() == Kind::Result
             {
@@ -291,7 +371,7 @@ async fn result(errand: &Errand<'_>, way: &Way, native: &str) -> Result<Arrived,
         () = asking.serve(link, asked) => unreachable!("it ends with the call"),
         () = alive => unreachable!("it ends with the call"),
     };
-    let mut frame = answered.map_err(|unanswered| unanswered.fault)?.frame;
+    let mut frame = answered.map_err(|unanswered| lost(link, unanswered))?.frame;
     if asking.call.task.is_none() {
         // A caller that knows of no task need not hear of one.
         let said = task::related(&frame.outcome(), None);
@@ -321,12 +401,17 @@ pub async fn attempt(
             let params = call.frame.params().unwrap_or_default();
             let answers = Members::read(&params).ok().and_then(|m| m.get("inputResponses"));
             let answers = answers.map_or("{}", |answers| answers.get());
-            upstream.inputs.answer(&task.native, answers.as_bytes()).await;
-            Ok(plain(done()?))
+            let heard = upstream.inputs.answer(way.link(), &task.native, answers.as_bytes()).await;
+            let text =
+                "no question of this task is open here: get the task, and answer what it asks";
+            Ok(plain(if heard { done()? } else { refused(INVALID_PARAMS, text)? }))
         }
         (Era::Legacy, Form::Plain, "tasks/result") => {
-            way.goes_on();
-            result(errand, &way, &task.native).await
+            // Who gives up waiting does not give up the task; what that asks then is refused.
+            way.ended();
+            let asking = Asking { task: Some(&task.native), ..errand.asking };
+            let _waits = Waits::new(&asking);
+            result(upstream, errand, &asking, &way, &task.native).await
         }
         // It was made when the upstream spoke the other dialect.
         (Era::Modern, Form::Plain, _) => Ok(plain(refused(INVALID_PARAMS, "Unknown task")?)),
@@ -378,13 +463,14 @@ async fn old_get(
         }
     }
     if glance.status == Status::InputRequired {
-        if !upstream.inputs.hears(native) {
+        if !upstream.inputs.hears(link, native) {
             let turn = tokio::time::timeout(TURN_TIME, errand::way(upstream, errand, true)).await;
             if let Ok(turn) = turn {
-                upstream.inputs.hear(native, turn?);
+                let consumer = &errand.asking.call.consumer.name;
+                upstream.inputs.hear(native, consumer, turn?);
             }
         }
-        match upstream.inputs.requests(native).await {
+        match upstream.inputs.requests(link, native).await {
             Some(requests) => came = Some(("inputRequests", requests)),
             // There is nothing to answer yet.
             None => status = Some("working"),

@@ -15,6 +15,7 @@ mod pages;
 mod research;
 mod resume;
 mod roots;
+mod same_ids;
 mod sessions;
 mod subscriptions;
 mod task_news;

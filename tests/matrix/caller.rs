@@ -55,7 +55,7 @@ impl Ask {
     }
 }
 
-/// What is answered to a question, by its method and params: the raw result.
+/// What is answered to a question, by its method and params: the raw result; nothing if empty.
 pub type Answer<'a> = &'a (dyn Fn(&str, &Message) -> String + Send + Sync);
 
 /// A client of one revision.
@@ -121,7 +121,9 @@ impl Caller {
         let mut inner: Vec<String> = Vec::new();
         if self.at.is_modern() {
             inner.push(format!(r#""{}":"2026-07-28""#, meta("protocolVersion")));
-            inner.push(format!(r#""{}":{CAPABILITIES}"#, meta("clientCapabilities")));
+            if !ask.meta.contains(&meta("clientCapabilities")) {
+                inner.push(format!(r#""{}":{CAPABILITIES}"#, meta("clientCapabilities")));
+            }
         }
         if !ask.meta.is_empty() {
             inner.push(ask.meta.clone());
@@ -165,8 +167,9 @@ impl Caller {
                 if message.is_request() {
                     let params = Message(message.raw(&["params"]).unwrap_or("{}".into()));
                     let result = answer(&message.method(), &params);
-                    let id = message.id().unwrap();
-                    self.way.tell(crate::text::response(&id, "result", &result)).await;
+                    if !result.is_empty() {
+                        self.reply(&message, &result).await;
+                    }
                 }
                 all.push(message);
             };
@@ -230,6 +233,18 @@ impl Caller {
     /// The listen request's id.
     pub fn listening(&self) -> Option<String> {
         self.listening.get().map(|(id, _)| id.clone())
+    }
+
+    /// Say something that is no request.
+    #[allow(dead_code, reason = "not every test that shares the callers tells something")]
+    pub async fn tell(&self, message: String) {
+        self.way.tell(message).await;
+    }
+
+    /// Answer a question.
+    pub async fn reply(&self, question: &Message, result: &str) {
+        let id = question.id().unwrap();
+        self.way.tell(crate::text::response(&id, "result", result)).await;
     }
 
     /// Take a request back, as this revision does over this carrier.

@@ -164,6 +164,7 @@ async fn modern(peer: &Arc<Peer>, request: Request<Incoming>) -> Response<Body> 
     let name = match method.as_str() {
         "tools/call" | "prompts/get" => message.text(&["params", "name"]),
         "resources/read" => message.text(&["params", "uri"]),
+        method if method.starts_with("tasks/") => message.text(&["params", "taskId"]),
         _ => None,
     };
     let expected = [Some("2026-07-28".to_owned()), Some(method), name];

@@ -96,7 +96,7 @@ async fn connect(at: Endpoint, weir: &Weir, sections: &str) -> Caller {
         std::fs::write(&config, format!("[gateway]\n{own}\n{GATEWAY}\n{admin}\n{sections}"))
             .unwrap();
     }
-    Caller::connect(at, &Place { url: weir.url.clone(), config }).await
+    Caller::connect(at, &Place { url: weir.url.clone(), config, key: None }).await
 }
 
 // Whether a caller watches the resource that only some watch.

@@ -85,7 +85,7 @@ const LETTERS: &str = "
 ";
 
 async fn callers_row(at: Endpoint, weir: &Weir, servers: &[Server]) -> (String, Vec<Marks>) {
-    let place = Place { url: weir.url.clone(), config: std::path::PathBuf::new() };
+    let place = Place { url: weir.url.clone(), config: std::path::PathBuf::new(), key: None };
     let caller = Caller::connect_calm(at, &place).await;
     let mut marks = Vec::new();
     for server in servers {

@@ -31,6 +31,8 @@ pub struct Place {
     pub url: String,
     /// A configuration for one over standard input and output.
     pub config: std::path::PathBuf,
+    /// Who the caller is there. Over standard input and output it goes to the endpoint then.
+    pub key: Option<String>,
 }
 
 type Heard = Arc<watch::Sender<Vec<Message>>>;
@@ -71,7 +73,7 @@ pub enum Way {
 impl Way {
     pub async fn open(at: Endpoint, place: &Place, heard: Heard) -> Way {
         if at.carrier == Carrier::Http {
-            return Way::Http(Http::new(at, &place.url));
+            return Way::Http(Http::new(at, place));
         }
         Way::Pipe(Pipe::open(at, place, heard).await)
     }
@@ -114,17 +116,19 @@ pub struct Http {
     at: Endpoint,
     client: Client<HttpConnector, Full<Bytes>>,
     url: String,
+    key: Option<String>,
     session: Arc<Mutex<Option<String>>>,
     agreed: Option<Revision>,
     streams: Mutex<Vec<Ending>>,
 }
 
 impl Http {
-    fn new(at: Endpoint, url: &str) -> Http {
+    fn new(at: Endpoint, place: &Place) -> Http {
         Http {
             at,
             client: Client::builder(TokioExecutor::new()).build_http(),
-            url: url.to_owned(),
+            url: place.url.clone(),
+            key: place.key.clone(),
             session: Arc::default(),
             agreed: None,
             streams: Mutex::default(),
@@ -146,6 +150,9 @@ impl Http {
                     request = request.header("mcp-name", name);
                 }
             }
+        }
+        if let Some(key) = &self.key {
+            request = request.header("x-api-key", key);
         }
         if let Some(agreed) = self.agreed {
             request = request.header("mcp-protocol-version", agreed.as_str());
@@ -260,9 +267,14 @@ impl Pipe {
         let mut child = None;
         let carrying = match at.carrier {
             Carrier::Stdio => {
-                let mut started = tokio::process::Command::new(env!("CARGO_BIN_EXE_weir"))
-                    .args(["stdio", "--config"])
-                    .arg(&place.config)
+                let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_weir"));
+                match &place.key {
+                    Some(key) => {
+                        command.args(["stdio", "--connect", &place.url]).env("WEIR_TOKEN", key)
+                    }
+                    None => command.args(["stdio", "--config"]).arg(&place.config),
+                };
+                let mut started = command
                     .stdin(Stdio::piped())
                     .stdout(Stdio::piped())
                     .stderr(Stdio::null())
@@ -279,6 +291,9 @@ impl Pipe {
                 let stream = TcpStream::connect(address).await.unwrap();
                 let mut request = format!("ws://{address}/mcp").into_client_request().unwrap();
                 request.headers_mut().insert("sec-websocket-protocol", "mcp".parse().unwrap());
+                if let Some(key) = &place.key {
+                    request.headers_mut().insert("x-api-key", key.parse().unwrap());
+                }
                 let (socket, _) = tokio_tungstenite::client_async(request, stream).await.unwrap();
                 tokio::spawn(over_socket(socket, said, tx))
             }
