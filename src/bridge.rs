@@ -17,6 +17,7 @@ mod headers;
 mod listen;
 mod questions;
 mod session;
+mod unasked;
 mod words;
 
 use std::net::IpAddr;
@@ -26,7 +27,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -56,7 +59,7 @@ const IN_ORDER_MAX: usize = 1024;
 const POSTS_MAX: usize = 64;
 /// How long calls under way may take once the host says no more.
 const END_TIME: Duration = Duration::from_secs(20);
-/// How long what is left then may take: answers that the host has not read, the session's end.
+/// How long what is left then may take: above all last words that the host does not read.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// How long the last answers may take to be read.
 const LAST_BYTES: Duration = Duration::from_secs(1);
@@ -97,6 +100,10 @@ struct Bridge {
     patience: Duration,
     // The last attempt failed, and the log says so.
     away: AtomicBool,
+    // The host's line is full and messages to it are dropped; the log says so.
+    deaf: AtomicBool,
+    // The same of what waits behind the host's handshake.
+    jammed: AtomicBool,
     // The host says no more: nothing waits for a gateway that is away.
     ending: CancellationToken,
     // The time for the last calls is over.
@@ -152,6 +159,8 @@ pub async fn run(
         home: session::Home::default(),
         patience: options.patience,
         away: AtomicBool::new(false),
+        deaf: AtomicBool::new(false),
+        jammed: AtomicBool::new(false),
         ending: CancellationToken::new(),
         cut: CancellationToken::new(),
         tasks: TaskTracker::new(),
@@ -159,7 +168,7 @@ pub async fn run(
     });
     let (ordered, in_order) = mpsc::channel(IN_ORDER_MAX);
     bridge.spawn(bridge.clone().attend());
-    let orderly = tokio::spawn(bridge.clone().orderly(in_order));
+    let mut orderly = tokio::spawn(bridge.clone().orderly(in_order));
     tokio::select! {
         () = bridge.read(input, &ordered) => {}
         () = stop => {}
@@ -169,14 +178,17 @@ pub async fn run(
     drop(ordered);
     bridge.finish().await;
     bridge.tasks.close();
-    let rest = async {
-        let _ = orderly.await;
-        bridge.tasks.wait().await;
-        bridge.close().await;
-    };
     // Neither a host that does not read nor a gateway that does not answer keeps a program alive
     // that was told to end.
-    let _ = tokio::time::timeout(FAREWELL, rest).await;
+    let rest = async {
+        let _ = (&mut orderly).await;
+        bridge.tasks.wait().await;
+    };
+    if tokio::time::timeout(FAREWELL, rest).await.is_err() {
+        tracing::warn!("the bridge ends before all is said: somebody does not read or answer");
+        orderly.abort();
+    }
+    bridge.close().await;
     drop(bridge);
     let _ = tokio::time::timeout(LAST_BYTES, writer).await;
     Ok(())
@@ -253,11 +265,22 @@ impl Bridge {
                 Ordered::Response(frame.with_id(&raw))
             }
         };
-        if let Err(mpsc::error::TrySendError::Full(message)) = ordered.try_send(message)
-            && let Ordered::Request(_, place) = message
-        {
-            let text = "too many messages wait for the gateway";
-            self.say(Refused::new(Reason::Overloaded, text).message(&place.id)).await;
+        // Waiting here would hold up the host's cancellations too.
+        match ordered.try_send(message) {
+            Err(TrySendError::Full(Ordered::Request(_, place))) => {
+                let text = "too many messages wait for the gateway";
+                self.say(Refused::new(Reason::Overloaded, text).message(&place.id)).await;
+            }
+            Err(TrySendError::Full(_)) => {
+                if !self.jammed.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        "too many messages wait for the gateway: the host's answers and \
+                         notifications are dropped"
+                    );
+                }
+            }
+            Err(TrySendError::Closed(_)) => {}
+            Ok(()) => self.jammed.store(false, Ordering::Relaxed),
         }
     }
 
@@ -299,8 +322,8 @@ impl Bridge {
     async fn finish(&self) {
         self.ending.cancel();
         self.jobs.cancel_endless();
-        let end = tokio::time::Instant::now() + END_TIME;
-        while !self.jobs.is_empty() && tokio::time::Instant::now() < end && !self.out.is_closed() {
+        let end = Instant::now() + END_TIME;
+        while !self.jobs.is_empty() && Instant::now() < end && !self.out.is_closed() {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
         self.cut.cancel();
@@ -316,8 +339,15 @@ impl Bridge {
 
     // A message that may be lost to a host that does not read.
     fn tell(&self, message: Bytes) {
-        if let Err(mpsc::error::TrySendError::Full(_)) = self.out.try_send(message) {
-            tracing::warn!("the host does not read: a notification is dropped");
+        match self.out.try_send(message) {
+            Err(TrySendError::Full(_)) => {
+                // Once for each time that it stops reading: there may be thousands.
+                if !self.deaf.swap(true, Ordering::Relaxed) {
+                    tracing::warn!("the host does not read: notifications to it are dropped");
+                }
+            }
+            Err(TrySendError::Closed(_)) => {}
+            Ok(()) => self.deaf.store(false, Ordering::Relaxed),
         }
     }
 

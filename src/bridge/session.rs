@@ -19,24 +19,18 @@ use crate::protocol::header;
 use crate::protocol::message::{Frame, Kind, message};
 use crate::protocol::meta::{Members, ObjectWriter};
 use crate::protocol::revision::Revision;
-use crate::upstream::transport::http::{Answer, EventStream, HttpFault, Outgoing, StreamRefused};
+use crate::upstream::transport::http::{Answer, HttpFault, Outgoing};
 
 use super::carry::{Patience, Unanswered};
 use super::headers::Header;
-use super::questions::STREAM;
 use super::{Bridge, words};
 
 /// How long a message without an answer may take to be taken.
 const POST_TIME: Duration = Duration::from_secs(10);
-/// Pause before the session's stream is opened again, where the gateway names none.
-const REOPEN: Duration = Duration::from_millis(250);
-/// Longest such pause. Nobody waits for it as for an answer, and it goes on for as long as the
-/// gateway is away.
-const REOPEN_MAX: Duration = Duration::from_secs(5);
-/// How long a gateway that is there may take to begin a session anew: it answers from memory.
-const HELLO_TIME: Duration = Duration::from_secs(10);
-/// A stream that lived so long was no failed attempt.
-const SETTLED: Duration = Duration::from_secs(5);
+/// How long a gateway may take over a handshake, or over what is set again after it, beside the time
+/// that one waits for a gateway that is away: with that, by default, the minute after which common
+/// hosts give up. Without an end one silent gateway would hold up every later message.
+const ANSWER_TIME: Duration = Duration::from_secs(30);
 /// The code that the SDKs give the error of a session they do not know.
 const SESSION_NOT_FOUND: i64 = -32001;
 
@@ -44,7 +38,8 @@ const SESSION_NOT_FOUND: i64 = -32001;
 pub struct Live {
     /// Revision and session.
     pub headers: Vec<Header>,
-    named: bool,
+    /// Whether it has a name; without one it cannot be gone.
+    pub named: bool,
 }
 
 /// How sure it is that the session is gone and the message was not carried out.
@@ -97,8 +92,8 @@ pub struct Home {
     state: Mutex<Option<State>>,
     // One makes it anew, the others find it made.
     renewing: tokio::sync::Mutex<()>,
-    // The session whose stream is to be open.
-    open: watch::Sender<Option<Arc<Live>>>,
+    /// The session whose stream is to be open.
+    pub open: watch::Sender<Option<Arc<Live>>>,
 }
 
 impl Default for Home {
@@ -170,27 +165,49 @@ fn agreed(answer: &Answer) -> (Live, Vec<&'static str>) {
 impl Bridge {
     /// Carry the host's handshake. It is not cancelled, and what comes behind it waits for it.
     pub async fn open(&self, frame: Frame, place: Place) {
-        let sent = AtomicU64::new(0);
         let answer = tokio::select! {
-            answer = self.persist(&frame, &[], true, &sent) => answer,
+            answer = self.handshake(&frame, self.answer_by()) => answer,
             () = self.cut.cancelled() => return self.end(&place.id, Err(words::cut(true))).await,
         };
-        let answer = answer.map_err(|(fault, status)| words::failure(fault, status, true));
         if let Ok(answer) = &answer
             && answer.frame.kind() == Kind::Result
         {
             let (live, changes) = agreed(answer);
             self.home.open.send_replace(None);
-            *self.home.lock() = Some(State {
+            let live = Arc::new(live);
+            let old = self.home.lock().replace(State {
                 hello: frame,
                 initialized: None,
-                live: Arc::new(live),
+                live: live.clone(),
                 changes,
                 level: None,
                 watched: BTreeMap::new(),
             });
+            if let Some(old) = old {
+                self.leave(&old.live, &live);
+            }
         }
         self.end(&place.id, answer.map(|answer| answer.frame)).await;
+    }
+
+    // The end of what begins now and waits for the gateway's answers.
+    fn answer_by(&self) -> Instant {
+        Instant::now() + self.patience + ANSWER_TIME
+    }
+
+    async fn handshake(&self, hello: &Frame, by: Instant) -> Result<Answer, Failure> {
+        let sent = AtomicU64::new(0);
+        let answer = tokio::time::timeout_at(by, self.persist(hello, &[], true, &sent)).await;
+        let answer = answer.map_err(|_| words::silent())?;
+        answer.map_err(|(fault, status)| words::failure(fault, status, true))
+    }
+
+    // The host has begun another session; nobody uses the old one any more.
+    fn leave(&self, old: &Live, new: &Live) {
+        if old.named && old.headers.last() != new.headers.last() {
+            let (wire, headers) = (self.wire.clone(), old.headers.clone());
+            self.tasks.spawn(async move { wire.delete(&headers).await });
+        }
     }
 
     /// The host is ready: from now on the gateway may speak unasked.
@@ -239,7 +256,10 @@ impl Bridge {
 
     /// Make the session anew with the host's own words, unless somebody has done so already.
     pub async fn renew(&self, old: &Arc<Live>) -> Result<(), Failure> {
-        let _one = self.home.renewing.lock().await;
+        // Who waits for another's handshake waits no longer than for its own.
+        let by = self.answer_by();
+        let one = tokio::time::timeout_at(by, self.home.renewing.lock()).await;
+        let _one = one.map_err(|_| words::silent())?;
         let (hello, initialized) = match &*self.home.lock() {
             Some(state) if Arc::ptr_eq(&state.live, old) => {
                 (state.hello.clone(), state.initialized.clone())
@@ -247,12 +267,7 @@ impl Bridge {
             _ => return Ok(()),
         };
         tracing::info!("the gateway no longer knows the session; a new one is made");
-        let sent = AtomicU64::new(0);
-        let answer = self.persist(&hello, &[], true, &sent);
-        // Every call behind it waits for this one.
-        let answer = tokio::time::timeout(self.patience + HELLO_TIME, answer);
-        let answer = answer.await.map_err(|_| words::no_session())?;
-        let answer = answer.map_err(|(fault, status)| words::failure(fault, status, true))?;
+        let answer = self.handshake(&hello, by).await?;
         if answer.frame.kind() != Kind::Result {
             return Err(words::no_session());
         }
@@ -261,8 +276,17 @@ impl Bridge {
         if let Some(initialized) = &initialized {
             let _ = self.push(initialized, &live.headers).await;
         }
-        if let Some(state) = self.home.lock().as_mut() {
-            (state.live, state.changes) = (live.clone(), changes);
+        let current = match &mut *self.home.lock() {
+            Some(state) if Arc::ptr_eq(&state.live, old) => {
+                (state.live, state.changes) = (live.clone(), changes);
+                None
+            }
+            state => state.as_ref().map(|state| state.live.clone()),
+        };
+        if let Some(current) = current {
+            // The host has begun one itself meanwhile.
+            self.leave(&live, &current);
+            return Ok(());
         }
         self.restore(&live).await;
         let changes = self.home.lock().as_ref().map(|s| s.changes.clone()).unwrap_or_default();
@@ -276,106 +300,25 @@ impl Bridge {
         Ok(())
     }
 
-    // Set again what the host has set; and since something may have been missed, its resources may
-    // have changed.
-    async fn restore(&self, live: &Live) {
+    /// Set again what the host has set; and since something may have been missed, its resources may
+    /// have changed.
+    pub async fn restore(&self, live: &Live) {
         let (level, watched) = match &*self.home.lock() {
             Some(state) => (state.level.clone(), state.watched.clone()),
             None => return,
         };
+        let by = self.answer_by();
         for frame in level.iter().chain(watched.values()) {
-            let answer = self.persist(frame, &live.headers, true, &AtomicU64::new(0)).await;
-            if !answer.is_ok_and(|a| a.frame.kind() == Kind::Result) {
+            let sent = AtomicU64::new(0);
+            let answer = self.persist(frame, &live.headers, true, &sent);
+            let answer = tokio::time::timeout_at(by, answer).await;
+            if !answer.is_ok_and(|a| a.is_ok_and(|a| a.frame.kind() == Kind::Result)) {
                 tracing::warn!(method = frame.method(), "what the host had set is not taken again");
             }
         }
         for uri in watched.keys() {
             let params = ObjectWriter::new().value("uri", uri).finish();
             self.tell(message(None, "notifications/resources/updated", Some(&params)));
-        }
-    }
-
-    /// Keep the session's stream open, on which the gateway speaks unasked.
-    pub async fn attend(self: Arc<Self>) {
-        let mut open = self.home.open.subscribe();
-        loop {
-            let live = open.borrow_and_update().clone();
-            let attended = async {
-                if let Some(live) = &live {
-                    self.stream_of(live).await;
-                }
-                std::future::pending::<()>().await;
-            };
-            tokio::select! {
-                () = attended => {}
-                changed = open.changed() => if changed.is_err() { return },
-            }
-            self.withdraw(STREAM);
-        }
-    }
-
-    async fn stream_of(&self, live: &Arc<Live>) {
-        let mut last: Option<String> = None;
-        let mut pause = REOPEN;
-        // Whether nothing can have been missed when the stream is opened next.
-        let mut smooth = true;
-        loop {
-            match self.wire.stream(&live.headers, last.as_deref()).await {
-                Ok(mut stream) => {
-                    self.rose();
-                    if !smooth {
-                        self.withdraw(STREAM);
-                        self.restore(live).await;
-                    }
-                    let begun = Instant::now();
-                    self.hear(&mut stream).await;
-                    last = stream.last_event_id().map(str::to_owned).or(last);
-                    // A gateway that names a pause ends the stream on purpose, to be polled.
-                    smooth = stream.retry().is_some() && last.is_some();
-                    pause = match stream.retry() {
-                        Some(pause) => pause.clamp(REOPEN, REOPEN_MAX),
-                        None if begun.elapsed() > SETTLED => REOPEN,
-                        None => (pause * 2).min(REOPEN_MAX),
-                    };
-                }
-                Err(StreamRefused::Fault(failed)) if failed.status == Some(404) && live.named => {
-                    if self.renew(live).await.is_ok() {
-                        return;
-                    }
-                    pause = REOPEN_MAX;
-                }
-                // The gateway has forgotten that event, or does not resume.
-                Err(refused) if refused.for_good() && last.is_some() => {
-                    (last, smooth) = (None, false);
-                    continue;
-                }
-                Err(StreamRefused::Fault(failed))
-                    if failed.fault.reason == Reason::CredentialRefused =>
-                {
-                    self.fell(&failed.fault, failed.status);
-                    (pause, smooth) = (REOPEN_MAX, false);
-                }
-                Err(refused) if refused.for_good() => return,
-                Err(refused) => {
-                    if let StreamRefused::Fault(failed) = refused {
-                        self.fell(&failed.fault, failed.status);
-                    }
-                    smooth = false;
-                    pause = (pause * 2).min(REOPEN_MAX);
-                }
-            }
-            tokio::time::sleep(pause).await;
-        }
-    }
-
-    async fn hear(&self, stream: &mut EventStream) {
-        while let Ok(Some(frame)) = stream.next().await {
-            match frame.kind() {
-                Kind::Request => self.ask(STREAM, &frame).await,
-                Kind::Notification => self.notice(STREAM, &frame),
-                // Answers come with their requests.
-                Kind::Result | Kind::Error => {}
-            }
         }
     }
 

@@ -47,6 +47,13 @@ pub fn no_session() -> Failure {
     Failure { text: text.to_owned(), ..failure(fault, None, true) }
 }
 
+/// The gateway took a handshake and did not answer it in time.
+pub fn silent() -> Failure {
+    let text = "the gateway does not answer the handshake";
+    let fault = Fault::new(Reason::DeadlineExceeded, Delivery::Unknown, text);
+    Failure { text: text.to_owned(), ..failure(fault, None, true) }
+}
+
 /// The bridge ends while the request is under way.
 pub fn cut(repeatable: bool) -> Failure {
     let text = "the bridge ended before the answer";

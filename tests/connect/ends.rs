@@ -1,22 +1,22 @@
 //! How the bridge takes bad input, and how it ends.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use weirkeeper::bridge::{self, Options};
 
 use crate::harness::scripted::{Reply, Scripted, tool};
+use crate::sessions::welcome;
 use crate::{Host, until};
 
 /// A tool that takes its time, in a session.
 async fn slow() -> Scripted {
     Scripted::start(&[tool("slow", false)], |a| {
         if a.method() == "initialize" {
-            let result = json!({"protocolVersion": "2025-11-25", "capabilities": {"tools": {}},
-                "serverInfo": {"name": "slow", "version": "1"}});
-            let headers =
-                vec![("content-type", "application/json".into()), ("mcp-session-id", "s".into())];
-            return Some(Reply::Http(200, headers, a.result(&result)));
+            return Some(welcome(a, "s"));
         }
         a.tool().map(|_| Reply::After(Duration::from_millis(400), Box::new(a.text("at last"))))
     })
@@ -110,6 +110,73 @@ async fn nothing_waits_for_a_gateway_that_is_away_once_the_host_has_gone() {
     host.hang_up();
     assert_eq!(host.answer(json!(1)).await["error"]["data"]["reason"], "connect_failed");
     assert_eq!(host.ended().await, Some(0));
+}
+
+/// The bridge in this process, where the clock can be stopped.
+fn options(url: &str) -> Options {
+    Options { url: url.to_owned(), token: None, patience: Duration::ZERO }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_holds_the_pipe_and_does_not_read_does_not_keep_the_bridge() {
+    // Answered without a gateway: more answers than wait for a host.
+    let pings: String = (0..5000)
+        .map(|n| format!(r#"{{"jsonrpc":"2.0","id":{n},"method":"ping"}}"#) + "\n")
+        .collect();
+    let (mut host, input) = tokio::io::duplex(pings.len());
+    host.write_all(pings.as_bytes()).await.unwrap();
+    let (_unread, output) = tokio::io::duplex(64);
+    let stop = tokio::time::sleep(Duration::from_secs(1));
+    let bridge = bridge::run(options("http://127.0.0.1:1/mcp"), input, output, stop);
+    let ended = tokio::time::timeout(Duration::from_secs(60), bridge).await;
+    ended.expect("it ends").unwrap();
+}
+
+#[tokio::test]
+async fn a_gateway_that_never_answers_a_handshake_keeps_no_call_and_not_the_bridge() {
+    let hellos = AtomicUsize::new(0);
+    let up = Scripted::start(&[tool("pay", false)], move |a| match a.method() {
+        "initialize" if hellos.fetch_add(1, Ordering::SeqCst) == 0 => Some(welcome(a, "s")),
+        "initialize" => Some(Reply::Hang(Vec::new())),
+        _ => Some(Reply::Http(404, vec![], String::new())),
+    })
+    .await;
+    let ((host, input), (output, answers)) = (tokio::io::duplex(4096), tokio::io::duplex(4096));
+    let (mut host, mut answers) = (host, BufReader::new(answers).lines());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let stopped = async move { stopped.await.unwrap() };
+    let url = up.url.clone();
+    let bridge =
+        tokio::spawn(async move { bridge::run(options(&url), input, output, stopped).await });
+    let params = json!({"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}});
+    let message = json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params});
+    host.write_all(format!("{message}\n").as_bytes()).await.unwrap();
+    answers.next_line().await.unwrap().unwrap();
+    let call = |id: u32| {
+        let params = json!({"name": "pay", "arguments": {}});
+        let call = json!({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params});
+        format!("{call}\n")
+    };
+    host.write_all((call(1) + &call(2)).as_bytes()).await.unwrap();
+    // One asks for a session anew, the other waits for it.
+    until("both are refused", || up.arrived("pay") == 2 && up.asked("initialize") == 2).await;
+    tokio::time::pause();
+    for _ in 0..2 {
+        let answer = answers.next_line().await.unwrap().unwrap();
+        let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+        assert_eq!(answer["error"]["data"]["reason"], "deadline_exceeded", "{answer}");
+        assert_eq!(answer["error"]["data"]["outcome"], "no_effect", "{answer}");
+    }
+    // What has no answer asks for a session too, and nobody waits for it at the end.
+    tokio::time::resume();
+    let ready = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
+    host.write_all(format!("{ready}\n").as_bytes()).await.unwrap();
+    let refused = || up.asked("notifications/initialized") == 1 && up.asked("initialize") >= 3;
+    until("it is refused", refused).await;
+    stop.send(()).unwrap();
+    tokio::time::pause();
+    let ended = tokio::time::timeout(Duration::from_secs(25), bridge).await;
+    ended.expect("it ends").unwrap().unwrap();
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::harness::scripted::{Arrival, Reply, Scripted, tool};
 use crate::{Host, until};
 
 /// The answer to a handshake, with this session.
-fn welcome(a: &Arrival, session: &str) -> Reply {
+pub fn welcome(a: &Arrival, session: &str) -> Reply {
     let result = json!({"protocolVersion": a.message["params"]["protocolVersion"],
         "capabilities": {"tools": {"listChanged": true}, "prompts": {}, "logging": {}, "resources": {"subscribe": true}},
         "serverInfo": {"name": "scripted", "version": "1"}});
@@ -104,6 +104,29 @@ async fn a_session_that_is_gone_is_made_anew_without_the_host() {
         assert_eq!(header(&a, "mcp-protocol-version"), expected, "{a:?}");
         assert_eq!(header(&a, "mcp-method"), None);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_handshake_of_the_host_ends_the_first_session() {
+    let sessions = AtomicUsize::new(0);
+    let up = Scripted::start(&[tool("pay", false)], move |a| {
+        let n = || sessions.fetch_add(1, Ordering::SeqCst) + 1;
+        (a.method() == "initialize").then(|| welcome(a, &format!("s-{}", n())))
+    })
+    .await;
+    let deleted = || -> Vec<_> {
+        let all = up.arrivals().into_iter().filter(|a| a.verb == "DELETE");
+        all.map(|a| header(&a, "mcp-session-id").unwrap().to_owned()).collect()
+    };
+    let mut host = Host::start(&up.url);
+    host.hello("2025-06-18").await;
+    host.hello("2025-06-18").await;
+    until("the first is ended", || deleted() == ["s-1"]).await;
+    let answer = host.ask(1, "tools/call", json!({"name": "pay", "arguments": {}})).await;
+    assert_eq!(answer["result"]["content"][0]["text"], "fine", "{answer}");
+    host.hang_up();
+    assert_eq!(host.ended().await, Some(0));
+    assert_eq!(deleted(), ["s-1", "s-2"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
