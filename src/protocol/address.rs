@@ -11,7 +11,7 @@ use memchr::memmem;
 
 use super::meta::Members;
 use super::method::{AddressField, ListKind, Method};
-use super::splice::{Splice, range_of};
+use super::splice::{Edit, edited, range_of};
 use super::walk::{Walk, says, string};
 
 /// What the params of a request say that routes it.
@@ -93,9 +93,6 @@ impl Address {
         (self.span.clone(), json_string(value))
     }
 }
-
-/// Put the bytes in the place of the range.
-pub type Edit = (Range<usize>, Vec<u8>);
 
 fn object<'a>(place: &'static str, raw: &'a [u8]) -> Result<Members<'a>, AddressError> {
     Members::read(raw).map_err(|e| AddressError::Object(place, e.to_string()))
@@ -272,11 +269,7 @@ pub fn uri_edits(holder: UriHolder, raw: &[u8], map: &dyn Fn(&str) -> Option<Str
 
 /// `raw` with its URIs exchanged; shared when there are none.
 pub fn map_uris(holder: UriHolder, raw: &Bytes, map: &dyn Fn(&str) -> Option<String>) -> Bytes {
-    let mut splice = Splice::new();
-    for (range, with) in uri_edits(holder, raw, map) {
-        splice.replace(range, with);
-    }
-    splice.apply(raw)
+    edited(raw, uri_edits(holder, raw, map))
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde_json::value::RawValue;
+
 use super::meta::{ObjectWriter, at};
 use super::revision::{Era, Revision};
 
@@ -11,6 +13,18 @@ pub const APPS: &str = "io.modelcontextprotocol/ui";
 pub const SKILLS: &str = "io.modelcontextprotocol/skills";
 /// The only kind of page that the extension knows so far.
 const APP_PAGE: &str = "text/html;profile=mcp-app";
+
+/// Whether raw `capabilities` declare one: a dotted path such as `tools.listChanged`, at which
+/// stands neither `null` nor `false`.
+pub fn declares(capabilities: &[u8], capability: &str) -> bool {
+    let path: Vec<&str> = capability.split('.').collect();
+    at(capabilities, &path).is_some_and(|value| !matches!(value.get(), "null" | "false"))
+}
+
+/// The raw settings of an extension that raw `capabilities` declare: an object.
+pub fn extension<'a>(capabilities: &'a [u8], name: &str) -> Option<&'a RawValue> {
+    at(capabilities, &["extensions", name]).filter(|settings| settings.get().starts_with('{'))
+}
 
 /// What one client can be asked during a call. An upstream is told of no more than this, and
 /// asked for no more it may.

@@ -5,10 +5,9 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use memchr::memmem;
 
 use super::splice::Splice;
-use super::walk::{self, Walk};
+use super::walk::{self, Walk, may_hold};
 
 /// What kind of result it is; mandatory in the newest revision (2026-07-28 basic/index).
 pub const RESULT_TYPE: &str = "resultType";
@@ -113,11 +112,6 @@ fn value(object: &[u8], key: &str) -> Option<Range<usize>> {
     let found =
         walk::members(object).into_iter().find(|(k, _)| walk::says(&object[k.clone()], key));
     found.map(|(_, value)| value)
-}
-
-// A key that stands nowhere, plain or escaped, is no member: most results are settled by this.
-fn may_hold(text: &[u8], key: &str) -> bool {
-    memmem::find(text, key.as_bytes()).is_some() || memmem::find(text, b"\\u").is_some()
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::error::{INVALID_REQUEST, PARSE_ERROR};
-use super::splice::{Splice, range_of};
+use super::error::{ErrorObject, INVALID_REQUEST, PARSE_ERROR};
+use super::splice::{Edit, Splice, edited, range_of};
 
 /// Deepest nesting of arrays and objects that a message may have. The JSON reader refuses more
 /// than 128 where it descends; this counts where it only skips. Real tool schemas stay below 30.
@@ -208,6 +208,32 @@ impl Frame {
         response(id, self.kind, &self.outcome())
     }
 
+    /// The same message with edits on its params, whose ranges count from where those begin.
+    ///
+    /// # Errors
+    /// When it is no message any more.
+    pub fn edit_params(&self, edits: impl IntoIterator<Item = Edit>) -> Result<Frame, FrameError> {
+        self.edit(self.params.as_ref(), edits)
+    }
+
+    /// The same with edits on its `result` or `error`.
+    ///
+    /// # Errors
+    /// See [`Frame::edit_params`].
+    pub fn edit_outcome(&self, edits: impl IntoIterator<Item = Edit>) -> Result<Frame, FrameError> {
+        self.edit(self.outcome.as_ref(), edits)
+    }
+
+    fn edit(
+        &self,
+        part: Option<&Range<usize>>,
+        edits: impl IntoIterator<Item = Edit>,
+    ) -> Result<Frame, FrameError> {
+        let at = part.map_or(0, |part| part.start);
+        let shifted = edits.into_iter().map(|(r, with)| (r.start + at..r.end + at, with));
+        Frame::scan(edited(&self.bytes, shifted))
+    }
+
     /// The error code, if this is an error response with a readable one.
     pub fn error_code(&self) -> Option<i64> {
         #[derive(Deserialize)]
@@ -246,6 +272,11 @@ pub fn response(id: &[u8], kind: Kind, outcome: &[u8]) -> Bytes {
     out.put_slice(outcome);
     out.put_u8(b'}');
     out.freeze()
+}
+
+/// An error response.
+pub fn error_response(id: &[u8], error: &ErrorObject) -> Bytes {
+    response(id, Kind::Error, error.to_raw().get().as_bytes())
 }
 
 /// A request (with an id) or a notification (without).

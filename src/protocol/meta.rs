@@ -74,6 +74,11 @@ pub fn cancelled_id(notification: &Frame) -> Option<Bytes> {
     members.get("requestId").map(|id| Bytes::copy_from_slice(id.get().as_bytes()))
 }
 
+/// The raw params of a `notifications/cancelled` that names the request of this raw id.
+pub fn cancelled_params(id: &[u8]) -> Vec<u8> {
+    ObjectWriter::new().raw("requestId", id).finish()
+}
+
 struct CowStr<'a>(Cow<'a, str>);
 
 impl<'de> Deserialize<'de> for CowStr<'de> {

@@ -15,8 +15,6 @@ mod tool;
 
 use std::ops::Range;
 
-use memchr::memmem;
-
 pub use answer::sampled;
 pub use content::result;
 pub use question::{Back, question};
@@ -29,8 +27,7 @@ type Member = (Range<usize>, Range<usize>);
 
 // Whether one of these keys or words can stand in `text`, plain or escaped.
 fn may_hold(text: &[u8], words: &[&str]) -> bool {
-    words.iter().any(|word| memmem::find(text, word.as_bytes()).is_some())
-        || memmem::find(text, b"\\u").is_some()
+    words.iter().any(|word| walk::may_hold(text, word))
 }
 
 // The members of the object that stands at `at` in `raw`.

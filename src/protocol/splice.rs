@@ -54,6 +54,18 @@ impl<'a> Splice<'a> {
     }
 }
 
+/// Put the bytes in the place of the range.
+pub type Edit = (Range<usize>, Vec<u8>);
+
+/// The base with these edits; shared, not copied, if there are none.
+pub fn edited(base: &Bytes, edits: impl IntoIterator<Item = Edit>) -> Bytes {
+    let mut splice = Splice::new();
+    for (range, with) in edits {
+        splice.replace(range, with);
+    }
+    splice.apply(base)
+}
+
 /// Where `part` stands inside `whole`.
 ///
 /// # Panics

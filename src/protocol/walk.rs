@@ -8,6 +8,8 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use memchr::memmem;
+
 /// A place in JSON text.
 ///
 /// The text comes out of a [`super::message::Frame`], which has checked it. On other text the walk
@@ -139,6 +141,12 @@ pub fn members(raw: &[u8]) -> Vec<(Range<usize>, Range<usize>)> {
         }
     }
     out
+}
+
+/// Whether `word` can stand in `text`, plain or escaped, as a key or a string that says it. What
+/// cannot need not be walked for, which settles most messages.
+pub fn may_hold(text: &[u8], word: &str) -> bool {
+    memmem::find(text, word.as_bytes()).is_some() || memmem::find(text, b"\\u").is_some()
 }
 
 /// Whether the JSON string `raw`, with its quotes, says `text`.
