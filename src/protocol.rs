@@ -14,6 +14,7 @@ pub mod error;
 pub mod exchange;
 pub mod form;
 pub mod header;
+pub mod json;
 pub mod message;
 pub mod meta;
 pub mod method;

@@ -375,7 +375,8 @@ impl Upstream {
         let begun = AtomicBool::new(false);
         let carried = self.guard.run(&ask, &deadline, |_| {
             begun.store(true, Ordering::Relaxed);
-            errand::attempt(self, &errand)
+            // In one place on the heap: it is handed through the guard, which must not copy it.
+            Box::pin(errand::attempt(self, &errand))
         });
         let (result, spent) = tokio::select! {
             biased;
@@ -399,6 +400,16 @@ impl Upstream {
     // The link of now. A starting upstream is waited for; one that is down is refused at once
     // with what is known about it.
     async fn link(&self, deadline: &Deadline) -> Result<Arc<Link>, Fault> {
+        match &*self.condition.borrow() {
+            Condition { state: State::Ready, link: Some(link), .. } if !link.is_lost() => {
+                return Ok(link.clone());
+            }
+            _ => {}
+        }
+        Box::pin(self.awaited_link(deadline)).await
+    }
+
+    async fn awaited_link(&self, deadline: &Deadline) -> Result<Arc<Link>, Fault> {
         let mut rx = self.condition.clone();
         loop {
             let now = rx.borrow_and_update().clone();

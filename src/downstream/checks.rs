@@ -10,6 +10,7 @@ use crate::failure::Reason;
 use crate::protocol::header;
 use crate::protocol::message::Frame;
 use crate::protocol::meta::{Members, RequestMeta};
+use crate::protocol::walk;
 
 use super::refused::Refused;
 
@@ -93,6 +94,10 @@ pub fn accepts(headers: &HeaderMap) -> Accepts {
     let mut any = false;
     for line in headers.get_all(ACCEPT) {
         let Ok(line) = line.to_str() else { continue };
+        // As the protocol's own clients write it.
+        if line == "application/json, text/event-stream" {
+            return Accepts { json: true, events: true };
+        }
         for part in line.split(',') {
             any = true;
             let mut pieces = part.split(';').map(str::trim);
@@ -159,10 +164,13 @@ pub fn mirrored(headers: &HeaderMap, frame: &Frame) -> Result<Option<String>, Re
         "tasks/get" | "tasks/update" | "tasks/cancel" => "taskId",
         _ => return Ok(None),
     };
-    let params = frame.params().unwrap_or_default();
-    let body = Members::read(&params)
-        .ok()
-        .and_then(|m| m.get_str(field).map(std::borrow::Cow::into_owned));
+    let body = if frame.index().is_some() {
+        frame.part_text(field).and_then(walk::string).map(std::borrow::Cow::into_owned)
+    } else {
+        let params = frame.params().unwrap_or_default();
+        let members = Members::read(&params).ok();
+        members.and_then(|m| m.get_str(field).map(std::borrow::Cow::into_owned))
+    };
     // Without a readable name the params are wrong, and that is said later.
     let Some(body) = body else { return Ok(None) };
     match single(headers, &header::NAME) {

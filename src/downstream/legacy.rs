@@ -1,16 +1,18 @@
 //! An old client made to look canonical: the handshake, the session's own methods, its requests.
 
-use std::future::Future;
+use std::future::{Future, ready};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
 
 use crate::call::{Consumer, Notices};
 use crate::failure::Reason;
@@ -25,6 +27,7 @@ use crate::protocol::method::{self, Handling};
 use crate::protocol::revision::Revision;
 use crate::upstream::inbound::LOG_LEVELS;
 
+use super::cancel::Cancel;
 use super::canonical::{Opened, TraceHeaders, meta_of, open};
 use super::refused::{Refused, label};
 use super::render::{Said, render};
@@ -46,12 +49,58 @@ pub enum Handled {
 /// A call under way.
 pub struct Running {
     /// Ends with the response message, or with nothing if it was cancelled.
-    pub work: Pin<Box<dyn Future<Output = Option<Said>> + Send>>,
+    pub work: Work,
     /// The notices it causes meanwhile.
     pub notices: mpsc::Receiver<Bytes>,
     // Whether the work is done, and its outcome while the last notices are still handed out.
     over: bool,
     end: Option<Said>,
+}
+
+/// The work of a call, done by whoever waits for it.
+pub struct Work {
+    future: Pin<Box<dyn Future<Output = Option<Said>> + Send>>,
+    // Where it goes on when nobody waits any more. `None`: it ends then.
+    goes_on: Option<TaskTracker>,
+}
+
+impl Work {
+    /// Work that is cancelled by dropping it (2026-07-28 basic/patterns/cancellation).
+    pub fn new(future: impl Future<Output = Option<Said>> + Send + 'static) -> Work {
+        Work { future: Box::pin(future), goes_on: None }
+    }
+
+    /// Work that goes on by itself when it is dropped: an old client's lost connection does not
+    /// cancel (2025-11-25 basic/transports). Until then it needs no task of its own, which each
+    /// call would pay for.
+    pub fn lasting(
+        future: impl Future<Output = Option<Said>> + Send + 'static,
+        tasks: &TaskTracker,
+    ) -> Work {
+        Work { future: Box::pin(future), goes_on: Some(tasks.clone()) }
+    }
+}
+
+impl Future for Work {
+    type Output = Option<Said>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Said>> {
+        let said = self.future.as_mut().poll(cx);
+        if said.is_ready() {
+            self.goes_on = None;
+        }
+        said
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        let Some(tasks) = self.goes_on.take() else { return };
+        // At the end of the process there is no runtime any more, and nothing goes on.
+        let Ok(runtime) = Handle::try_current() else { return };
+        let future = std::mem::replace(&mut self.future, Box::pin(ready(None)));
+        tasks.spawn_on(future, &runtime);
+    }
 }
 
 /// What a call says next.
@@ -64,10 +113,7 @@ pub enum Step {
 
 impl Running {
     /// A call that has begun.
-    pub fn new(
-        work: Pin<Box<dyn Future<Output = Option<Said>> + Send>>,
-        notices: mpsc::Receiver<Bytes>,
-    ) -> Running {
+    pub fn new(work: Work, notices: mpsc::Receiver<Bytes>) -> Running {
         Running { work, notices, over: false, end: None }
     }
 
@@ -252,14 +298,15 @@ async fn request(
     call.asides = Some(session.asides.clone());
     call.tasks = wanted;
     if method.handling != Handling::Forward {
-        let terminal = edge.gateway.handle(&call, record, &Notices::none()).await;
+        let (none, gateway) = (Notices::none(), &edge.gateway);
+        let terminal = Box::pin(gateway.handle(&call, record, &none)).await;
         return Ok(Handled::Message(render(terminal, &id, method, session.revision).message));
     }
     if session.running.len() >= SESSION_CALLS_MAX {
         let text = "as many requests of this session are under way as may be";
         return Ok(refused(record, &Refused::new(Reason::Overloaded, text), &id));
     }
-    let token = CancellationToken::new();
+    let token = Cancel::default();
     // 2025-11-25 basic: an id must not be used twice in a session. The first goes on.
     let free = match session.running.entry(id.clone()) {
         dashmap::Entry::Vacant(place) => {
@@ -273,11 +320,9 @@ async fn request(
         return Ok(refused(record, &Refused::new(Reason::DuplicateId, text), &id));
     }
     let (notices, notices_rx) = conversation::open(session);
-    let (done, answer) = oneshot::channel();
     let (edge2, session2) = (edge.clone(), session.clone());
     let running = UnderWay { session: session.clone(), id: id.clone() };
-    // Its own task: an old client's lost connection does not cancel (2025-11-25 basic/transports).
-    edge.tasks.spawn(async move {
+    let work = async move {
         let revision = session2.revision;
         let out = tokio::select! {
             terminal = edge2.gateway.handle(&call, record, &notices) => {
@@ -292,9 +337,9 @@ async fn request(
         drop(running);
         // Nothing more is said: whoever waits for the last words knows it at once.
         drop(notices);
-        let _ = done.send(out);
-    });
-    let work = Box::pin(async move { answer.await.ok().flatten() });
+        out
+    };
+    let work = Work::lasting(work, &edge.tasks);
     Ok(Handled::Running(Running::new(work, notices_rx)))
 }
 

@@ -28,7 +28,7 @@ use crate::protocol::revision::Revision;
 use crate::protocol::splice::{Splice, range_of};
 use crate::seal::{Purpose, random_name};
 
-use super::legacy::Running;
+use super::legacy::{Running, Work};
 use super::refused::Refused;
 use super::render::{Said, render};
 use super::{Edge, tasks};
@@ -145,9 +145,7 @@ fn seal(edge: &Edge, sealed: &Sealed) -> String {
 /// Whether a request may be the return of a caller who was asked something; reading its state
 /// says for sure.
 pub fn may_resume(frame: &Frame) -> bool {
-    frame.params().is_some_and(|params| {
-        Members::read(&params).is_ok_and(|members| members.get("requestState").is_some())
-    })
+    frame.part("requestState").is_some()
 }
 
 /// Read the state of a request.
@@ -156,6 +154,9 @@ pub fn may_resume(frame: &Frame) -> bool {
 /// When it is not ours, somebody else's, for another request, used, or too old.
 pub fn state_of(edge: &Edge, consumer: &Consumer, frame: &Frame) -> Result<State, Refused> {
     let Some(params) = frame.params() else { return Ok(State::None) };
+    if frame.index().is_some() && !may_resume(frame) {
+        return Ok(State::None);
+    }
     let invalid = || {
         let text = "params.requestState is not valid, or no longer: start again without it";
         Refused::new(Reason::InvalidParams, text)
@@ -255,7 +256,7 @@ pub fn wrapped(edge: &Edge, call: &Call, terminal: Terminal) -> Terminal {
 
 fn wrap(edge: &Edge, call: &Call, frame: &Frame) -> Option<Frame> {
     const MARK: &[u8] = b"\"input_required\"";
-    if frame.kind() != Kind::Result || memchr::memmem::find(frame.bytes(), MARK).is_none() {
+    if frame.kind() != Kind::Result || frame.part_text("resultType") != Some(MARK) {
         return None;
     }
     let outcome = frame.outcome();
@@ -330,7 +331,7 @@ fn run(
 ) -> Running {
     let (tx, notices) = mpsc::channel(crate::call::NOTICES_MAX);
     let edge = edge.clone();
-    let work = Box::pin(async move { Some(go_on(&edge, conversation, &id, token, tx).await) });
+    let work = Work::new(async move { Some(go_on(&edge, conversation, &id, token, tx).await) });
     Running::new(work, notices)
 }
 

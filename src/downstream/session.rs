@@ -24,6 +24,7 @@ use crate::protocol::revision::Revision;
 
 use crate::gateway::subscriptions::Known;
 
+use super::cancel::Cancel;
 use super::listen::Watches;
 use super::replay::Replay;
 use crate::seal::{Purpose, Sealer};
@@ -70,7 +71,7 @@ pub struct Session {
     /// The level of `logging/setLevel`.
     pub log_level: Mutex<Option<Box<str>>>,
     /// Running requests by raw id, so that they can be cancelled.
-    pub running: DashMap<Bytes, CancellationToken>,
+    pub running: DashMap<Bytes, Cancel>,
     /// What was said on the streams of its calls.
     pub replay: Replay,
     /// What its client is told besides, outside of its calls.
@@ -402,7 +403,7 @@ mod tests {
         let (sessions, sealer, px) = (Sessions::default(), Sealer::random(), consumer("px"));
         let idle = sessions.open(&sealer, px.clone(), hello(), 9).unwrap();
         let busy = sessions.open(&sealer, px.clone(), hello(), 9).unwrap();
-        let token = CancellationToken::new();
+        let token = Cancel::default();
         busy.running.insert(Bytes::from_static(b"1"), token.clone());
         tokio::time::advance(Duration::from_secs(61)).await;
         sessions.expire(Duration::from_secs(60));
@@ -418,7 +419,7 @@ mod tests {
         let (sessions, sealer, px) = (Sessions::default(), Sealer::random(), consumer("px"));
         let gone = Sessions::default().open(&sealer, px.clone(), hello(), 1).unwrap();
         let busy = sessions.open(&sealer, px.clone(), hello(), 1).unwrap();
-        busy.running.insert(Bytes::from_static(b"1"), CancellationToken::new());
+        busy.running.insert(Bytes::from_static(b"1"), Cancel::default());
         assert!(matches!(sessions.find(&sealer, &gone.id, &px, 1), Found::NoRoom));
         assert!(matches!(sessions.find(&sealer, "made-up", &px, 1), Found::Unknown));
     }

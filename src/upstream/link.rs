@@ -205,10 +205,14 @@ impl Link {
         asks: Option<&mpsc::Sender<Unasked>>,
     ) -> Result<Answered, Unanswered> {
         let unasked = asks.unwrap_or(&self.unasked);
-        let mut headers = headers_for(&self.agreed, method, name);
-        let Wire::Http(wire) = &self.wire else {
-            return exchange(&self.wire, &headers, id, message, true, on_notice, unasked).await;
+        let wire = match &self.wire {
+            Wire::Http(wire) => wire,
+            Wire::Pipe(pipe) => {
+                let frame = pipe.request(id, message, true, on_notice).await?;
+                return Ok(Answered { frame, status: 200, session: None });
+            }
         };
+        let mut headers = headers_for(&self.agreed, method, name);
         if self.era() == Era::Modern {
             headers.extend_from_slice(params);
             return over_http(wire, &headers, id, message, on_notice, unasked)
@@ -220,11 +224,8 @@ impl Link {
             Err(RequestError::StreamEnded(end)) if end.last_event_id.is_some() => {
                 let status = end.status;
                 let headers = headers_for(&self.agreed, "", None);
-                wire.resume(id, &headers, end, on_notice, unasked).await.map(|frame| Answered {
-                    frame,
-                    status,
-                    session: None,
-                })
+                let resumed = Box::pin(wire.resume(id, &headers, end, on_notice, unasked)).await;
+                resumed.map(|frame| Answered { frame, status, session: None })
             }
             answered => answered,
         };

@@ -4,13 +4,14 @@ use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 use hyper::header::{CONTENT_TYPE, RETRY_AFTER};
 use hyper::{HeaderMap, StatusCode};
 
 use crate::failure::{Delivery, Fault, Reason};
 use crate::protocol::message::{Frame, Kind};
 
+use super::body::Body;
 use super::outcome::HttpFault;
 use super::{HttpCounters, add, retry_after};
 
@@ -46,7 +47,7 @@ pub(super) fn media(headers: &HeaderMap) -> Media {
 
 /// Read a body of `max` bytes at most. One that comes in one piece is not copied.
 pub(super) async fn read(
-    mut body: Incoming,
+    mut body: Body,
     max: usize,
     counters: &HttpCounters,
 ) -> Result<Bytes, Fault> {
@@ -103,7 +104,11 @@ pub(super) fn answers(frame: &Frame, id: u64) -> bool {
     match (frame.kind(), frame.id()) {
         (Kind::Request | Kind::Notification, _) => false,
         (Kind::Error, None) => true,
-        (_, got) => got.is_some_and(|got| got == id.to_string().as_bytes()),
+        (_, got) => {
+            let said = got.as_deref().and_then(|got| std::str::from_utf8(got).ok());
+            // What is no number of ours does not read as one: a frame's number is JSON's.
+            said.and_then(|said| said.parse().ok()) == Some(id)
+        }
     }
 }
 
@@ -118,7 +123,7 @@ pub(super) async fn refused_request(
     id: u64,
     status: StatusCode,
     headers: &HeaderMap,
-    body: Incoming,
+    body: Body,
     counters: &HttpCounters,
 ) -> Result<Frame, HttpFault> {
     let (failed, error) = read_refusal(status, headers, body, counters).await;
@@ -130,7 +135,7 @@ pub(super) async fn refused_request(
 pub(super) async fn refused(
     status: StatusCode,
     headers: &HeaderMap,
-    body: Incoming,
+    body: Body,
     counters: &HttpCounters,
 ) -> HttpFault {
     read_refusal(status, headers, body, counters).await.0
@@ -139,7 +144,7 @@ pub(super) async fn refused(
 async fn read_refusal(
     status: StatusCode,
     headers: &HeaderMap,
-    body: Incoming,
+    body: Body,
     counters: &HttpCounters,
 ) -> (HttpFault, Option<Frame>) {
     let mut fault = of_status(status, headers);
