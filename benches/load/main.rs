@@ -1,0 +1,103 @@
+//! Whole proxies side by side: mock upstreams, a load generator, nginx, the gateway with every
+//! feature on, and any other gateway that the environment names, all up at once and measured in
+//! turn, every answer checked to its last byte. What each option does: `benches/README.md`.
+//!
+//! `cargo bench --bench load`, `cargo bench --bench load -- --smoke`
+#![allow(missing_docs, clippy::print_stdout, clippy::print_stderr)]
+
+mod ask;
+mod cells;
+mod child;
+mod client;
+mod contestant;
+mod job;
+mod load;
+mod mock;
+mod options;
+mod proc;
+mod report;
+mod roles;
+mod stage;
+mod upstream;
+mod wire;
+
+use std::process::ExitCode;
+
+use contestant::{Contestant, name};
+use options::Options;
+use proc::Role;
+use report::Samples;
+use stage::Stage;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(code) = roles::main_if_asked(&arguments) {
+        return code;
+    }
+    let ran = Options::read(&arguments).and_then(|options| run(&options));
+    match ran {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("{e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+// True if every answer of the gateway was right.
+fn run(options: &Options) -> Result<bool, String> {
+    let places = options.places();
+    proc::pin(&places.others);
+    roles::raise_limits();
+    let mut stage = Stage::new(places.clone())?;
+    let mut load = Role::start("load", &[], &places.others)?;
+    let samples = under_load(options, &mut stage, &mut load)?;
+    let cells = options.cells();
+    println!("{}", report::table(&cells, &samples));
+    let errors = report::errors(&samples);
+    for (_, text) in &errors {
+        println!("ERRORS {text}");
+    }
+    Ok(!errors.iter().any(|(who, _)| *who == Contestant::Weir))
+}
+
+// All cells in rounds: A B C, then C B A, so that a drift of the machine hits all alike.
+fn under_load(options: &Options, stage: &mut Stage, load: &mut Role) -> Result<Samples, String> {
+    let mut samples = Samples::new();
+    let peers = contestant::peers().len();
+    let has_nginx = options.nginx && roles::is_on_path("nginx");
+    if options.nginx && !has_nginx {
+        eprintln!("nginx is not there (package nginx-light): no ratios");
+    }
+    for round in 0..options.rounds {
+        for cell in options.cells() {
+            let mut all = cell.contestants(peers, has_nginx);
+            if round % 2 == 1 {
+                all.reverse();
+            }
+            for who in all {
+                let sample = match cells::run(stage, load, &cell, who, options.seconds) {
+                    Ok(sample) => sample,
+                    Err(e) if who == Contestant::Weir => return Err(format!("{}: {e}", cell.name)),
+                    Err(e) => {
+                        eprintln!("{}, {}: {e}", cell.name, name(who));
+                        continue;
+                    }
+                };
+                eprintln!(
+                    "round {} {:13} {:8} {:7.1} µs {:8.0} calls/s, others {:2.0} %, {} errors",
+                    round + 1,
+                    cell.name,
+                    name(who),
+                    sample.cpu.unwrap_or(0.0),
+                    sample.report.calls as f64 / sample.report.seconds,
+                    sample.noise * 100.0,
+                    sample.report.errors,
+                );
+                samples.entry((cell.name, who)).or_default().push(sample);
+            }
+        }
+    }
+    Ok(samples)
+}
