@@ -35,34 +35,55 @@ impl Request {
         session: Option<&str>,
         era: Era,
     ) -> Request {
-        let (method, name, own) = match ask {
-            Ask::File { .. } => {
-                let bytes = format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", route.path, route.addr);
-                let bytes = bytes.into_bytes();
-                return Request { bytes, id_at: None, nonce_at: None, upstream: String::new() };
-            }
-            Ask::List { .. } => ("tools/list", None, json!({})),
-            Ask::Call { size, sse, delay_ms } => {
-                let mut arguments = json!({"nonce": NONCE, "size": size});
-                if *sse {
-                    arguments["sse"] = json!(true);
-                }
-                if *delay_ms > 0 {
-                    arguments["delay_ms"] = json!(delay_ms);
-                }
-                let own = json!({"name": route.tool, "arguments": arguments});
-                ("tools/call", Some(&*route.tool), own)
-            }
-        };
-        let own = params(era, own);
-        let body =
-            format!("{{\"jsonrpc\":\"2.0\",\"id\":{ID},\"method\":\"{method}\",\"params\":{own}}}");
+        if let Ask::File { .. } = ask {
+            let bytes = format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", route.path, route.addr);
+            let upstream = route.upstream.clone();
+            return Request { bytes: bytes.into_bytes(), id_at: None, nonce_at: None, upstream };
+        }
+        let (method, name, body) = body(ask, &route.tool, era);
         let bytes =
             request((route.addr, &route.path), key, session, era, Some((method, name)), &body);
+        Request::find(bytes, &route.upstream)
+    }
+
+    /// A call as a line on a pipe.
+    pub fn line(ask: &Ask, tool: &str, upstream: &str) -> Request {
+        let (_, _, mut body) = body(ask, tool, Era::Legacy);
+        body.push('\n');
+        Request::find(body.into_bytes(), upstream)
+    }
+
+    fn find(bytes: Vec<u8>, upstream: &str) -> Request {
         let id_at = memmem::rfind(&bytes, format!("\"id\":{ID}").as_bytes()).map(|at| at + 5);
         let nonce_at = memmem::find(&bytes, NONCE.as_bytes());
-        Request { bytes, id_at, nonce_at, upstream: route.upstream.clone() }
+        Request { bytes, id_at, nonce_at, upstream: upstream.into() }
     }
+
+    /// The nonce as it stands.
+    pub fn nonce(&self) -> &[u8] {
+        self.nonce_at.map_or(&[], |at| &self.bytes[at..at + NONCE.len()])
+    }
+}
+
+// Method, name, and the message.
+fn body<'a>(ask: &Ask, tool: &'a str, era: Era) -> (&'static str, Option<&'a str>, String) {
+    let (method, name, own) = match ask {
+        Ask::Call { size, sse, delay_ms } => {
+            let mut arguments = json!({"nonce": NONCE, "size": size});
+            if *sse {
+                arguments["sse"] = json!(true);
+            }
+            if *delay_ms > 0 {
+                arguments["delay_ms"] = json!(delay_ms);
+            }
+            ("tools/call", Some(tool), json!({"name": tool, "arguments": arguments}))
+        }
+        Ask::List { .. } | Ask::File { .. } => ("tools/list", None, json!({})),
+    };
+    let own = params(era, own);
+    let body =
+        format!("{{\"jsonrpc\":\"2.0\",\"id\":{ID},\"method\":\"{method}\",\"params\":{own}}}");
+    (method, name, body)
 }
 
 /// Knows what right answers are.
@@ -114,27 +135,43 @@ impl Check {
         if answer.head.status != 200 {
             return wrong("the status");
         }
-        let Ask::Call { size, .. } = self.ask else {
-            return self.same(message, request, id).or_else(|what| wrong(&what));
+        let checked = match self.ask {
+            Ask::Call { .. } => self.message(message, request, id, nonce).map_err(Into::into),
+            _ => self.same(message, request, id),
         };
+        checked.or_else(|what| wrong(&what))
+    }
+
+    /// Check the message of an answer to a call.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn message(
+        &self,
+        message: &[u8],
+        request: &Request,
+        id: u64,
+        nonce: &[u8],
+    ) -> Result<(), &'static str> {
+        let Ask::Call { size, .. } = self.ask else { return Err("no call") };
         if !self.has_id(message, id) {
-            return wrong("the id");
+            return Err("the id");
         }
-        let Some(at) = self.text.find(message) else { return wrong("no text") };
+        let Some(at) = self.text.find(message) else { return Err("no text") };
         let text = &message[at + 8..];
         let name = request.upstream.as_bytes();
         let begin = name.len() + 1 + nonce.len() + 1;
         if text.len() < begin + size + 1 || text[begin + size] != b'"' {
-            return wrong("the length of the text");
+            return Err("the length of the text");
         }
         if !text.starts_with(name) || text[name.len()] != b' ' {
-            return wrong("another upstream");
+            return Err("another upstream");
         }
         if &text[name.len() + 1..begin - 1] != nonce || text[begin - 1] != b' ' {
-            return wrong("the nonce");
+            return Err("the nonce");
         }
         if !self.pattern.matches(nonce, &text[begin..begin + size]) {
-            return wrong("the text");
+            return Err("the text");
         }
         Ok(())
     }

@@ -147,7 +147,7 @@ impl Client {
                 return Ok(message);
             }
             match self.inbox.read(&mut self.stream) {
-                Ok(Got::Some(_)) => {}
+                Ok(Got::Some) => {}
                 Ok(Got::Later) => return Err("no answer".into()),
                 Ok(Got::End) => return Err("the connection was closed".into()),
                 Err(e) => return Err(format!("read: {e}")),

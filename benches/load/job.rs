@@ -110,6 +110,8 @@ pub enum Order {
     Pipe {
         /// Its command line.
         command: Vec<String>,
+        /// The name that its answers carry.
+        upstream: String,
         /// Calls in flight.
         flight: usize,
         /// For how long.

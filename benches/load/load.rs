@@ -227,7 +227,7 @@ impl Load {
     fn receive(&mut self, n: usize) -> bool {
         let connection = &mut self.connections[n];
         match connection.inbox.read(&mut connection.stream) {
-            Ok(Got::Some(_)) => {}
+            Ok(Got::Some) => {}
             Ok(Got::Later) => return false,
             Ok(Got::End) => {
                 self.fail(n, "the connection was closed");

@@ -10,20 +10,31 @@ mod cells;
 mod child;
 mod client;
 mod contestant;
+mod cores;
+mod facts;
+mod gates;
 mod job;
 mod load;
+mod memory;
 mod mock;
 mod options;
+mod pipe;
 mod proc;
+mod proof;
 mod report;
+mod results;
 mod roles;
+mod sessions;
 mod stage;
+mod startup;
+mod stdio;
 mod upstream;
 mod wire;
 
 use std::process::ExitCode;
 
 use contestant::{Contestant, name};
+use facts::Facts;
 use options::Options;
 use proc::Role;
 use report::Samples;
@@ -45,21 +56,64 @@ fn main() -> ExitCode {
     }
 }
 
-// True if every answer of the gateway was right.
+// True if every answer of the gateway was right, and every gate was passed if that counts.
 fn run(options: &Options) -> Result<bool, String> {
+    proof::prove()?;
     let places = options.places();
     proc::pin(&places.others);
     roles::raise_limits();
     let mut stage = Stage::new(places.clone())?;
     let mut load = Role::start("load", &[], &places.others)?;
     let samples = under_load(options, &mut stage, &mut load)?;
-    let cells = options.cells();
-    println!("{}", report::table(&cells, &samples));
-    let errors = report::errors(&samples);
-    for (_, text) in &errors {
+    stage.clear();
+    let facts = besides(options, &stage, &mut load)?;
+
+    let gates = gates::all(&samples, &facts);
+    let mut out = results::circumstances(options);
+    if !samples.is_empty() {
+        out += &format!("\n{}", report::table(&options.cells(), &samples));
+    }
+    out += &report::facts(&facts);
+    out += &format!("\n{}", gates::table(&gates));
+    println!("{out}");
+    if options.write {
+        results::write(&out)?;
+    }
+    let mut wrong = facts.errors.clone();
+    for (who, text) in report::errors(&samples) {
+        println!("ERRORS {text}");
+        if who == Contestant::Weir {
+            wrong.push(text);
+        }
+    }
+    for text in &facts.errors {
         println!("ERRORS {text}");
     }
-    Ok(!errors.iter().any(|(who, _)| *who == Contestant::Weir))
+    let missed = options.gate && gates.iter().any(|g| g.passes() == Some(false));
+    Ok(wrong.is_empty() && !missed)
+}
+
+// What is no cell under load. Each has a gateway of its own, alone.
+fn besides(options: &Options, stage: &Stage, load: &mut Role) -> Result<Facts, String> {
+    let mut facts = Facts::default();
+    let (rounds, seconds) = (options.rounds, options.seconds);
+    for (name, _) in facts::ALL.iter().filter(|(name, _)| options.wants(name)) {
+        let measured = match *name {
+            "start" => {
+                startup::measure(stage, &mut facts, contestant::peers().len(), options.smoke)
+            }
+            "stdio" => stdio::measure(stage, load, &mut facts, rounds, seconds),
+            "sessions" => memory::sessions(stage, load, &mut facts, options.smoke),
+            "rounds" => memory::rounds(stage, load, &mut facts, options.smoke),
+            "large" => memory::large(stage, load, &mut facts),
+            _ => cores::measure(stage, load, &mut facts, rounds, seconds),
+        };
+        // One that cannot be measured is an error, and the others go on.
+        if let Err(e) = measured {
+            facts.errors.push(format!("{name}: {e}"));
+        }
+    }
+    Ok(facts)
 }
 
 // All cells in rounds: A B C, then C B A, so that a drift of the machine hits all alike.

@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::cells::{self, Cell};
+use crate::facts;
 use crate::proc::Places;
 
 /// What is wanted.
@@ -35,6 +36,12 @@ usage: cargo bench --bench load -- [options]
   --write          replace the tables in benches/RESULTS.md
   --list           name all cells and measurements";
 
+// Of cells, then of other measurements.
+fn names() -> impl Iterator<Item = &'static str> {
+    let cells = cells::all().into_iter().map(|c| c.name);
+    cells.chain(facts::ALL.iter().map(|(name, _)| *name))
+}
+
 impl Options {
     /// Read the command line.
     ///
@@ -61,7 +68,7 @@ impl Options {
                 "--smoke" => out.smoke = true,
                 "--only" => out.only = Some(value()?.split(',').map(Into::into).collect()),
                 "--rounds" => {
-                    rounds = Some(value()?.parse().map_err(|e| format!("--rounds: {e}"))?)
+                    rounds = Some(value()?.parse().map_err(|e| format!("--rounds: {e}"))?);
                 }
                 "--seconds" => {
                     seconds = Some(value()?.parse().map_err(|e| format!("--seconds: {e}"))?);
@@ -71,8 +78,7 @@ impl Options {
                 "--gate" => out.gate = true,
                 "--write" => out.write = true,
                 "--list" => {
-                    let names: Vec<_> = cells::all().iter().map(|c| c.name).collect();
-                    return Err(names.join("\n"));
+                    return Err(names().collect::<Vec<_>>().join("\n"));
                 }
                 _ => return Err(USAGE.into()),
             }
@@ -83,7 +89,7 @@ impl Options {
         out.rounds = rounds.unwrap_or(out.rounds).max(1);
         out.seconds = seconds.unwrap_or(out.seconds).clamp(0.05, 600.0);
         for name in out.only.iter().flatten() {
-            if !cells::all().iter().any(|c| c.name == name) {
+            if !names().any(|n| n == name) {
                 return Err(format!("there is no {name}\n{USAGE}"));
             }
         }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -23,9 +24,11 @@ pub struct Places {
 }
 
 impl Places {
-    /// The proxy on the first processor, everything else on the second.
+    /// The proxy on the first processor, everything else on the second; on the third and fourth
+    /// where there are so many, which leaves the second for a proxy on two.
     pub fn pinned() -> Places {
-        Places { proxy: vec![0], others: vec![1] }
+        let others = if processors() >= 4 { vec![2, 3] } else { vec![1] };
+        Places { proxy: vec![0], others }
     }
 
     /// Nobody anywhere in particular.
@@ -34,9 +37,10 @@ impl Places {
     }
 }
 
-/// How many processors there are.
+/// How many processors there were for us before anything was pinned.
 pub fn processors() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+    static COUNT: OnceLock<usize> = OnceLock::new();
+    *COUNT.get_or_init(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
 }
 
 /// Let this thread, and what it starts from now on, run on these processors only.
@@ -93,6 +97,11 @@ impl Process {
     /// Resident memory of it and its descendants in KiB.
     pub fn rss(&self) -> u64 {
         tree(self.id()).into_iter().map(rss_of).sum()
+    }
+
+    /// Resident memory of it alone in KiB: quick to read.
+    pub fn rss_alone(&self) -> u64 {
+        rss_of(self.id())
     }
 }
 

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use crate::cells::{Cell, Sample};
 use crate::contestant::{Contestant, name};
+use crate::facts::Facts;
 
 /// All rounds of all cells.
 pub type Samples = BTreeMap<(&'static str, Contestant), Vec<Sample>>;
@@ -65,6 +66,24 @@ pub fn table(cells: &[Cell], samples: &Samples) -> String {
                 show(of(|s| Some(s.noise * 100.0)), 0),
             );
         }
+    }
+    out
+}
+
+/// The table of what is no cell.
+pub fn facts(facts: &Facts) -> String {
+    let mut out = String::new();
+    if facts.all().next().is_some() {
+        out += "\n| besides | |\n|---|---:|\n";
+    }
+    for (name, value) in facts.all() {
+        let _ = writeln!(out, "| {name} | {value:.2} |");
+    }
+    if !facts.notes.is_empty() {
+        out.push('\n');
+    }
+    for note in &facts.notes {
+        let _ = writeln!(out, "- {note}");
     }
     out
 }

@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use crate::job::{Mock, Order};
 use crate::load::Load;
-use crate::{child, proc, upstream};
+use crate::sessions::Sessions;
+use crate::{child, pipe, proc, sessions, upstream};
 
 /// Be what the first argument says, if it is a role.
 pub fn main_if_asked(arguments: &[String]) -> Option<ExitCode> {
@@ -55,7 +56,7 @@ pub fn is_on_path(program: &str) -> bool {
 
 // Orders come as lines, and each has an answer.
 fn load() -> std::io::Result<()> {
-    let mut load = None;
+    let (mut load, mut sessions) = (None, Sessions::default());
     for line in std::io::stdin().lock().lines() {
         match serde_json::from_str(&line?)? {
             Order::Prepare(job) => {
@@ -68,7 +69,16 @@ fn load() -> std::io::Result<()> {
                 load = None;
                 say(&ran)?;
             }
-            _ => say(&Err::<(), _>("not yet"))?,
+            Order::Open { route, key, sessions: count } => {
+                say(&sessions.open(route, key, count))?;
+            }
+            Order::End => say(&sessions.end())?,
+            Order::Pipe { command, upstream, flight, seconds } => {
+                say(&pipe::run(&command, &upstream, flight, seconds))?;
+            }
+            Order::Large { route, key, size, pace } => {
+                say(&sessions::large(&route, key.as_deref(), size, pace))?;
+            }
         }
     }
     Ok(())

@@ -29,10 +29,12 @@ pub enum Setup {
     Hundreds,
     /// Ten thousand tools over six.
     Thousands,
+    /// One child over stdio; it stands up with who starts it.
+    Stdio,
 }
 
 impl Setup {
-    /// All.
+    /// All over HTTP.
     pub const ALL: [Setup; 5] =
         [Setup::One, Setup::Six, Setup::SixModern, Setup::Hundreds, Setup::Thousands];
 
@@ -44,13 +46,14 @@ impl Setup {
             Setup::SixModern => "six-modern",
             Setup::Hundreds => "hundreds",
             Setup::Thousands => "thousands",
+            Setup::Stdio => "stdio",
         }
     }
 
     /// Its servers.
     pub fn mocks(self) -> Vec<Mock> {
         let (servers, tools) = match self {
-            Setup::One => (1, 10),
+            Setup::One | Setup::Stdio => (1, 10),
             Setup::Six | Setup::SixModern => (6, 60),
             Setup::Hundreds => (6, 600),
             Setup::Thousands => (6, 10_000),
@@ -147,22 +150,16 @@ impl Stage {
             }
         };
         let bearer = self.key(who, setup);
-        let end = Instant::now() + START_TIME;
-        let routes = loop {
-            let found: Result<Vec<_>, String> =
-                ends.iter().map(|(a, p)| routes_at(*a, p, bearer.as_deref(), era)).collect();
-            match found.map(|all| all.concat()) {
-                Ok(routes) if routes.len() == setup.tools() => break routes,
-                got if Instant::now() > end => {
-                    let got = got.map(|all| format!("{} tools", all.len()));
-                    let wanted = setup.tools();
-                    return Err(format!("{} shows {got:?} of {wanted}", contestant::name(who)));
-                }
-                _ => std::thread::sleep(Duration::from_millis(20)),
-            }
-        };
+        let routes = all_routes(&ends, bearer.as_deref(), era, setup.tools())
+            .map_err(|e| format!("{}: {e}", contestant::name(who)))?;
         self.routes.insert(key, routes.clone());
         Ok(routes)
+    }
+
+    /// End all contestants; the mock servers stay.
+    pub fn clear(&mut self) {
+        self.routes.clear();
+        self.proxies.clear();
     }
 
     /// The key that a contestant wants.
@@ -178,8 +175,8 @@ impl Stage {
         // One nginx is in front of all setups.
         let place = if who == Contestant::Nginx { Setup::One } else { setup };
         if !self.proxies.contains_key(&(who, place)) {
-            let proxy =
-                self.start(who, place, &format!("{}-{}", contestant::name(who), place.name()), "")?;
+            let folder = format!("{}-{}", contestant::name(who), place.name());
+            let proxy = self.start(who, place, &folder, "", &self.places.proxy)?;
             self.proxies.insert((who, place), proxy);
         }
         Ok(&self.proxies[&(who, place)])
@@ -189,6 +186,25 @@ impl Stage {
     pub fn up(&self, who: Contestant, setup: Setup) -> Option<&Proxy> {
         let place = if who == Contestant::Nginx { Setup::One } else { setup };
         self.proxies.get(&(who, place))
+    }
+
+    /// A new instance of a contestant that shows all tools, and its tools.
+    ///
+    /// # Errors
+    /// What went wrong.
+    pub fn fresh(
+        &self,
+        who: Contestant,
+        setup: Setup,
+        folder: &str,
+        more: &str,
+        cpus: &[usize],
+    ) -> Result<(Proxy, Vec<Route>), String> {
+        let proxy = self.start(who, setup, folder, more, cpus)?;
+        let ends = [(proxy.addr, proxy.path.clone())];
+        let routes = all_routes(&ends, proxy.key.as_deref(), Era::Legacy, setup.tools());
+        let routes = routes.map_err(|e| format!("{folder}: {e}"))?;
+        Ok((proxy, routes))
     }
 
     /// A new instance of a contestant, with its files in the folder `name`. `more` is added to
@@ -202,6 +218,7 @@ impl Stage {
         setup: Setup,
         name: &str,
         more: &str,
+        cpus: &[usize],
     ) -> Result<Proxy, String> {
         let dir = self.dir.join(name);
         fs::create_dir_all(&dir).map_err(|e| e.to_string())?;
@@ -212,7 +229,7 @@ impl Stage {
         let mut command = Command::new(&launch.command[0]);
         command.args(&launch.command[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         command.envs(launch.env);
-        let mut process = Process::start(name, &mut command, &self.places.proxy)?;
+        let mut process = Process::start(name, &mut command, cpus)?;
         let end = Instant::now() + START_TIME;
         while launch.wait && std::net::TcpStream::connect(addr).is_err() {
             if process.has_ended() || Instant::now() > end {
@@ -228,6 +245,28 @@ impl Drop for Stage {
     fn drop(&mut self) {
         self.proxies.clear();
         let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+// Once all tools are there.
+fn all_routes(
+    ends: &[(SocketAddr, String)],
+    key: Option<&str>,
+    era: Era,
+    tools: usize,
+) -> Result<Vec<Route>, String> {
+    let end = Instant::now() + START_TIME;
+    loop {
+        let found: Result<Vec<_>, String> =
+            ends.iter().map(|(a, p)| routes_at(*a, p, key, era)).collect();
+        match found.map(|all| all.concat()) {
+            Ok(routes) if routes.len() == tools => return Ok(routes),
+            got if Instant::now() > end => {
+                let got = got.map(|all| format!("{} tools", all.len()));
+                return Err(format!("{got:?} of {tools}"));
+            }
+            _ => std::thread::sleep(Duration::from_millis(20)),
+        }
     }
 }
 

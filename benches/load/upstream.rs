@@ -152,7 +152,7 @@ impl Role {
     fn serve(&mut self, place: usize) {
         let Some(connection) = &mut self.connections[place] else { return };
         let read = match connection.inbox.read(&mut connection.stream) {
-            Ok(Got::Some(_)) => {
+            Ok(Got::Some) => {
                 let server = &self.servers[connection.server];
                 connection.answer_all(server, place, &mut self.late)
             }

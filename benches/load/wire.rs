@@ -19,7 +19,7 @@ pub struct Inbox {
 /// What a read came to.
 pub enum Got {
     /// Bytes.
-    Some(usize),
+    Some,
     /// Nothing for now.
     Later,
     /// The other side has closed.
@@ -39,7 +39,7 @@ impl Inbox {
             Ok(0) => Ok(Got::End),
             Ok(n) => {
                 self.len += n;
-                Ok(Got::Some(n))
+                Ok(Got::Some)
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(Got::Later),
             Err(e) => Err(e),
@@ -166,11 +166,6 @@ impl Incoming {
     pub fn reset(&mut self) {
         self.head = None;
     }
-
-    /// The head, once it is there.
-    pub fn head(&self) -> Option<&Head> {
-        self.head.as_ref()
-    }
 }
 
 // Whole chunks go into `body`; true after the last.
@@ -261,23 +256,4 @@ pub fn connect(to: std::net::SocketAddr, from: u8) -> io::Result<TcpStream> {
     let stream = TcpStream::from(socket);
     stream.set_nodelay(true)?;
     Ok(stream)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_text_is_checked_to_its_last_byte() {
-        let pattern = Pattern::default();
-        for size in [0, 1, 128, KEPT, 300_000] {
-            let mut text: Vec<u8> = pattern.pieces(b"0f", size).flatten().copied().collect();
-            assert_eq!(text.len(), size);
-            assert!(pattern.matches(b"0f", &text));
-            if let Some(last) = text.last_mut() {
-                *last ^= 1;
-                assert!(!pattern.matches(b"0f", &text));
-            }
-        }
-    }
 }
