@@ -31,6 +31,7 @@ mod stdio;
 mod upstream;
 mod wire;
 
+use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use contestant::{Contestant, name};
@@ -68,13 +69,16 @@ fn run(options: &Options) -> Result<bool, String> {
     stage.clear();
     let facts = besides(options, &stage, &mut load)?;
 
-    let gates = gates::all(&samples, &facts);
+    let mut gates = gates::all(&samples, &facts);
+    if options.only.is_some() {
+        gates.retain(|g| g.passes().is_some());
+    }
     let mut out = results::circumstances(options);
     if !samples.is_empty() {
-        out += &format!("\n{}", report::table(&options.cells(), &samples));
+        let _ = write!(out, "\n{}", report::table(&options.cells(), &samples));
     }
     out += &report::facts(&facts);
-    out += &format!("\n{}", gates::table(&gates));
+    let _ = write!(out, "\n{}", gates::table(&gates));
     println!("{out}");
     if options.write {
         results::write(&out)?;
