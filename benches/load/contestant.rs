@@ -146,6 +146,11 @@ pub fn launch(
 // there is left out.
 fn fill(text: &str, port: u16, config: &str, upstreams: &[SocketAddr]) -> String {
     let mut text = text.replace("{port}", &port.to_string()).replace("{config}", config);
+    // For what else it listens at.
+    for n in 1..=3 {
+        let further = free_port().unwrap_or_default().to_string();
+        text = text.replace(&format!("{{port{n}}}"), &further);
+    }
     for (n, addr) in upstreams.iter().enumerate() {
         text = text.replace(&format!("{{upstream{n}}}"), &format!("http://{addr}/mcp"));
     }
