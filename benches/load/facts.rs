@@ -31,11 +31,12 @@ impl Facts {
 }
 
 /// The measurements that are no cells: name, and what it measures.
-pub const ALL: [(&str, &str); 6] = [
+pub const ALL: [(&str, &str); 7] = [
     ("start", "from exec to the first full tools/list"),
     ("stdio", "one child behind the gateway, and alone"),
     ("sessions", "memory of idle sessions with their streams"),
     ("rounds", "memory over rounds of sessions opened and ended"),
+    ("catalog", "10,000 tools after one upstream has changed its list"),
     ("large", "memory while a large answer streams through"),
     ("cores", "two processors against one"),
 ];

@@ -79,6 +79,12 @@ pub fn all(samples: &Samples, facts: &Facts) -> Vec<Gate> {
             1.25,
             "× of 600",
         ),
+        at_most(
+            "3 10,000 tools after a change",
+            fact("catalog, ms CPU of a change"),
+            50.0,
+            "ms CPU",
+        ),
         at_most("4 stdio", fact("stdio, µs CPU per call"), 15.0, "µs CPU"),
         at_least(
             "4 stdio, of what the child can do",

@@ -145,6 +145,8 @@ pub struct Report {
     pub p50: f64,
     /// 99th percentile.
     pub p99: f64,
+    /// The longest, in µs.
+    pub longest: f64,
     /// Bytes of an answer's body.
     pub bytes: usize,
 }

@@ -111,6 +111,7 @@ impl Load {
         self.report.bytes = self.check.bytes();
         self.report.p50 = percentile(&mut self.latencies, 0.50);
         self.report.p99 = percentile(&mut self.latencies, 0.99);
+        self.report.longest = percentile(&mut self.latencies, 1.0);
         self.report.clone()
     }
 

@@ -6,6 +6,7 @@
 #![allow(missing_docs, clippy::print_stdout, clippy::print_stderr)]
 
 mod ask;
+mod catalog;
 mod cells;
 mod child;
 mod client;
@@ -67,7 +68,7 @@ fn run(options: &Options) -> Result<bool, String> {
     let mut load = Role::start("load", &[], &places.others)?;
     let samples = under_load(options, &mut stage, &mut load)?;
     stage.clear();
-    let facts = besides(options, &stage, &mut load)?;
+    let facts = besides(options, &mut stage, &mut load);
 
     let mut gates = gates::all(&samples, &facts);
     if options.only.is_some() {
@@ -98,7 +99,7 @@ fn run(options: &Options) -> Result<bool, String> {
 }
 
 // What is no cell under load. Each has a gateway of its own, alone.
-fn besides(options: &Options, stage: &Stage, load: &mut Role) -> Result<Facts, String> {
+fn besides(options: &Options, stage: &mut Stage, load: &mut Role) -> Facts {
     let mut facts = Facts::default();
     let (rounds, seconds) = (options.rounds, options.seconds);
     for (name, _) in facts::ALL.iter().filter(|(name, _)| options.wants(name)) {
@@ -109,6 +110,7 @@ fn besides(options: &Options, stage: &Stage, load: &mut Role) -> Result<Facts, S
             "stdio" => stdio::measure(stage, load, &mut facts, rounds, seconds),
             "sessions" => memory::sessions(stage, load, &mut facts, options.smoke),
             "rounds" => memory::rounds(stage, load, &mut facts, options.smoke),
+            "catalog" => catalog::measure(stage, load, &mut facts, seconds),
             "large" => memory::large(stage, load, &mut facts),
             _ => cores::measure(stage, load, &mut facts, rounds, seconds),
         };
@@ -117,7 +119,7 @@ fn besides(options: &Options, stage: &Stage, load: &mut Role) -> Result<Facts, S
             facts.errors.push(format!("{name}: {e}"));
         }
     }
-    Ok(facts)
+    facts
 }
 
 // All cells in rounds: A B C, then C B A, so that a drift of the machine hits all alike.

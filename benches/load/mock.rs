@@ -16,6 +16,7 @@ pub const MARK: &str = "mock tool ";
 pub struct Server {
     mock: Mock,
     list: Vec<u8>,
+    changes: usize,
     pattern: Pattern,
 }
 
@@ -39,15 +40,37 @@ pub enum Said {
 impl Server {
     /// A server that behaves as told.
     pub fn new(mock: Mock) -> Server {
-        let tools: Vec<Value> = (0..mock.tools).map(|n| tool(&mock.name, n)).collect();
+        let mut server = Server { mock, list: Vec::new(), changes: 0, pattern: Pattern::default() };
+        server.write_list();
+        server
+    }
+
+    /// Describe the last tool anew, as [`changed`] says; what to tell clients.
+    pub fn change(&mut self) -> &'static [u8] {
+        self.changes += 1;
+        self.write_list();
+        br#"{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}"#
+    }
+
+    fn write_list(&mut self) {
+        let mock = &self.mock;
+        let mut tools: Vec<Value> = (0..mock.tools).map(|n| tool(&mock.name, n)).collect();
+        if let Some(last) = tools.last_mut().filter(|_| self.changes > 0) {
+            let about = last["description"].as_str().unwrap_or_default();
+            last["description"] = json!(format!("{about}{}", changed(self.changes)));
+        }
         let mut list = json!({ "tools": tools });
         if mock.era == Era::Modern {
             list["resultType"] = json!("complete");
             list["ttlMs"] = json!(60_000);
             list["cacheScope"] = json!("private");
         }
-        let list = list.to_string().into_bytes();
-        Server { mock, list, pattern: Pattern::default() }
+        self.list = list.to_string().into_bytes();
+    }
+
+    /// Whether a client may open a stream for what comes unasked.
+    pub fn streams(&self) -> bool {
+        self.mock.era == Era::Legacy
     }
 
     /// Answer one message; a response message is appended to `out`.
@@ -101,7 +124,7 @@ impl Server {
         match (method, self.mock.era) {
             ("initialize", Era::Legacy) => {
                 let hello = json!({"protocolVersion": Era::Legacy.revision(),
-                    "capabilities": {"tools": {}}, "serverInfo": info});
+                    "capabilities": {"tools": {"listChanged": true}}, "serverInfo": info});
                 result(hello.to_string().as_bytes());
                 return Said::Welcome;
             }
@@ -123,6 +146,11 @@ impl Server {
         }
         Said::Message { sse: false, delay_ms: 0 }
     }
+}
+
+/// How the nth change shows.
+pub fn changed(n: usize) -> String {
+    format!("Changed {n} times.")
 }
 
 // About a kilobyte, as tools of real servers are.

@@ -206,6 +206,14 @@ impl Role {
         serde_json::from_str(&line).map_err(|e| format!("{}: {e}: {line}", self.process.name))
     }
 
+    /// Tell it something that has no answer.
+    ///
+    /// # Errors
+    /// That it has ended.
+    pub fn tell(&mut self, word: &str) -> Result<(), String> {
+        self.to.write_all(format!("{word}\n").as_bytes()).map_err(|e| e.to_string())
+    }
+
     /// Tell it something and hear the answer.
     ///
     /// # Errors

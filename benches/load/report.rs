@@ -55,7 +55,7 @@ pub fn table(cells: &[Cell], samples: &Samples) -> String {
             let errors: u64 = rounds.iter().map(|s| s.report.errors).sum();
             let _ = writeln!(
                 out,
-                "| {} | {} | {} | {} | {} | {} | {} | {} % | {errors} |",
+                "| {} | {} | {} | {} | {} | {} | {} | {} | {errors} |",
                 cell.name,
                 name(*who),
                 show(used, 1),
@@ -63,7 +63,7 @@ pub fn table(cells: &[Cell], samples: &Samples) -> String {
                 show(of(|s| Some(s.report.calls as f64 / s.report.seconds)), 0),
                 show(of(|s| Some(s.report.p50)), 0),
                 show(of(|s| Some(s.report.p99)), 0),
-                show(of(|s| Some(s.noise * 100.0)), 0),
+                show(of(|s| s.cpu.map(|_| s.noise * 100.0)), 0) + " %",
             );
         }
     }

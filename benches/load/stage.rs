@@ -96,7 +96,7 @@ pub struct Stage {
     proxies: BTreeMap<(Contestant, Setup), Proxy>,
     routes: BTreeMap<(Contestant, Setup, bool), Vec<Route>>,
     // The last, so that proxies end before what they talk to.
-    _upstream: Role,
+    upstream: Role,
 }
 
 impl Stage {
@@ -118,7 +118,7 @@ impl Stage {
             .map(|(setup, mocks)| (*setup, ports.by_ref().take(mocks.len()).map(address).collect()))
             .collect();
         let (proxies, routes) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Stage { dir, places, upstreams, proxies, routes, _upstream: upstream })
+        Ok(Stage { dir, places, upstreams, proxies, routes, upstream })
     }
 
     /// Where calls of a contestant go, one route for each tool. It is started if it is not up.
@@ -154,6 +154,13 @@ impl Stage {
             .map_err(|e| format!("{}: {e}", contestant::name(who)))?;
         self.routes.insert(key, routes.clone());
         Ok(routes)
+    }
+
+    /// The mock servers, and what one of a setup is called there.
+    pub fn mocks(&mut self, setup: Setup, server: usize) -> (&mut Role, String) {
+        let before = Setup::ALL.iter().take_while(|s| **s != setup);
+        let before: usize = before.map(|s| s.mocks().len()).sum();
+        (&mut self.upstream, (before + server).to_string())
     }
 
     /// End all contestants; the mock servers stay.

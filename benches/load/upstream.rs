@@ -29,6 +29,8 @@ struct Connection {
     // Told apart from an earlier one in the same place.
     number: u64,
     waits_to_write: bool,
+    // Carries what comes unasked.
+    is_stream: bool,
 }
 
 // An answer that is due later; the soonest is the greatest.
@@ -102,9 +104,14 @@ pub fn run(mocks: Vec<Mock>) -> std::io::Result<()> {
         for event in &events {
             let token = event.data.u64();
             if token == PIPE {
-                if stdin.lock().read(&mut [0; 64]).unwrap_or(0) == 0 {
+                let mut word = [0; 64];
+                let n = stdin.lock().read(&mut word).unwrap_or(0);
+                if n == 0 {
                     return Ok(());
                 }
+                let servers = word[..n].split(|b| *b == b'\n');
+                let servers = servers.filter_map(|w| std::str::from_utf8(w).ok()?.parse().ok());
+                servers.for_each(|server| role.change(server));
             } else if token < FIRST {
                 role.accept(&listeners[token as usize], token as usize)?;
             } else {
@@ -144,9 +151,28 @@ impl Role {
                 server,
                 number: self.count,
                 waits_to_write: false,
+                is_stream: false,
             });
         }
         Ok(())
+    }
+
+    // Change a server's list and tell whoever listens.
+    fn change(&mut self, server: usize) {
+        let Some(notice) = self.servers.get_mut(server).map(Server::change) else { return };
+        let mut event = b"event: message\ndata: ".to_vec();
+        event.extend_from_slice(notice);
+        event.extend_from_slice(b"\n\n");
+        for place in 0..self.connections.len() {
+            let connection = self.connections[place].as_mut();
+            let Some(connection) = connection.filter(|c| c.is_stream && c.server == server) else {
+                continue;
+            };
+            connection.out.extend_from_slice(format!("{:x}\r\n", event.len()).as_bytes());
+            connection.out.extend_from_slice(&event);
+            connection.out.extend_from_slice(b"\r\n");
+            self.flush(place, true);
+        }
     }
 
     fn serve(&mut self, place: usize) {
@@ -206,6 +232,12 @@ impl Connection {
                 respond(server, &bytes[head.len..whole], &mut self.out)
             } else if bytes.starts_with(b"DELETE") {
                 self.out.extend_from_slice(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+                None
+            } else if bytes.starts_with(b"GET") && server.streams() {
+                self.out.extend_from_slice(
+                    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n",
+                );
+                self.is_stream = true;
                 None
             } else {
                 let no = b"HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n";
