@@ -13,6 +13,8 @@ use crate::stage::{Setup, Stage};
 
 /// Long enough for a change to be heard of, fetched, merged and kept on disk.
 const SETTLE: Duration = Duration::from_secs(2);
+/// As long, where the figure itself is of no interest.
+const SETTLE_SMOKE: Duration = Duration::from_secs(1);
 /// Calls a second while it happens.
 const RATE: f64 = 1000.0;
 
@@ -25,7 +27,9 @@ pub fn measure(
     load: &mut Role,
     facts: &mut Facts,
     seconds: f64,
+    smoke: bool,
 ) -> Result<(), String> {
+    let settle = if smoke { SETTLE_SMOKE } else { SETTLE };
     let setup = Setup::Thousands;
     let cpus = stage.places.proxy.clone();
     let (proxy, routes) = stage.fresh(Contestant::Weir, setup, "weir-catalog", "", &cpus)?;
@@ -34,11 +38,11 @@ pub fn measure(
         std::thread::sleep(time);
         proxy.process.cpu().saturating_sub(before).as_secs_f64() * 1e3
     };
-    std::thread::sleep(SETTLE);
-    let idle = over(SETTLE);
+    std::thread::sleep(settle);
+    let idle = over(settle);
     let (mocks, server) = stage.mocks(setup, 0);
     mocks.tell(&server)?;
-    let changed_once = over(SETTLE);
+    let changed_once = over(settle);
     let mut client = Client::new(proxy.addr, &proxy.path, proxy.key.as_deref(), Era::Legacy, 1)?;
     let shows = |client: &mut Client, n: usize| {
         let list = client.raw("tools/list", serde_json::json!({}))?;
@@ -68,7 +72,7 @@ pub fn measure(
     };
     let calm = paced(mocks, false)?;
     let busy = paced(mocks, true)?;
-    std::thread::sleep(SETTLE);
+    std::thread::sleep(settle);
     shows(&mut client, 2)?;
     facts.set("catalog, longest call at 1,000/s, ms", calm.longest / 1e3);
     facts.set("catalog, longest call at 1,000/s with a change, ms", busy.longest / 1e3);

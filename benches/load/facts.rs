@@ -1,11 +1,9 @@
 //! What is measured besides the cells under load, by name.
 
-use std::collections::BTreeMap;
-
 /// Figures by name, and what has to be said with them.
 #[derive(Default)]
 pub struct Facts {
-    figures: BTreeMap<&'static str, f64>,
+    figures: Vec<(&'static str, f64)>,
     /// Sentences.
     pub notes: Vec<String>,
     /// Answers that were wrong.
@@ -16,17 +14,17 @@ impl Facts {
     /// Keep one.
     pub fn set(&mut self, name: &'static str, value: f64) {
         eprintln!("{name}: {value:.2}");
-        self.figures.insert(name, value);
+        self.figures.push((name, value));
     }
 
     /// One, if it was measured.
     pub fn get(&self, name: &str) -> Option<f64> {
-        self.figures.get(name).copied()
+        self.figures.iter().find(|(n, _)| *n == name).map(|(_, value)| *value)
     }
 
     /// All.
     pub fn all(&self) -> impl Iterator<Item = (&'static str, f64)> {
-        self.figures.iter().map(|(name, value)| (*name, *value))
+        self.figures.iter().copied()
     }
 }
 

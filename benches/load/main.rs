@@ -78,6 +78,7 @@ fn run(options: &Options) -> Result<bool, String> {
     if !samples.is_empty() {
         let _ = write!(out, "\n{}", report::table(&options.cells(), &samples));
     }
+    out += &report::noise(&samples);
     out += &report::facts(&facts);
     let _ = write!(out, "\n{}", gates::table(&gates));
     println!("{out}");
@@ -110,7 +111,7 @@ fn besides(options: &Options, stage: &mut Stage, load: &mut Role) -> Facts {
             "stdio" => stdio::measure(stage, load, &mut facts, rounds, seconds),
             "sessions" => memory::sessions(stage, load, &mut facts, options.smoke),
             "rounds" => memory::rounds(stage, load, &mut facts, options.smoke),
-            "catalog" => catalog::measure(stage, load, &mut facts, seconds),
+            "catalog" => catalog::measure(stage, load, &mut facts, seconds, options.smoke),
             "large" => memory::large(stage, load, &mut facts),
             _ => cores::measure(stage, load, &mut facts, rounds, seconds),
         };

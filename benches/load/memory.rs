@@ -69,7 +69,7 @@ pub fn rounds(
         std::thread::sleep(SETTLE);
         after.push(proxy.process.rss() as f64);
     }
-    std::thread::sleep(REST);
+    std::thread::sleep(if smoke { SETTLE } else { REST });
     let end = proxy.process.rss() as f64;
     let shown: Vec<String> = after.iter().map(|kib| format!("{:.1}", kib / 1024.0)).collect();
     facts.notes.push(format!(

@@ -70,6 +70,23 @@ pub fn table(cells: &[Cell], samples: &Samples) -> String {
     out
 }
 
+/// Above this share of a proxy's processor, others have had too much of it.
+const NOISE_MAX: f64 = 0.1;
+
+/// A word of warning, if others had much of the proxy's processor.
+pub fn noise(samples: &Samples) -> String {
+    let proxied = samples.values().flatten().filter(|s| s.cpu.is_some());
+    let noise = median(proxied.map(|s| s.noise)).unwrap_or(0.0);
+    if noise <= NOISE_MAX {
+        return String::new();
+    }
+    format!(
+        "\nOthers had {:.0} % of the proxy's processor in the median round: measure again when the \
+         machine is quiet.\n",
+        noise * 100.0
+    )
+}
+
 /// The table of what is no cell.
 pub fn facts(facts: &Facts) -> String {
     let mut out = String::new();
