@@ -8,8 +8,8 @@ use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::ask::{Check, Request};
 use crate::client::Client;
@@ -26,6 +26,8 @@ const LAST_WAIT: Duration = Duration::from_secs(10);
 /// Different requests of one connection: enough to reach many tools, few enough to stay in the
 /// processor's cache, since the load is not what is measured.
 const REQUESTS_MAX: usize = 16;
+/// No patience at all.
+const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// Ids are numbers of ten digits, so that requests have one length.
 const FIRST_ID: u64 = 1_000_000_000;
 
@@ -182,9 +184,15 @@ impl Load {
                 tv_sec: until.as_secs() as i64,
                 tv_nsec: i64::from(until.subsec_nanos()),
             };
+            let mut patience = Some(&until);
+            if wake.is_some() {
+                // Epoll rounds up to milliseconds, which would be the latency of a paced call.
+                let _ = poll(&mut [PollFd::new(&self.poll, PollFlags::IN)], Some(&until));
+                patience = Some(&NOW);
+            }
             events.clear();
             let room = rustix::buffer::spare_capacity(&mut events);
-            if epoll::wait(&self.poll, room, Some(&until)).is_err() {
+            if epoll::wait(&self.poll, room, patience).is_err() {
                 continue;
             }
             for event in &events {

@@ -26,7 +26,7 @@ pub struct Options {
 
 const USAGE: &str = "\
 usage: cargo bench --bench load -- [options]
-  --smoke          one short round of everything, about 20 s
+  --smoke          one short round of everything, half a minute
   --only NAME,…    only these cells and measurements (--list names them)
   --rounds N       rounds of each cell (5)
   --seconds S      seconds of each round of a cell (1.5)
