@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use dashmap::DashMap;
+use hashbrown::DefaultHashBuilder;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
@@ -71,7 +72,7 @@ pub struct Session {
     /// The level of `logging/setLevel`.
     pub log_level: Mutex<Option<Box<str>>>,
     /// Running requests by raw id, so that they can be cancelled.
-    pub running: DashMap<Bytes, Cancel>,
+    pub running: DashMap<Bytes, Cancel, DefaultHashBuilder>,
     /// What was said on the streams of its calls.
     pub replay: Replay,
     /// What its client is told besides, outside of its calls.
@@ -107,7 +108,7 @@ impl Session {
             asked: DashMap::with_shard_amount(2),
             next_question: AtomicU64::new(1),
             log_level: Mutex::new(None),
-            running: DashMap::with_shard_amount(2),
+            running: DashMap::with_hasher_and_shard_amount(Default::default(), 2),
             replay: Replay::default(),
             asides: Arc::default(),
             tasks: Mutex::default(),
@@ -214,7 +215,7 @@ struct Ended {
 /// All sessions.
 #[derive(Default)]
 pub struct Sessions {
-    open: DashMap<Arc<str>, Arc<Session>>,
+    open: DashMap<Arc<str>, Arc<Session>, DefaultHashBuilder>,
     ended: Mutex<Ended>,
 }
 
