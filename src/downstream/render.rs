@@ -50,6 +50,8 @@ pub fn render(terminal: Terminal, id: &[u8], method: &Method, revision: Revision
             let message = response(id, Kind::Error, error.to_raw().get().as_bytes());
             Said { message, code: Some(error.code) }
         }
+        // It was said.
+        Terminal::Passed(_) => Bytes::new().into(),
         Terminal::Answer(frame, _) if frame.kind() == Kind::Error => {
             // Of an upstream's errors only what its caller lacks is about the caller.
             let lacks = |code| match i32::try_from(code) {

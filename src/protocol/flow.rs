@@ -250,13 +250,18 @@ impl<'a> Flow<'a> {
     /// Whether what was pushed may leave from now on; decides what goes ahead of what is not known
     /// yet. If not, the answer has to be read as a whole.
     pub fn begin(&mut self) -> bool {
-        let is_in_result = matches!(self.levels.get(1), Some(Level { what: What::Result, .. }));
-        let begins = !self.begun && is_in_result && self.held().is_none() && self.is_answer();
+        let begins = !self.begun && self.can_begin();
         if begins {
             self.begun = true;
             self.go_ahead();
         }
         begins
+    }
+
+    /// Whether it may.
+    pub fn can_begin(&self) -> bool {
+        let is_in_result = matches!(self.levels.get(1), Some(Level { what: What::Result, .. }));
+        is_in_result && self.held().is_none() && self.is_answer()
     }
 
     /// What may leave now.

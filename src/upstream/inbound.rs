@@ -27,7 +27,7 @@ struct Shallow<'a> {
 }
 
 /// How much of a tool's error result is searched for signs of throttling.
-const THROTTLE_SCAN_MAX: usize = 4 << 10;
+pub(super) const THROTTLE_SCAN_MAX: usize = 4 << 10;
 
 /// What an answer amounts to.
 pub struct Arrived {
@@ -98,7 +98,7 @@ fn rewritten(frame: &Frame, edits: Vec<Edit>) -> Result<Frame, Fault> {
     })
 }
 
-fn says_throttled(result: &[u8], guard: &Guard) -> bool {
+pub(super) fn says_throttled(result: &[u8], guard: &Guard) -> bool {
     let beginning = &result[..result.len().min(THROTTLE_SCAN_MAX)];
     guard.means_throttling(&String::from_utf8_lossy(beginning))
 }
