@@ -84,26 +84,26 @@ impl Events {
 /// the client reads nothing, and ends with the body at the latest.
 pub struct Pieces {
     call: JoinHandle<()>,
-    pieces: mpsc::Receiver<Piece>,
+    rx: mpsc::Receiver<Piece>,
     // Of the last piece, what was not given yet.
     rest: Bytes,
     over: bool,
 }
 
 impl Pieces {
-    /// An answer that comes in `pieces` while `call` runs.
+    /// An answer whose pieces come while `call` runs.
     pub fn new<T>(
         call: impl Future<Output = T> + Send + 'static,
-        pieces: mpsc::Receiver<Piece>,
+        rx: mpsc::Receiver<Piece>,
     ) -> Pieces {
         let call = tokio::spawn(async move { drop(call.await) });
-        Pieces { call, pieces, rest: Bytes::new(), over: false }
+        Pieces { call, rx, rest: Bytes::new(), over: false }
     }
 
     // At most so much at a time.
     fn poll(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<Option<io::Result<Bytes>>> {
         if self.rest.is_empty() && !self.over {
-            match ready!(self.pieces.poll_recv(cx)) {
+            match ready!(self.rx.poll_recv(cx)) {
                 Some(Piece::Bytes(bytes)) => self.rest = bytes,
                 Some(Piece::End) => self.over = true,
                 // The end of the connection is all that says so now.

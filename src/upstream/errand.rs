@@ -245,7 +245,9 @@ pub async fn carry(
     };
     let answered = match answered {
         Ok(Came::Answered(answered)) => answered,
-        Ok(Came::Large(large)) => match large::pass(large, errand, link.era(), id).await? {
+        // In a box, so that the calls that need it not, which are most, carry no room for it.
+        Ok(Came::Large(large)) => match Box::pin(large::pass(large, errand, link.era(), id)).await?
+        {
             large::Outcome::Whole(frame) => Answered::whole(frame),
             large::Outcome::Passed(arrived) => {
                 if arrived.signal == Signal::Broken(Reason::ConnectionLost) {

@@ -1,6 +1,6 @@
 //! Answers that are larger than the gateway keeps, behind the built program: every byte of them,
 //! how much memory they take, and every way in which they end early.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
 #[path = "../harness/mod.rs"]
 mod harness;
@@ -60,14 +60,14 @@ pub enum Era {
 }
 
 /// An upstream whose tool `big` and whose resources answer in pieces.
-pub async fn upstream(era: Era) -> (Scripted, mpsc::UnboundedReceiver<Asked>) {
-    let (calls, asked) = mpsc::unbounded_channel();
+pub async fn upstream(era: Era) -> (Scripted, mpsc::Receiver<Asked>) {
+    let (calls, asked) = mpsc::channel(8);
     let handler = move |a: &Arrival| {
         let id = a.message["id"].clone();
         match a.method() {
             "tools/call" | "resources/read" if a.tool() != Some("small") => {
                 let (to, pieces) = mpsc::channel(1);
-                calls.send(Asked { id, to }).ok()?;
+                calls.try_send(Asked { id, to }).ok()?;
                 Some(Reply::Pieces(pieces))
             }
             method => {

@@ -64,7 +64,7 @@ async fn a_slow_reader_holds_the_upstream_back_and_no_memory() {
         let (up, mut calls) = upstream(Era::Old).await;
         // Less time for the call than the reader takes: that time is not the upstream's.
         let weir =
-            gateway(&up, &format!("{ROOM}\ncall_timeout = \"2s\"\nmax_call_timeout = \"3s\""))
+            gateway(&up, &format!("{ROOM}\ncall_timeout = \"2s\"\nmax_call_timeout = \"60s\""))
                 .await;
         let memory = Memory::begin(&weir);
         let (said, mut seen) = tokio::sync::watch::channel(0);
@@ -125,8 +125,16 @@ async fn each_era_gets_its_own_words() {
             None => (ask(&weir, asks(&weir, "tools/call", big()), false).await, "1"),
         };
         let whole = revision == Some("2025-03-26");
-        assert_eq!(response.headers().contains_key("content-length"), whole);
-        let got = read(response).await.unwrap();
+        let in_pieces = response.headers().get("transfer-encoding").is_some();
+        let is_event = response.headers()["content-type"] == "text/event-stream";
+        let mut got = read(response).await.unwrap();
+        if whole && is_event {
+            // Where the machine was slow a stream was opened meanwhile.
+            let data = got.windows(6).position(|w| w == b"data: ").unwrap() + 6;
+            got = got.slice(data..got.len() - 2);
+        } else {
+            assert_eq!(in_pieces, !whole, "{revision:?}");
+        }
         feed.await.unwrap();
         let want = expected(id, head, 3, &format!("\"{gets}"));
         assert!(got == want, "{revision:?}: {:?}", String::from_utf8_lossy(&got[got.len() - 60..]));
@@ -143,6 +151,7 @@ async fn what_is_said_behind_the_content_counts() {
         asked.say(r#"{"result":{"content":[{"type":"text","text":""#).await;
         asked.fill(2).await;
         asked.say(format!("{links},\"id\":{}}}", asked.id)).await;
+        drop(asked);
         let asked = calls.recv().await.unwrap();
         asked
             .say(format!(
@@ -198,7 +207,8 @@ async fn a_client_that_can_be_asked_gets_it_in_pieces_too() {
 async fn who_cannot_tell_an_end_from_a_break_gets_it_as_a_whole() {
     let (_up, weir, feed) = one(Era::Modern).await;
     let (headers, body) = crate::harness::modern_request(None, "tools/call", big());
-    let headers: String = headers.iter().map(|(k, v)| format!("{k}: {v}\r\n")).collect();
+    let headers: Vec<_> = headers.iter().map(|(k, v)| format!("{k}: {v}\r\n")).collect();
+    let headers = headers.concat();
     let request = format!(
         "POST /mcp HTTP/1.0\r\nhost: localhost\r\n{headers}content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()

@@ -144,16 +144,16 @@ impl Flow<'_> {
         if !self.rules.era_comes() {
             return;
         }
-        let mut text = String::new();
+        let mut text = Vec::new();
         let wanted = if self.rules.method.cacheable { 3 } else { 1 };
         for (n, (key, value)) in ERA.iter().enumerate().take(wanted) {
             if !self.known.era_seen[n] {
                 self.known.era_added[n] = true;
-                text.push_str(&format!("\"{key}\":{value},"));
+                text.push(format!("\"{key}\":{value},"));
             }
         }
         let open = self.known.open;
-        self.out.replace(open..open, text.as_bytes());
+        self.out.replace(open..open, text.concat().as_bytes());
     }
 
     /// # Errors

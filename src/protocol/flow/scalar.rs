@@ -96,7 +96,7 @@ impl Utf8 {
 /// Whether a string may hold these bytes as they are (RFC 8259, section 7).
 pub fn has_no_control(bytes: &[u8]) -> bool {
     // All of them, without leaving early: the compiler makes wide instructions of it.
-    !bytes.iter().fold(false, |found, b| found | (*b < 0x20))
+    bytes.iter().fold(0, |found, b| found | u8::from(*b < 0x20)) == 0
 }
 
 #[cfg(test)]
