@@ -329,6 +329,25 @@ fn without_hints(text: &[u8]) -> Value {
     value
 }
 
+#[test]
+fn what_is_made_up_passes_breaks_and_is_declined() {
+    use proptest::strategy::ValueTree as _;
+    use proptest::test_runner::TestRunner;
+    let mut runner = TestRunner::deterministic();
+    let (mut passed, mut broken, mut declined) = (0, 0, 0);
+    for _ in 0..500 {
+        let text = message().new_tree(&mut runner).unwrap().current();
+        let (name, from, to) = ways().new_tree(&mut runner).unwrap().current();
+        let every: Vec<usize> = (0..text.len()).collect();
+        match in_pieces(text.as_bytes(), &every, 0, rules(name, from, to)) {
+            Some((_, Ok(_))) => passed += 1,
+            Some((_, Err(_))) => broken += 1,
+            None => declined += 1,
+        }
+    }
+    assert!(passed > 100 && broken > 10 && declined > 100, "{passed}, {broken}, {declined}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
     #[test]
