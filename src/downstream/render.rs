@@ -150,6 +150,9 @@ fn says_not_found(message: &str) -> bool {
 }
 
 #[cfg(test)]
+mod pieces;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::protocol::method;

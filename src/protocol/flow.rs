@@ -7,11 +7,11 @@
 //!            out: what may leave │ what is held until it is decided
 //! ```
 //!
-//! What comes out is, byte for byte, what the whole answer would have become: checked as
-//! [`super::message::Frame::scan`] checks, with the caller's id, with public URIs, with the
-//! members that the caller's revision has. What comes is looked at once and nothing is kept of
-//! it but what is not decided yet: a key, a URI, a member's comma, and, where a content block says
-//! its `type` behind its URI, the block up to there.
+//! What comes out is, byte for byte, what the whole answer would have become (a property test of
+//! `downstream::render`): checked as [`super::message::Frame::scan`] checks, with the caller's id,
+//! with public URIs, with the members that the caller's revision has. What comes is looked at once
+//! and nothing is kept of it but what is not decided yet: a key, a URI, a member's comma, and,
+//! where a content block says its `type` behind its URI, the block up to there.
 //!
 //! Nothing leaves before [`Flow::begin`]. Until then every oddity means only that the answer has
 //! to be read as a whole, by those who can say what is wrong with it; after it, that the answer
@@ -488,6 +488,3 @@ impl Reader<'_> {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,16 +1,19 @@
+//! An answer in pieces is the same as rendered from the whole.
 #![allow(clippy::unwrap_used)]
 
+use bytes::Bytes;
 use proptest::prelude::*;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::*;
+use super::render;
 use crate::call::{Form, Terminal};
-use crate::downstream::render::render;
 use crate::protocol::address::{UriHolder, uri_edits};
+use crate::protocol::flow::{Flow, Odd, Rules};
 use crate::protocol::message::{Frame, Kind};
 use crate::protocol::method;
+use crate::protocol::revision::{Era, Revision};
 
 fn public(native: &str) -> Option<String> {
     (!native.is_empty()).then(|| format!("up+{native}"))
