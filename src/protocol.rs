@@ -12,6 +12,7 @@ pub mod address;
 pub mod capability;
 pub mod error;
 pub mod exchange;
+pub mod flow;
 pub mod form;
 pub mod header;
 pub mod json;

@@ -19,6 +19,7 @@ pub mod handshake;
 pub mod inbound;
 mod inputs;
 pub mod keeper;
+mod large;
 pub mod lease;
 pub mod link;
 pub mod loader;
@@ -39,7 +40,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::call::{Call, Consumer, Counted, Notices, Terminal};
+use crate::call::{Call, Consumer, Counted, Notices, Passed, Terminal};
 use crate::catalog::slice::Slice;
 use crate::catalog::view::Route;
 use crate::config::secret::Scrubber;
@@ -130,6 +131,8 @@ pub struct Sent {
     pub spent: Spent,
     /// The tool said `isError`.
     pub tool_error: bool,
+    /// Bytes of the answer that its caller has got already.
+    pub passed: usize,
 }
 
 impl Upstream {
@@ -392,8 +395,12 @@ impl Upstream {
             }
         };
         match result {
-            Ok((terminal, tool_error)) => (Ok(terminal), Sent { spent, tool_error }),
-            Err(failure) => (Err(failure), Sent { spent, tool_error: false }),
+            Ok((Terminal::Passed(Passed { bytes, broken: Some(fault) }), _)) => {
+                let failure = Failure::from_fault(fault, &self.name, !read_only);
+                (Err(failure), Sent { spent, passed: bytes, ..Sent::default() })
+            }
+            Ok((terminal, tool_error)) => (Ok(terminal), Sent { spent, tool_error, passed: 0 }),
+            Err(failure) => (Err(failure), Sent { spent, ..Sent::default() }),
         }
     }
 

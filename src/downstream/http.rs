@@ -267,7 +267,7 @@ async fn post(
     parts: &Parts,
     body: &mut Option<Incoming>,
 ) -> Result<Out, Denied> {
-    let accepts = checks::accepts(&parts.headers);
+    let accepts = checks::accepts(parts.version, &parts.headers);
     if !accepts.json && !accepts.events {
         let text = "Accept must list application/json and text/event-stream";
         return Err(deny(406, Reason::NotAcceptable, text));
@@ -444,7 +444,7 @@ async fn get(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Parts) -> Resul
     };
     let session = session(edge, id, consumer)?;
     session_version(&parts.headers)?;
-    if !checks::accepts(&parts.headers).events {
+    if !checks::accepts(parts.version, &parts.headers).events {
         let text = "Accept must list text/event-stream";
         return Err(deny(406, Reason::NotAcceptable, text));
     }

@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
-use crate::call::{Consumer, Notices};
+use crate::call::{Consumer, Heard, Notices, Offer};
 use crate::failure::Reason;
 use crate::gateway::router;
 use crate::gateway::subscriptions::Changes;
@@ -51,7 +51,7 @@ pub struct Running {
     /// Ends with the response message, or with nothing if it was cancelled.
     pub work: Work,
     /// The notices it causes meanwhile.
-    pub notices: mpsc::Receiver<Bytes>,
+    pub notices: mpsc::Receiver<Heard>,
     // Whether the work is done, and its outcome while the last notices are still handed out.
     over: bool,
     end: Option<Said>,
@@ -113,24 +113,37 @@ pub enum Step {
 
 impl Running {
     /// A call that has begun.
-    pub fn new(work: Work, notices: mpsc::Receiver<Bytes>) -> Running {
+    pub fn new(work: Work, notices: mpsc::Receiver<Heard>) -> Running {
         Running { work, notices, over: false, end: None }
     }
 
-    /// What it says next: its notices in their order, the end behind all of them. Safe to drop and
-    /// call again.
+    /// What it says next: its notices in their order, the end behind all of them, as a whole. Safe
+    /// to drop and call again.
     pub async fn next(&mut self) -> Step {
+        loop {
+            match self.next_or_offer().await {
+                Ok(step) => return step,
+                Err(declined) => drop(declined),
+            }
+        }
+    }
+
+    /// The same; but the end may be offered in pieces instead.
+    pub async fn next_or_offer(&mut self) -> Result<Step, Offer> {
         if !self.over {
             tokio::select! {
                 biased;
                 end = &mut self.work => (self.over, self.end) = (true, end),
-                Some(notice) = self.notices.recv() => return Step::Notice(notice),
+                Some(heard) = self.notices.recv() => return match heard {
+                    Heard::Notice(notice) => Ok(Step::Notice(notice)),
+                    Heard::Offer(offer) => Err(offer),
+                },
             }
         }
-        match last_word(&mut self.notices).await {
+        Ok(match last_word(&mut self.notices).await {
             Some(notice) => Step::Notice(notice),
             None => Step::End(self.end.take()),
-        }
+        })
     }
 
     /// Whether the work is done, and only words are left.
@@ -145,12 +158,17 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 
 // A notice that a call left behind, such as the withdrawal of a question; `None` when there is no
 // more to come.
-async fn last_word(notices: &mut mpsc::Receiver<Bytes>) -> Option<Bytes> {
-    match notices.try_recv() {
-        Ok(notice) => Some(notice),
-        Err(mpsc::error::TryRecvError::Disconnected) => None,
-        Err(mpsc::error::TryRecvError::Empty) => {
-            tokio::time::timeout(LAST_WORDS, notices.recv()).await.ok().flatten()
+async fn last_word(notices: &mut mpsc::Receiver<Heard>) -> Option<Bytes> {
+    loop {
+        let heard = match notices.try_recv() {
+            Ok(heard) => heard,
+            Err(mpsc::error::TryRecvError::Disconnected) => return None,
+            Err(mpsc::error::TryRecvError::Empty) => {
+                tokio::time::timeout(LAST_WORDS, notices.recv()).await.ok().flatten()?
+            }
+        };
+        if let Heard::Notice(notice) = heard {
+            return Some(notice);
         }
     }
 }

@@ -18,7 +18,9 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::call::{ANSWER_TIME, Call, Consumer, Form, Notices, Question, Reply, Terminal, Word};
+use crate::call::{
+    ANSWER_TIME, Call, Consumer, Form, Heard, Notices, Question, Reply, Terminal, Word,
+};
 use crate::failure::{Reason, Refusal};
 use crate::observe::record::Record;
 use crate::protocol::message::{Frame, Kind};
@@ -55,6 +57,8 @@ pub struct Conversation {
     consumer: Arc<Consumer>,
     // The request that began it; what it asks for is looked at if it is parked.
     frame: Frame,
+    // It was parked: the request that is open now is another, with an id of its own.
+    was_parked: bool,
 }
 
 impl Drop for Conversation {
@@ -307,6 +311,7 @@ pub fn begin(edge: &Arc<Edge>, call: Call, record: Record, id: Bytes) -> Running
         revision,
         consumer,
         frame,
+        was_parked: false,
     };
     run(edge, conversation, id, token)
 }
@@ -320,6 +325,7 @@ pub fn resume(
     meta: RequestMeta,
 ) -> Running {
     parked.answer(frame);
+    parked.was_parked = true;
     run(edge, parked, id, meta.progress_token)
 }
 
@@ -340,7 +346,7 @@ async fn go_on(
     mut conversation: Conversation,
     id: &[u8],
     token: Option<Box<str>>,
-    tx: mpsc::Sender<Bytes>,
+    tx: mpsc::Sender<Heard>,
 ) -> Said {
     let (method, revision) = (conversation.method, conversation.revision);
     match conversation.turn(token.as_deref(), &tx).await {
@@ -382,7 +388,7 @@ fn park(edge: &Edge, conversation: Conversation) -> Terminal {
 
 impl Conversation {
     // Until the end, or until there is something to ask (`None`).
-    async fn turn(&mut self, token: Option<&str>, tx: &mpsc::Sender<Bytes>) -> Option<Terminal> {
+    async fn turn(&mut self, token: Option<&str>, tx: &mpsc::Sender<Heard>) -> Option<Terminal> {
         let mut gathered: Option<Instant> = None;
         loop {
             self.forget();
@@ -405,6 +411,12 @@ impl Conversation {
                         self.keys += 1;
                         self.asked.push((format!("q{}", self.keys), question));
                     }
+                    // An answer that leaves in pieces can't be parked any more, and has the id
+                    // of the request that began it.
+                    Word::Offer(offer) if self.asked.is_empty() && !self.was_parked => {
+                        let _ = tx.try_send(Heard::Offer(offer));
+                    }
+                    Word::Offer(declined) => drop(declined),
                 },
                 end = &mut self.end => {
                     while let Ok(word) = self.words.try_recv() {
@@ -449,11 +461,11 @@ impl Conversation {
     }
 
     // With the token of the request that is open now; without one the caller wants no progress.
-    fn tell(&self, notice: Bytes, token: Option<&str>, tx: &mpsc::Sender<Bytes>) {
+    fn tell(&self, notice: Bytes, token: Option<&str>, tx: &mpsc::Sender<Heard>) {
         let notice =
             if token == self.token.as_deref() { Some(notice) } else { with_token(notice, token) };
         if let Some(notice) = notice {
-            let _ = tx.try_send(notice);
+            let _ = tx.try_send(Heard::Notice(notice));
         }
     }
 }

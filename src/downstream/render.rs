@@ -51,6 +51,8 @@ pub fn render(terminal: Terminal, id: &[u8], method: &Method, revision: Revision
             let message = response(id, Kind::Error, error.to_raw().get().as_bytes());
             Said { message, code: Some(error.code) }
         }
+        // It was said.
+        Terminal::Passed(_) => Bytes::new().into(),
         Terminal::Answer(frame, _) if frame.kind() == Kind::Error => {
             // Of an upstream's errors only what its caller lacks is about the caller.
             let lacks = |code| match i32::try_from(code) {
@@ -178,6 +180,9 @@ fn says_not_found(message: &str) -> bool {
     let message = message.to_lowercase();
     message.contains("not found") || message.contains("unknown resource")
 }
+
+#[cfg(test)]
+mod pieces;
 
 #[cfg(test)]
 mod tests {

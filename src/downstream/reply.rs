@@ -11,7 +11,7 @@ use hyper::{Response, StatusCode};
 use crate::failure::{Reason, Refusal};
 use crate::protocol::message::Frame;
 
-use super::body::{Events, OutBody};
+use super::body::{Events, OutBody, Pieces};
 use super::refused::{Refused, label};
 
 /// A response of the endpoint.
@@ -104,6 +104,11 @@ pub fn json(status: u16, message: Bytes) -> Out {
     // What a consumer gets depends on its key.
     out.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     out
+}
+
+/// A JSON message that is still coming.
+pub fn in_pieces(pieces: Pieces) -> Out {
+    json(200, Bytes::new()).map(|_| OutBody::Pieces(pieces))
 }
 
 /// An event stream.

@@ -131,7 +131,7 @@ fn object<'a>(place: &'static str, raw: &'a [u8]) -> Result<Members<'a>, Address
     Members::read(raw).map_err(|e| AddressError::Object(place, e.to_string()))
 }
 
-fn json_string(text: &str) -> Vec<u8> {
+pub(super) fn json_string(text: &str) -> Vec<u8> {
     serde_json::to_vec(text).expect("a string serialises")
 }
 
@@ -180,7 +180,7 @@ impl UriHolder {
         }
     }
 
-    fn places(self) -> &'static Place {
+    pub(super) fn places(self) -> &'static Place {
         match self {
             UriHolder::ToolResult => {
                 &Place::Object(&[("content", Place::Each(&Place::Block)), ("_meta", PAGE)])
@@ -217,7 +217,7 @@ impl UriHolder {
 }
 
 // Where URIs stand. URIs in text, HTML or structured content are not ours to find.
-enum Place {
+pub(super) enum Place {
     // Here, if it is a string.
     Uri,
     // A content block: `uri` of a `resource_link`, `resource.uri` of a `resource`.

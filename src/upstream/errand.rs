@@ -10,18 +10,18 @@ use crate::call::{Form, Terminal};
 use crate::catalog::view::Route;
 use crate::config::UpstreamConfig;
 use crate::failure::{Delivery, Fault, Reason};
-use crate::guard::Done;
+use crate::guard::{Done, Signal};
 use crate::protocol::address::Parsed;
 use crate::protocol::message::{Frame, Kind};
 
 use super::asking::{ASKS_MAX, Asking};
 use super::inbound::{self, Arrived};
 use super::lease::{self, Hearing, Held};
-use super::link::{Answered, Link, Unanswered};
+use super::link::{Answered, Came, Link, Unanswered};
 use super::mirror::{self, Header};
 use super::outbound::{self, Trace};
 use super::transport::Unasked;
-use super::{Upstream, pages, tasks};
+use super::{Upstream, large, pages, tasks};
 
 /// What an attempt carries, the same for each.
 pub struct Errand<'a> {
@@ -234,15 +234,16 @@ pub async fn carry(
             }
         }
     };
+    let pieces = large::may_be(errand, extra);
     let answered = if link.askable.is_nothing() {
-        link.exchange_with(id, method, name, headers, message, &on_notice, None).await
+        link.exchange_with(id, method, name, headers, message, &on_notice, None, pieces).await
     } else {
         let (asks, asked) = mpsc::channel::<Unasked>(ASKS_MAX);
         if let Some(hearing) = way.hearing() {
             hearing.begin(asks.clone());
         }
         let exchange =
-            link.exchange_with(id, method, name, headers, message, &on_notice, Some(&asks));
+            link.exchange_with(id, method, name, headers, message, &on_notice, Some(&asks), pieces);
         let served = Box::pin(asking.serve(link, asked));
         tokio::select! {
             biased;
@@ -251,7 +252,18 @@ pub async fn carry(
         }
     };
     let answered = match answered {
-        Ok(answered) => answered,
+        Ok(Came::Answered(answered)) => answered,
+        // In a box, so that the calls that need it not, which are most, carry no room for it.
+        Ok(Came::Large(large)) => match Box::pin(large::pass(large, errand, link.era(), id)).await?
+        {
+            large::Outcome::Whole(frame) => Answered::whole(frame),
+            large::Outcome::Passed(arrived) => {
+                if arrived.signal == Signal::Broken(Reason::ConnectionLost) {
+                    way.main.doubt();
+                }
+                return Ok(arrived);
+            }
+        },
         Err(Unanswered { fault, status }) => {
             // An ended session (2025-11-25 basic/transports, "session management"): a new one is
             // made. The server said that it did not look at the request.

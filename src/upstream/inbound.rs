@@ -9,10 +9,10 @@ use crate::catalog::view::Route;
 use crate::failure::{Delivery, Fault, Reason};
 use crate::guard::{Guard, Signal};
 use crate::protocol::address::{UriHolder, uri_edits};
-use crate::protocol::splice::Edit;
 use crate::protocol::message::{Frame, Kind};
 use crate::protocol::meta::{Members, key};
 use crate::protocol::revision::Era;
+use crate::protocol::splice::Edit;
 use crate::protocol::splice::Splice;
 use crate::protocol::task::{self, Tasks};
 
@@ -27,7 +27,7 @@ struct Shallow<'a> {
 }
 
 /// How much of a tool's error result is searched for signs of throttling.
-const THROTTLE_SCAN_MAX: usize = 4 << 10;
+pub(super) const THROTTLE_SCAN_MAX: usize = 4 << 10;
 
 /// What an answer amounts to.
 pub struct Arrived {
@@ -105,7 +105,7 @@ fn rewritten(frame: &Frame, edits: Vec<Edit>) -> Result<Frame, Fault> {
     })
 }
 
-fn says_throttled(result: &[u8], guard: &Guard) -> bool {
+pub(super) fn says_throttled(result: &[u8], guard: &Guard) -> bool {
     let beginning = &result[..result.len().min(THROTTLE_SCAN_MAX)];
     guard.means_throttling(&String::from_utf8_lossy(beginning))
 }

@@ -20,6 +20,7 @@ mod body;
 mod client;
 mod events;
 mod h1;
+mod large;
 mod outcome;
 mod redirect;
 mod resume;
@@ -46,7 +47,7 @@ use crate::protocol::header::{LAST_EVENT_ID, SESSION_ID};
 use crate::protocol::message::{Frame, Kind, response};
 
 use super::{OnNotice, Unasked};
-use answer::Media;
+use answer::{Media, Read};
 use body::Body;
 use client::Client;
 use events::Events;
@@ -57,7 +58,8 @@ pub(super) use client::{Dialled, chain, dial};
 pub(super) use redirect::{follow, is_redirect};
 
 pub use events::{EventStream, Rest};
-pub use outcome::{Answer, HttpFault, RequestError, StreamEnd, StreamRefused};
+pub use large::Large;
+pub use outcome::{Answer, Came, HttpFault, RequestError, StreamEnd, StreamRefused};
 
 /// How long the end of a session may take: nobody needs what comes of it.
 const DELETE_TIME: Duration = Duration::from_secs(2);
@@ -190,6 +192,33 @@ impl HttpWire {
         on_notice: OnNotice<'_>,
         unasked: &mpsc::Sender<Unasked>,
     ) -> Result<Answer, RequestError> {
+        match self.begin(out, on_notice, unasked, usize::MAX).await? {
+            Came::Answer(answer) => Ok(answer),
+            Came::Large(large) => {
+                let failed = |fault| HttpFault { fault, status: Some(StatusCode::OK.as_u16()) };
+                let frame = large.whole().await.map_err(failed)?;
+                Ok(Answer { frame, status: 200, session: None, rest: None })
+            }
+        }
+    }
+
+    /// The same; but an answer in JSON that is large is handed over as soon as that shows.
+    pub async fn request_large(
+        &self,
+        out: Outgoing<'_>,
+        on_notice: OnNotice<'_>,
+        unasked: &mpsc::Sender<Unasked>,
+    ) -> Result<Came, RequestError> {
+        self.begin(out, on_notice, unasked, large::LARGE).await
+    }
+
+    async fn begin(
+        &self,
+        out: Outgoing<'_>,
+        on_notice: OnNotice<'_>,
+        unasked: &mpsc::Sender<Unasked>,
+        enough: usize,
+    ) -> Result<Came, RequestError> {
         let inner = &*self.0;
         let (id, own) = (out.id, out.headers);
         let (head, body) = inner.post(out).await?;
@@ -198,7 +227,7 @@ impl HttpWire {
             value.set_sensitive(true);
             value
         });
-        let answer = |frame, rest| Answer { frame, status, session, rest };
+        let answer = |frame, rest| Came::Answer(Answer { frame, status, session, rest });
         if !head.status.is_success() {
             let (headers, counters) = (&head.headers, &inner.counters);
             let refused = answer::refused_request(id, head.status, headers, body, counters);
@@ -207,9 +236,17 @@ impl HttpWire {
         let failed = |fault| HttpFault { fault, status: Some(status) };
         match answer::media(&head.headers) {
             Media::Json | Media::Unnamed => {
-                let read = answer::read(body, inner.max_message, &inner.counters).await;
-                let frame = read.and_then(|bytes| answer::from_json(bytes, id)).map_err(failed)?;
-                Ok(answer(frame, None))
+                let (max, counters) = (inner.max_message, &inner.counters);
+                let read = answer::read_some(body, max, enough, counters).await;
+                match read.map_err(failed)? {
+                    Read::All(bytes) => {
+                        Ok(answer(answer::from_json(bytes, id).map_err(failed)?, None))
+                    }
+                    Read::Some(head, body) => {
+                        let (seen, counters) = (head.len(), counters.clone());
+                        Ok(Came::Large(Large { id, head, body, seen, max, counters }))
+                    }
+                }
             }
             Media::Events => {
                 let mut events = Events::new(body, inner.max_message, inner.counters.clone());

@@ -45,12 +45,30 @@ pub(super) fn media(headers: &HeaderMap) -> Media {
     }
 }
 
+/// A body, or as much of it as was read, and the rest.
+pub(super) enum Read {
+    All(Bytes),
+    Some(Bytes, Body),
+}
+
 /// Read a body of `max` bytes at most. One that comes in one piece is not copied.
 pub(super) async fn read(
-    mut body: Body,
+    body: Body,
     max: usize,
     counters: &HttpCounters,
 ) -> Result<Bytes, Fault> {
+    match read_some(body, max, usize::MAX, counters).await? {
+        Read::All(bytes) | Read::Some(bytes, _) => Ok(bytes),
+    }
+}
+
+/// The same; but no more than `enough`, if there is more.
+pub(super) async fn read_some(
+    mut body: Body,
+    max: usize,
+    enough: usize,
+    counters: &HttpCounters,
+) -> Result<Read, Fault> {
     let announced = body.size_hint().lower();
     if announced > max as u64 {
         return Err(too_large(max));
@@ -66,15 +84,20 @@ pub(super) async fn read(
         }
         if first.is_empty() && whole.is_empty() {
             first = chunk;
-            continue;
+        } else {
+            if whole.is_empty() {
+                let room = (announced as usize).min(enough);
+                whole.reserve(room.max(first.len() + chunk.len()));
+                whole.extend_from_slice(&std::mem::take(&mut first));
+            }
+            whole.extend_from_slice(&chunk);
         }
-        if whole.is_empty() {
-            whole.reserve((announced as usize).max(first.len() + chunk.len()));
-            whole.extend_from_slice(&std::mem::take(&mut first));
+        if first.len() + whole.len() > enough && !body.is_end_stream() {
+            let some = if whole.is_empty() { first } else { whole.freeze() };
+            return Ok(Read::Some(some, body));
         }
-        whole.extend_from_slice(&chunk);
     }
-    Ok(if whole.is_empty() { first } else { whole.freeze() })
+    Ok(Read::All(if whole.is_empty() { first } else { whole.freeze() }))
 }
 
 /// The answer in a JSON body.
@@ -203,7 +226,7 @@ pub(super) fn too_large(max: usize) -> Fault {
     Fault::new(Reason::TooLarge, Delivery::Unknown, text)
 }
 
-fn broken() -> Fault {
+pub(super) fn broken() -> Fault {
     let text = "the connection broke before the answer was complete";
     Fault::new(Reason::ConnectionLost, Delivery::Unknown, text)
 }
