@@ -14,5 +14,8 @@ fn main() -> ExitCode {
     if let Some(code) = shim::main_if_asked(std::env::args_os()) {
         return code;
     }
+    // The allocator would ask for pages of 2 MiB, of which a gateway's many small things use a
+    // little each. Where the system knows no such pages there is nothing to forbid.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     cli::main()
 }

@@ -167,6 +167,8 @@ fn become_program(shim: Pid, program: &OsStr, args: &[OsString]) -> ExitCode {
 
 fn supervise(gateway: Pid, program: &OsStr, args: &[OsString]) -> ExitCode {
     tree::adopt_orphans();
+    // What the gateway forbids itself it does not forbid its children, who would inherit it.
+    let _ = rustix::thread::disable_transparent_huge_pages(false);
     // Not SIGTERM: that is how the living gateway asks for a stop, without the grace.
     tree::die_with_parent(Signal::HUP);
     if rustix::process::getppid() != Some(gateway) {

@@ -126,6 +126,9 @@ enum Coming {
     At(&'static Place),
 }
 
+/// Room for what is handed on at a time: somewhat more than comes at a time.
+const PIECE: usize = 72 << 10;
+
 // What has been made of the input and has not been taken. Positions count from its beginning.
 #[derive(Default)]
 struct Out {
@@ -270,7 +273,11 @@ impl<'a> Flow<'a> {
             return Bytes::new();
         }
         let held = self.held().unwrap_or(self.out.len());
-        let rest = self.out.bytes.split_off(held);
+        // Room of one size, whatever is held back: rooms of many sizes would each be kept by the
+        // allocator.
+        let mut rest = Vec::with_capacity(PIECE);
+        rest.extend_from_slice(&self.out.bytes[held..]);
+        self.out.bytes.truncate(held);
         let less = |at: &mut usize| *at = at.saturating_sub(held);
         let out = &mut self.out;
         for at in [&mut out.capture, &mut out.edge, &mut out.kept, &mut out.cut, &mut out.brace] {

@@ -15,8 +15,9 @@ use super::{Connection, READ_SIZE};
 
 /// A body of known length up to this is given in one piece: that saves its reader a copy.
 const WHOLE_MAX: u64 = 256 << 10;
-/// Most room that is made for what was only announced.
-const ROOM_MAX: usize = 256 << 10;
+/// Room for what is read at a time of a longer one: as much as a socket mostly holds, and little
+/// beside what may be kept of a large answer.
+const ROOM: usize = 64 << 10;
 /// Longest line that says how long a chunk is, or is a trailer; and most bytes of trailers.
 const LINE_MAX: usize = 4 << 10;
 const TRAILERS_MAX: usize = 16 << 10;
@@ -116,7 +117,7 @@ impl Body {
                     return Ok(Step::Read(left as usize - unread.len()));
                 }
                 if unread.is_empty() {
-                    return Ok(Step::Read(ROOM_MAX));
+                    return Ok(Step::Read(ROOM));
                 }
                 let data = take(unread, left);
                 let left = left - data.len() as u64;
