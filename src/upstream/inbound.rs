@@ -9,10 +9,10 @@ use crate::catalog::view::Route;
 use crate::failure::{Delivery, Fault, Reason};
 use crate::guard::{Guard, Signal};
 use crate::protocol::address::{UriHolder, uri_edits};
-use crate::protocol::splice::Edit;
 use crate::protocol::message::{Frame, Kind};
 use crate::protocol::meta::{Members, key};
 use crate::protocol::revision::Era;
+use crate::protocol::splice::Edit;
 use crate::protocol::splice::Splice;
 use crate::protocol::task::{self, Tasks};
 
