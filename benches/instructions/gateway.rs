@@ -32,17 +32,20 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Start `weir`, with all that an operator would have on, and wait for its upstreams.
-    pub fn start(weir: &Path) -> Result<Gateway, Failure> {
+    /// Start `weir`, with all that an operator would have on, and wait for its upstreams. What it
+    /// spends is counted in instructions, or else as time.
+    pub fn start(weir: &Path, counted: bool) -> Result<Gateway, Failure> {
         let dir = std::env::temp_dir().join(format!("weir-instructions-{}", std::process::id()));
         fs::create_dir_all(&dir)?;
         let (key, ports) = (new_key(), [free_port()?, free_port()?]);
         let config = configuration(&dir, &key, ports)?;
         fs::write(dir.join("upstreams.toml"), config)?;
-        let child = Command::new("valgrind")
-            .args(["--tool=callgrind", "--quiet"])
-            .arg(format!("--callgrind-out-file={}", dir.join("out").display()))
-            .arg(weir)
+        let mut command = Command::new(if counted { Path::new("valgrind") } else { weir });
+        if counted {
+            command.args(["--tool=callgrind", "--quiet"]);
+            command.arg(format!("--callgrind-out-file={}", dir.join("out").display())).arg(weir);
+        }
+        let child = command
             .arg("--config")
             .arg(dir.join("upstreams.toml"))
             // One worker: two would share the work as the machine's mood has it.
@@ -54,7 +57,7 @@ impl Gateway {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .map_err(|e| format!("valgrind cannot be started, is it installed? {e}"))?;
+            .map_err(|e| format!("{command:?} cannot be started: {e}"))?;
         let mut gateway = Gateway { child, dir, port: ports[0], key, dumps: 0 };
         gateway.until_ready(ports[1])?;
         Ok(gateway)
@@ -95,6 +98,17 @@ impl Gateway {
         })?;
         let total = text.lines().rev().find_map(|l| l.strip_prefix("totals: ")?.parse().ok());
         Ok((total.ok_or("callgrind's file has no total")?, file))
+    }
+
+    /// Processor time of all its threads until now, the system's part included, in nanoseconds.
+    pub fn time(&self) -> Result<u64, Failure> {
+        thread::sleep(SETTLE);
+        let mut sum = 0;
+        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let text = fs::read_to_string(task?.path().join("schedstat"))?;
+            sum += text.split(' ').next().unwrap_or_default().parse::<u64>()?;
+        }
+        Ok(sum)
     }
 
     /// A client of this era.

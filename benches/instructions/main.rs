@@ -9,6 +9,7 @@
 //! cargo bench --profile dev --bench instructions                     compare with instructions.txt
 //! cargo bench --profile dev --bench instructions -- --accept         and keep these figures
 //! cargo bench --profile dev --bench instructions -- old-old          one scenario
+//! cargo bench --profile dev --bench instructions -- --time           processor time of each instead
 //! cargo bench --profile dev --bench instructions -- --profile old-old [FILE]
 //! ```
 //!
@@ -36,6 +37,8 @@ use upstream::Speaks;
 const CALLS: u64 = 100;
 /// Calls before the first phase that counts: connections are made and pages prepared in them.
 const WARM: u64 = 40;
+/// Calls whose time is measured.
+const TIMED: u64 = 2000;
 /// What a call says, and hears again.
 const TEXT: usize = 128;
 
@@ -74,6 +77,7 @@ const SCENARIOS: [Scenario; 9] = [
 struct Wish {
     accept: bool,
     profile: bool,
+    time: bool,
     names: Vec<String>,
 }
 
@@ -87,6 +91,7 @@ fn main() -> ExitCode {
             "--bench" => {}
             "--accept" => wish.accept = true,
             "--profile" => wish.profile = true,
+            "--time" => wish.time = true,
             _ => wish.names.push(arg),
         }
     }
@@ -112,7 +117,11 @@ fn run(wish: &Wish) -> Result<ExitCode, Failure> {
     let scenarios = wish.names.iter().map(|n| find(n)).collect::<Result<Vec<_>, _>>()?;
     let all = scenarios.is_empty();
     let scenarios = if all { SCENARIOS.iter().collect() } else { scenarios };
-    let mut gateway = Gateway::start(&weir)?;
+    if wish.time {
+        time(&weir, &scenarios)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut gateway = Gateway::start(&weir, true)?;
     let mut found = Vec::new();
     for scenario in scenarios {
         let spent = measure(&mut gateway, scenario)?;
@@ -235,8 +244,23 @@ fn measure(gateway: &mut Gateway, scenario: &Scenario) -> Result<u64, Failure> {
     Ok(long.saturating_sub(short) / (2 * CALLS))
 }
 
+// Without callgrind: the time of one call after the other, which is more than that of a call among
+// many.
+fn time(weir: &Path, scenarios: &[&Scenario]) -> Result<(), Failure> {
+    let gateway = Gateway::start(weir, false)?;
+    for scenario in scenarios {
+        let mut caller = Caller::new(&gateway, scenario)?;
+        caller.call(TIMED / 4)?;
+        let before = gateway.time()?;
+        caller.call(TIMED)?;
+        let spent = (gateway.time()? - before) as f64 / 1e3 / TIMED as f64;
+        println!("{:<10} {spent:>9.1} µs   {}", scenario.name, scenario.what);
+    }
+    Ok(())
+}
+
 fn profile(weir: &Path, scenario: &Scenario, file: &Path) -> Result<(), Failure> {
-    let mut gateway = Gateway::start(weir)?;
+    let mut gateway = Gateway::start(weir, true)?;
     let mut caller = Caller::new(&gateway, scenario)?;
     caller.call(WARM)?;
     gateway.spent()?;
