@@ -218,7 +218,7 @@ fn lists(c: &mut Criterion) {
         let view = offered.view(&catalog);
         for form in [Form::Canonical, Form::Plain] {
             let page = || view.page(ListKind::Tools, None, PAGE, form).unwrap();
-            group.throughput(Throughput::Bytes(page().len() as u64));
+            group.throughput(Throughput::Bytes(page().size() as u64));
             group.bench_function(format!("{total} {form:?}, prepared"), |b| b.iter(page));
             group.bench_function(format!("{total} {form:?}, first time"), |b| {
                 b.iter_batched(

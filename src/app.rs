@@ -550,6 +550,7 @@ async fn call_on(
     let terminal = gateway.handle(&call, record, &Notices::none()).await;
     let (body, failed) = match &terminal {
         Terminal::Own(result, _) => (result.clone(), is_tool_error(result)),
+        Terminal::Prepared(prepared) => (prepared.result(), false),
         Terminal::Answer(frame, _) => {
             (frame.outcome(), terminal.is_error() || is_tool_error(&frame.outcome()))
         }

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::call::{Consumer, Notices};
+use crate::call::{Consumer, Notices, Terminal};
 use crate::failure::Reason;
 use crate::gateway::router;
 use crate::gateway::subscriptions::Changes;
@@ -22,6 +22,7 @@ use crate::protocol::error::LEGACY_RESOURCE_NOT_FOUND;
 use crate::protocol::message::{Frame, Kind, response};
 use crate::protocol::meta::{Members, ObjectWriter, cancelled_id};
 use crate::protocol::method::{self, Handling};
+use crate::protocol::prepared::Prepared;
 use crate::protocol::revision::Revision;
 use crate::upstream::inbound::LOG_LEVELS;
 
@@ -37,6 +38,8 @@ pub enum Handled {
     Accepted,
     /// The answer is this message.
     Message(Bytes),
+    /// The answer is this result, which others get too, and the request's id.
+    Prepared(Prepared, Bytes),
     /// The answer is being made.
     Running(Running),
     /// A stream of notices (newest revision only).
@@ -253,7 +256,10 @@ async fn request(
     call.tasks = wanted;
     if method.handling != Handling::Forward {
         let terminal = edge.gateway.handle(&call, record, &Notices::none()).await;
-        return Ok(Handled::Message(render(terminal, &id, method, session.revision).message));
+        return Ok(match terminal {
+            Terminal::Prepared(prepared) => Handled::Prepared(prepared, id),
+            other => Handled::Message(render(other, &id, method, session.revision).message),
+        });
     }
     if session.running.len() >= SESSION_CALLS_MAX {
         let text = "as many requests of this session are under way as may be";

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::call::{Consumer, Notices, Strays};
+use crate::call::{Consumer, Notices, Strays, Terminal};
 use crate::failure::Reason;
 use crate::protocol::capability::Askable;
 use crate::protocol::message::{Frame, Kind};
@@ -119,6 +119,9 @@ pub async fn handle(
     call.tasks = wanted;
     if method.handling != Handling::Forward {
         let terminal = edge.gateway.handle(&call, record, &Notices::none()).await;
+        if let Terminal::Prepared(prepared) = terminal {
+            return Ok(Handled::Prepared(prepared, id));
+        }
         let said = render(terminal, &id, method, revision);
         if said.code.is_none() {
             return Ok(Handled::Message(said.message));
