@@ -87,7 +87,7 @@ pub(super) struct Place {
 }
 
 /// Something that an upstream offers and that nobody can see, although no filter says so.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Drop {
     /// Whose it is.
     pub upstream: Arc<str>,
@@ -102,7 +102,7 @@ pub struct Drop {
 }
 
 /// Why something was dropped.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum DropReason {
     /// Another thing has that public name, and stands before it.
     #[error("its public name is taken by \"{native}\" of {upstream}")]

@@ -106,16 +106,20 @@ impl UpstreamSeries {
     }
 
     pub(super) fn retain_tools(&self, names: &[Arc<str>]) {
-        let mut tools = self.tools.write().unwrap_or_else(PoisonError::into_inner);
         // What stays keeps its counts; beyond the bound the first of the catalog's order count.
-        *tools = names
-            .iter()
-            .take(TOOLS_MAX)
-            .map(|name| {
-                let series = tools.remove(name);
-                (name.clone(), series.unwrap_or_else(|| Arc::new(ToolSeries::new(name.clone()))))
-            })
-            .collect();
+        let next = {
+            let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
+            let series = |name: &Arc<str>| match tools.get(name) {
+                Some(there) => there.clone(),
+                None => Arc::new(ToolSeries::new(name.clone())),
+            };
+            names.iter().take(TOOLS_MAX).map(|name| (name.clone(), series(name))).collect()
+        };
+        // There is one writer, so nothing came in between; calls wait for no more than the swap.
+        let mut tools = self.tools.write().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *tools, next);
+        drop(tools);
+        drop(before);
     }
 
     pub(super) fn carry(&self, incarnation: u64, totals: Totals) -> Totals {
