@@ -215,18 +215,21 @@ fn lists(c: &mut Criterion) {
     for total in [600, 10_000] {
         let offered = Offered::new(total);
         let catalog = offered.catalog(None);
-        let view = offered.view(&catalog);
         for form in [Form::Canonical, Form::Plain] {
-            let page = || view.page(ListKind::Tools, None, PAGE, form).unwrap();
-            group.throughput(Throughput::Bytes(page().size() as u64));
-            group.bench_function(format!("{total} {form:?}, prepared"), |b| b.iter(page));
+            let page = |view: &View| view.page(ListKind::Tools, None, PAGE, form).unwrap();
+            let size = page(&offered.view(&catalog)).size();
+            group.throughput(Throughput::Bytes(size as u64));
+            // There is no other view yet that has the pages.
             group.bench_function(format!("{total} {form:?}, first time"), |b| {
                 b.iter_batched(
                     || offered.view(&catalog),
-                    |view| view.page(ListKind::Tools, None, PAGE, form).unwrap(),
+                    |view| page(&view),
                     BatchSize::PerIteration,
                 );
             });
+            let view = offered.view(&catalog);
+            page(&view);
+            group.bench_function(format!("{total} {form:?}, prepared"), |b| b.iter(|| page(&view)));
         }
     }
     group.finish();

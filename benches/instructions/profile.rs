@@ -9,10 +9,12 @@ use super::gateway::Failure;
 
 /// Functions in a list.
 const TOP: usize = 60;
-/// From this share of all instructions on, a function that calls is the runtime around the calls
-/// and not a part of one. Callgrind takes what was entered before the counting began for a function
-/// that spends all by itself.
+/// From this share of all instructions on, a function is the runtime around the calls and not a
+/// part of one. Callgrind takes what was entered before the counting began for functions that spend
+/// all by themselves.
 const AROUND: f64 = 0.97;
+/// No function spends so much by itself.
+const AROUND_ALONE: f64 = 0.9;
 
 /// Two lists of functions: by what they spend with all they call, and by themselves. Figures are
 /// for one of `calls`, which spent `total` together.
@@ -20,7 +22,8 @@ pub fn text(dump: &Path, total: u64, calls: u64) -> Result<String, Failure> {
     let mut text = String::new();
     for (title, inclusive) in [("with all they call", true), ("by themselves", false)] {
         let mut functions: Vec<_> = functions(dump, inclusive)?.into_iter().collect();
-        functions.retain(|(_, spent)| (*spent as f64) < total as f64 * AROUND);
+        let around = total as f64 * if inclusive { AROUND } else { AROUND_ALONE };
+        functions.retain(|(_, spent)| (*spent as f64) < around);
         functions.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
         let _ = writeln!(text, "\nFunctions {title}: instructions a call, share, name\n");
         for (name, spent) in functions.into_iter().take(TOP) {
