@@ -555,6 +555,7 @@ async fn call_on(
             (frame.outcome(), terminal.is_error() || is_tool_error(&frame.outcome()))
         }
         Terminal::Error(error) => (error.to_raw().get().as_bytes().to_vec().into(), true),
+        Terminal::Passed(_) => unreachable!("nobody took it in pieces"),
     };
     Ok(CallReport { body: String::from_utf8_lossy(&body).into_owned(), failed })
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use crate::failure::Fault;
 use crate::protocol::capability::Askable;
 use crate::protocol::error::ErrorObject;
 use crate::protocol::message::{Frame, Kind};
@@ -101,6 +102,16 @@ pub enum Terminal {
     Prepared(Prepared),
     /// The error that we made ourselves.
     Error(ErrorObject),
+    /// The caller has got it while it came: see [`Offer`].
+    Passed(Passed),
+}
+
+/// An answer that was passed on in pieces.
+pub struct Passed {
+    /// So many bytes.
+    pub bytes: usize,
+    /// Why it was broken off, if it was.
+    pub broken: Option<Fault>,
 }
 
 impl Terminal {
@@ -111,6 +122,7 @@ impl Terminal {
             Terminal::Own(result, _) => result.len(),
             Terminal::Prepared(prepared) => prepared.result().len(),
             Terminal::Error(error) => error.message.len(),
+            Terminal::Passed(passed) => passed.bytes,
         }
     }
 
@@ -118,7 +130,7 @@ impl Terminal {
     pub fn is_error(&self) -> bool {
         match self {
             Terminal::Answer(frame, _) => frame.kind() == Kind::Error,
-            Terminal::Own(..) | Terminal::Prepared(_) => false,
+            Terminal::Own(..) | Terminal::Prepared(_) | Terminal::Passed(_) => false,
             Terminal::Error(_) => true,
         }
     }
@@ -226,12 +238,52 @@ pub enum Word {
     Notice(Bytes),
     /// A question.
     Question(Question),
+    /// The answer comes, if the caller takes it in pieces.
+    Offer(Offer),
+}
+
+/// What a caller that cannot be asked hears before the terminal.
+#[derive(Debug)]
+pub enum Heard {
+    /// A whole notification message.
+    Notice(Bytes),
+    /// The answer comes, if the caller takes it in pieces.
+    Offer(Offer),
+}
+
+/// An answer that is too large to be kept, offered to its caller while it comes. Whoever drops the
+/// offer declines it, and gets the answer as a whole.
+#[derive(Debug)]
+pub struct Offer(oneshot::Sender<mpsc::Sender<Piece>>);
+
+/// What an answer comes in. Its way that ends without [`Piece::End`] was broken off.
+#[derive(Debug)]
+pub enum Piece {
+    /// Some of its bytes.
+    Bytes(Bytes),
+    /// That was all of it.
+    End,
+}
+
+/// Pieces that wait for a slow client; its upstream waits behind them.
+const PIECES_MAX: usize = 2;
+
+/// How long an offer stands. Who may take it is at the call's side and answers at once; who does
+/// not is behind with what was said before.
+const OFFER_TIME: Duration = Duration::from_secs(1);
+
+impl Offer {
+    /// Take it. `None`: it was taken back.
+    pub fn take(self) -> Option<mpsc::Receiver<Piece>> {
+        let (tx, rx) = mpsc::channel(PIECES_MAX);
+        self.0.send(tx).ok().map(|()| rx)
+    }
 }
 
 #[derive(Clone)]
 enum Way {
     None,
-    Notices(mpsc::Sender<Bytes>),
+    Notices(mpsc::Sender<Heard>),
     Words(mpsc::Sender<Word>),
 }
 
@@ -245,7 +297,7 @@ pub struct Notices {
 
 impl Notices {
     /// A way to a client, and its end.
-    pub fn channel() -> (Notices, mpsc::Receiver<Bytes>) {
+    pub fn channel() -> (Notices, mpsc::Receiver<Heard>) {
         let (tx, rx) = mpsc::channel(NOTICES_MAX);
         (Notices { way: Way::Notices(tx), dropped: Arc::default() }, rx)
     }
@@ -266,7 +318,7 @@ impl Notices {
     pub fn send(&self, message: Bytes) {
         let sent = match &self.way {
             Way::None => true,
-            Way::Notices(tx) => tx.try_send(message).is_ok(),
+            Way::Notices(tx) => tx.try_send(Heard::Notice(message)).is_ok(),
             Way::Words(tx) => tx.try_send(Word::Notice(message)).is_ok(),
         };
         if !sent {
@@ -285,6 +337,27 @@ impl Notices {
             answer.await.ok()
         };
         tokio::time::timeout(ANSWER_TIME, asked).await.ok().flatten()
+    }
+
+    /// Offer the answer in pieces; where they go, if it is taken.
+    pub async fn offer(&self) -> Option<mpsc::Sender<Piece>> {
+        let (reply, mut answer) = oneshot::channel();
+        let sent = match &self.way {
+            Way::None => false,
+            Way::Notices(tx) => tx.try_send(Heard::Offer(Offer(reply))).is_ok(),
+            Way::Words(tx) => tx.try_send(Word::Offer(Offer(reply))).is_ok(),
+        };
+        if !sent {
+            return None;
+        }
+        match tokio::time::timeout(OFFER_TIME, &mut answer).await {
+            Ok(taken) => taken.ok(),
+            Err(_) => {
+                // It may be taken just now.
+                answer.close();
+                answer.try_recv().ok()
+            }
+        }
     }
 
     /// How many were dropped.

@@ -13,11 +13,11 @@
 pub mod diff;
 pub mod watch;
 
-use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use hashbrown::{HashMap, HashSet};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::aside::aside;

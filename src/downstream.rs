@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod body;
+mod cancel;
 pub mod canonical;
 pub mod checks;
 pub mod conversation;

@@ -94,7 +94,9 @@ impl Gateway {
                 terminal
             }
             Err(failure) => {
-                if failure.fault {
+                if failure.reason == Reason::Cancelled {
+                    record.finish(Outcome::Cancelled);
+                } else if failure.fault {
                     record.cause(&failure.cause);
                     record.finish(Outcome::Fault(failure.reason));
                 } else {
@@ -166,6 +168,7 @@ impl Gateway {
                 let trace = Trace { parent: parent.as_deref(), state: state.as_deref() };
                 let (result, sent) = upstream.send(route, &parsed, call, trace, notices).await;
                 record.spent(sent.spent.queued, sent.spent.limited, sent.spent.attempts);
+                record.bytes_out(sent.passed);
                 result.map(|terminal| (terminal, sent.tool_error))
             }
         }

@@ -98,6 +98,9 @@ pub enum Signal {
     /// The answer's text means throttling; it goes to the caller as it is, but the bucket
     /// pauses, for this long if the text says so. No verdict for the breaker.
     Throttled(Option<Duration>),
+    /// It broke off when its caller had got a part of it: a failure like any other, but nothing
+    /// may be repeated.
+    Broken(Reason),
 }
 
 impl<T> Done<T> {
@@ -227,6 +230,10 @@ impl Guard {
                 }
                 Ok(Ok(Done { value, signal: Signal::Throttled(how_long) })) => {
                     self.throttled(how_long);
+                    return Ok(value);
+                }
+                Ok(Ok(Done { value, signal: Signal::Broken(reason) })) => {
+                    admission.failed(reason);
                     return Ok(value);
                 }
                 Ok(Err(fault)) => fault,

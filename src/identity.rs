@@ -4,9 +4,10 @@
 //! consumer too, and exists only when none are configured. A digest of the presented key finds
 //! its candidates; the comparison itself takes constant time.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+
+use hashbrown::HashMap;
 
 use crate::call::Consumer;
 use crate::config::Config;

@@ -4,6 +4,11 @@ use std::process::ExitCode;
 
 use weirkeeper::{cli, shim};
 
+// A call makes some dozen small things and drops them on another thread now and then: measured
+// against the system's allocator, this one takes a third of the time and gives memory back sooner.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     // Children are started through a tiny copy of this program; it must not become a gateway.
     if let Some(code) = shim::main_if_asked(std::env::args_os()) {

@@ -19,6 +19,7 @@ pub mod handshake;
 pub mod inbound;
 mod inputs;
 pub mod keeper;
+mod large;
 pub mod lease;
 pub mod link;
 pub mod loader;
@@ -39,7 +40,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::call::{Call, Consumer, Counted, Notices, Terminal};
+use crate::call::{Call, Consumer, Counted, Notices, Passed, Terminal};
 use crate::catalog::slice::Slice;
 use crate::catalog::view::Route;
 use crate::config::secret::Scrubber;
@@ -130,6 +131,8 @@ pub struct Sent {
     pub spent: Spent,
     /// The tool said `isError`.
     pub tool_error: bool,
+    /// Bytes of the answer that its caller has got already.
+    pub passed: usize,
 }
 
 impl Upstream {
@@ -375,7 +378,8 @@ impl Upstream {
         let begun = AtomicBool::new(false);
         let carried = self.guard.run(&ask, &deadline, |_| {
             begun.store(true, Ordering::Relaxed);
-            errand::attempt(self, &errand)
+            // In one place on the heap: it is handed through the guard, which must not copy it.
+            Box::pin(errand::attempt(self, &errand))
         });
         let (result, spent) = tokio::select! {
             biased;
@@ -391,14 +395,28 @@ impl Upstream {
             }
         };
         match result {
-            Ok((terminal, tool_error)) => (Ok(terminal), Sent { spent, tool_error }),
-            Err(failure) => (Err(failure), Sent { spent, tool_error: false }),
+            Ok((Terminal::Passed(Passed { bytes, broken: Some(fault) }), _)) => {
+                let failure = Failure::from_fault(fault, &self.name, !read_only);
+                (Err(failure), Sent { spent, passed: bytes, ..Sent::default() })
+            }
+            Ok((terminal, tool_error)) => (Ok(terminal), Sent { spent, tool_error, passed: 0 }),
+            Err(failure) => (Err(failure), Sent { spent, ..Sent::default() }),
         }
     }
 
     // The link of now. A starting upstream is waited for; one that is down is refused at once
     // with what is known about it.
     async fn link(&self, deadline: &Deadline) -> Result<Arc<Link>, Fault> {
+        match &*self.condition.borrow() {
+            Condition { state: State::Ready, link: Some(link), .. } if !link.is_lost() => {
+                return Ok(link.clone());
+            }
+            _ => {}
+        }
+        Box::pin(self.awaited_link(deadline)).await
+    }
+
+    async fn awaited_link(&self, deadline: &Deadline) -> Result<Arc<Link>, Fault> {
         let mut rx = self.condition.clone();
         loop {
             let now = rx.borrow_and_update().clone();

@@ -7,10 +7,10 @@
 //! filter and whether it gets headers, on nothing else. So it is made once, shared by all catalogs in which these are the
 //! same, and a change of one upstream costs that upstream's items and one pass over the names.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use hashbrown::HashMap;
 use sha2::{Digest, Sha256};
 
 use super::freshness::Freshness;

@@ -23,6 +23,7 @@ use super::merge::{Catalog, Entry, Merged, Place};
 use super::naming::{native_uri, upstream_of_name};
 use crate::config::{Patterns, ViewRule};
 use crate::protocol::method::ListKind;
+use crate::protocol::task::TaskSupport;
 
 /// A consumer's part of a catalog.
 pub struct View {
@@ -115,6 +116,9 @@ impl View {
         let entry = &exposed.entries[number];
         let (public, params) = (entry.exposed.clone(), entry.params.clone());
         let route = Route::listed(kind, public, exposed.item(number), params, &merged.part.config);
+        if route.task() == TaskSupport::Forbidden {
+            return Some(route);
+        }
         // The tool's word counts where its server's does (2025-11-25 basic/utilities/tasks).
         let old = merged.part.slice.as_ref().is_some_and(|s| s.about.has_old_tasks());
         Some(if old { route } else { route.without_task() })

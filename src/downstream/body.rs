@@ -9,13 +9,16 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use dashmap::DashMap;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::{Duration, Instant};
+
+use crate::call::Piece;
 
 /// Events that wait for the socket; the work behind them waits then.
 const EVENTS_MAX: usize = 16;
@@ -32,7 +35,9 @@ pub enum OutBody {
     Two(Bytes, Bytes),
     /// Events as they come.
     Events(Events),
-    /// Either, watched by the edge.
+    /// An answer that is too large to be kept, as it comes.
+    Pieces(Pieces),
+    /// Any of them, watched by the edge.
     Held(Held),
 }
 
@@ -77,6 +82,55 @@ impl Events {
     }
 }
 
+/// An answer in pieces. The call behind it goes on by itself, so that its time runs also while
+/// the client reads nothing, and ends with the body at the latest.
+pub struct Pieces {
+    call: JoinHandle<()>,
+    rx: mpsc::Receiver<Piece>,
+    // Of the last piece, what was not given yet.
+    rest: Bytes,
+    over: bool,
+}
+
+impl Pieces {
+    /// An answer whose pieces come while `call` runs.
+    pub fn new<T>(
+        call: impl Future<Output = T> + Send + 'static,
+        rx: mpsc::Receiver<Piece>,
+    ) -> Pieces {
+        let call = tokio::spawn(async move { drop(call.await) });
+        Pieces { call, rx, rest: Bytes::new(), over: false }
+    }
+
+    // At most so much at a time.
+    fn poll(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<Option<io::Result<Bytes>>> {
+        if self.rest.is_empty() && !self.over {
+            match ready!(self.rx.poll_recv(cx)) {
+                Some(Piece::Bytes(bytes)) => self.rest = bytes,
+                Some(Piece::End) => self.over = true,
+                // The end of the connection is all that says so now.
+                None => {
+                    let text = "the answer was broken off";
+                    return Poll::Ready(Some(Err(io::Error::other(text))));
+                }
+            }
+        }
+        if self.over {
+            // It is written down before the client sees the end.
+            let _ = ready!(Pin::new(&mut self.call).poll(cx));
+            return Poll::Ready(None);
+        }
+        Poll::Ready(Some(Ok(self.rest.split_to(max.min(self.rest.len())))))
+    }
+}
+
+impl Drop for Pieces {
+    // Nobody reads any more: the call is cancelled, upstream too.
+    fn drop(&mut self) {
+        self.call.abort();
+    }
+}
+
 /// Bodies whose clients have not read all of them.
 #[derive(Default)]
 pub struct Unread {
@@ -104,6 +158,7 @@ enum Rest {
     // And what comes behind them.
     Bytes(Bytes, Option<Bytes>),
     Events(Events),
+    Pieces(Pieces),
     Done,
     // Taken back: the client did not read.
     Forfeit,
@@ -130,6 +185,7 @@ impl Unread {
             OutBody::Full(Some(bytes)) if bytes.len() > CHUNK => Rest::Bytes(bytes, None),
             OutBody::Two(head, rest) if rest.len() > CHUNK => Rest::Bytes(head, Some(rest)),
             OutBody::Events(events) => Rest::Events(events),
+            OutBody::Pieces(pieces) => Rest::Pieces(pieces),
             small => return small,
         };
         let cell = Arc::new(Cell(Mutex::new(State { rest, given: Some(Instant::now()) })));
@@ -175,6 +231,14 @@ impl Held {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(found) => found,
             },
+            Rest::Pieces(pieces) => match ready!(pieces.poll(cx, CHUNK)) {
+                Some(Ok(bytes)) => Some(bytes),
+                Some(Err(error)) => {
+                    state.rest = Rest::Done;
+                    return Poll::Ready(Some(Err(error)));
+                }
+                None => None,
+            },
             Rest::Done => None,
             Rest::Forfeit => {
                 let error = io::Error::new(io::ErrorKind::TimedOut, "the client did not read");
@@ -199,7 +263,7 @@ impl Held {
                 SizeHint::with_exact((bytes.len() + behind.as_ref().map_or(0, Bytes::len)) as u64)
             }
             Rest::Done => SizeHint::with_exact(0),
-            Rest::Events(_) | Rest::Forfeit => SizeHint::default(),
+            Rest::Events(_) | Rest::Pieces(_) | Rest::Forfeit => SizeHint::default(),
         }
     }
 }
@@ -235,6 +299,9 @@ impl Body for OutBody {
             OutBody::Full(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
             OutBody::Two(..) => unreachable!("given above"),
             OutBody::Events(events) => events.poll(cx).map(|b| b.map(|b| Ok(Frame::data(b)))),
+            OutBody::Pieces(pieces) => {
+                pieces.poll(cx, usize::MAX).map(|b| b.map(|b| b.map(Frame::data)))
+            }
             OutBody::Held(held) => held.poll(cx).map(|b| b.map(|b| b.map(Frame::data))),
         }
     }
@@ -242,7 +309,7 @@ impl Body for OutBody {
     fn is_end_stream(&self) -> bool {
         match self {
             OutBody::Full(bytes) => bytes.is_none(),
-            OutBody::Two(..) | OutBody::Events(_) => false,
+            OutBody::Two(..) | OutBody::Events(_) | OutBody::Pieces(_) => false,
             OutBody::Held(held) => matches!(held.cell.lock().rest, Rest::Done),
         }
     }
@@ -253,7 +320,7 @@ impl Body for OutBody {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64))
             }
             OutBody::Two(head, rest) => SizeHint::with_exact((head.len() + rest.len()) as u64),
-            OutBody::Events(_) => SizeHint::default(),
+            OutBody::Events(_) | OutBody::Pieces(_) => SizeHint::default(),
             OutBody::Held(held) => held.size_hint(),
         }
     }

@@ -2,14 +2,15 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use hyper::HeaderMap;
 use hyper::header::{ACCEPT, CONTENT_TYPE, HOST, HeaderName, ORIGIN};
+use hyper::{HeaderMap, Version};
 
 use crate::config::Gateway as Settings;
 use crate::failure::Reason;
 use crate::protocol::header;
 use crate::protocol::message::Frame;
 use crate::protocol::meta::{Members, RequestMeta};
+use crate::protocol::walk;
 
 use super::refused::Refused;
 
@@ -85,14 +86,22 @@ pub struct Accepts {
     pub json: bool,
     /// `text/event-stream`
     pub events: bool,
+    /// A body of no known length, whose end can be told from its being broken off. HTTP/1.0 has
+    /// none.
+    pub pieces: bool,
 }
 
 /// Read all `Accept` lines, with wildcards; `q=0` means no.
-pub fn accepts(headers: &HeaderMap) -> Accepts {
-    let mut out = Accepts { json: false, events: false };
+pub fn accepts(version: Version, headers: &HeaderMap) -> Accepts {
+    let pieces = version >= Version::HTTP_11;
+    let mut out = Accepts { json: false, events: false, pieces };
     let mut any = false;
     for line in headers.get_all(ACCEPT) {
         let Ok(line) = line.to_str() else { continue };
+        // As the protocol's own clients write it.
+        if line == "application/json, text/event-stream" {
+            return Accepts { json: true, events: true, pieces };
+        }
         for part in line.split(',') {
             any = true;
             let mut pieces = part.split(';').map(str::trim);
@@ -107,7 +116,7 @@ pub fn accepts(headers: &HeaderMap) -> Accepts {
             out.events |= matches!(kind.as_str(), "*/*" | "text/*" | "text/event-stream");
         }
     }
-    if any { out } else { Accepts { json: true, events: true } }
+    if any { out } else { Accepts { json: true, events: true, pieces } }
 }
 
 /// Whether an address may call without a key: only this machine.
@@ -159,10 +168,13 @@ pub fn mirrored(headers: &HeaderMap, frame: &Frame) -> Result<Option<String>, Re
         "tasks/get" | "tasks/update" | "tasks/cancel" => "taskId",
         _ => return Ok(None),
     };
-    let params = frame.params().unwrap_or_default();
-    let body = Members::read(&params)
-        .ok()
-        .and_then(|m| m.get_str(field).map(std::borrow::Cow::into_owned));
+    let body = if frame.index().is_some() {
+        frame.part_text(field).and_then(walk::string).map(std::borrow::Cow::into_owned)
+    } else {
+        let params = frame.params().unwrap_or_default();
+        let members = Members::read(&params).ok();
+        members.and_then(|m| m.get_str(field).map(std::borrow::Cow::into_owned))
+    };
     // Without a readable name the params are wrong, and that is said later.
     let Some(body) = body else { return Ok(None) };
     match single(headers, &header::NAME) {
@@ -191,20 +203,26 @@ mod tests {
 
     #[test]
     fn accept_is_parsed_and_not_searched() {
-        let a =
-            |v: &[&str]| accepts(&headers(&v.iter().map(|v| ("accept", *v)).collect::<Vec<_>>()));
-        assert_eq!(a(&[]), Accepts { json: true, events: true });
-        assert_eq!(a(&["*/*"]), Accepts { json: true, events: true });
+        let a = |v: &[&str]| {
+            let pairs: Vec<_> = v.iter().map(|v| ("accept", *v)).collect();
+            accepts(Version::HTTP_11, &headers(&pairs))
+        };
+        assert!(!accepts(Version::HTTP_10, &headers(&[])).pieces);
+        assert_eq!(a(&[]), Accepts { json: true, events: true, pieces: true });
+        assert_eq!(a(&["*/*"]), Accepts { json: true, events: true, pieces: true });
         assert_eq!(
             a(&["application/json;q=0.9", "Text/Event-Stream"]),
-            Accepts { json: true, events: true }
+            Accepts { json: true, events: true, pieces: true }
         );
         assert_eq!(
             a(&["text/event-stream;q=0, application/json"]),
-            Accepts { json: true, events: false }
+            Accepts { json: true, events: false, pieces: true }
         );
-        assert_eq!(a(&["text/html"]), Accepts { json: false, events: false });
-        assert_eq!(a(&["application/json-seq"]), Accepts { json: false, events: false });
+        assert_eq!(a(&["text/html"]), Accepts { json: false, events: false, pieces: true });
+        assert_eq!(
+            a(&["application/json-seq"]),
+            Accepts { json: false, events: false, pieces: true }
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use crate::call::{NOTICES_MAX, Notices, Question, Reply, Word};
+use crate::call::{Heard, NOTICES_MAX, Notices, Question, Reply, Word};
 use crate::protocol::message::{Frame, Kind, message};
 use crate::protocol::meta::{Members, ObjectWriter};
 use crate::protocol::older;
@@ -16,7 +16,7 @@ use crate::protocol::revision::Revision;
 use super::session::Session;
 
 /// The way back to the caller of one call of a session.
-pub fn open(session: &Arc<Session>) -> (Notices, mpsc::Receiver<Bytes>) {
+pub fn open(session: &Arc<Session>) -> (Notices, mpsc::Receiver<Heard>) {
     if session.askable.is_nothing() {
         return Notices::channel();
     }
@@ -30,12 +30,13 @@ pub fn open(session: &Arc<Session>) -> (Notices, mpsc::Receiver<Bytes>) {
 async fn translate(
     session: Arc<Session>,
     mut words: mpsc::Receiver<Word>,
-    tx: mpsc::Sender<Bytes>,
+    tx: mpsc::Sender<Heard>,
 ) {
     while let Some(word) = words.recv().await {
         let said = match word {
-            Word::Notice(notice) => tx.send(notice).await,
+            Word::Notice(notice) => tx.send(Heard::Notice(notice)).await,
             Word::Question(question) => ask(&session, question, &tx).await,
+            Word::Offer(offer) => tx.send(Heard::Offer(offer)).await,
         };
         // The client's stream is gone. That is no cancellation; but nothing can be asked, and
         // dropping the way back says so to whoever asks.
@@ -48,14 +49,14 @@ async fn translate(
 async fn ask(
     session: &Arc<Session>,
     question: Question,
-    tx: &mpsc::Sender<Bytes>,
-) -> Result<(), mpsc::error::SendError<Bytes>> {
+    tx: &mpsc::Sender<Heard>,
+) -> Result<(), mpsc::error::SendError<Heard>> {
     let told = tx.clone();
     let put = put(session, question, move |notice| {
-        let _ = told.try_send(notice);
+        let _ = told.try_send(Heard::Notice(notice));
     });
     let Some((id, request)) = put else { return Ok(()) };
-    let sent = tx.send(request).await;
+    let sent = tx.send(Heard::Notice(request)).await;
     if sent.is_err() {
         session.asked.remove(&id);
     }

@@ -6,16 +6,17 @@
 //! that its error asks for.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Limited};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{EXPECT, HeaderName, HeaderValue, ORIGIN, VARY};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode, Version};
+use subtle::ConstantTimeEq as _;
 
 use crate::call::Consumer;
 use crate::failure::Reason;
@@ -59,13 +60,19 @@ const LINGER_MAX: usize = 1 << 20;
 const LINGER_TIME: Duration = Duration::from_secs(1);
 
 /// Answer one HTTP request. Never fails: everything has an answer.
-pub async fn serve(edge: Arc<Edge>, peer: SocketAddr, request: Request<Incoming>) -> Out {
+pub async fn serve(
+    edge: Arc<Edge>,
+    peer: SocketAddr,
+    last: Arc<LastCaller>,
+    request: Request<Incoming>,
+) -> Out {
     let snapshot = edge.gateway.current.load();
     let origin = request.headers().get(ORIGIN).cloned();
     let (parts, body) = request.into_parts();
     let mut body = Some(body);
     let mut consumer = None;
-    let answered = answer(&edge, &snapshot, peer, &parts, &mut body, &mut consumer).await;
+    let caller = (peer, &*last);
+    let answered = answer(&edge, &snapshot, caller, &parts, &mut body, &mut consumer).await;
     let mut out = answered.unwrap_or_else(|denied| {
         let who = consumer.as_ref().map_or(NOBODY, |c: &Arc<Consumer>| &*c.name);
         denied.refused.note(&edge, who, denied.method, "http", "");
@@ -101,7 +108,7 @@ fn allow_browser(out: &mut Out, origin: HeaderValue) {
 async fn answer(
     edge: &Arc<Edge>,
     snapshot: &Snapshot,
-    peer: SocketAddr,
+    (peer, last): (SocketAddr, &LastCaller),
     parts: &Parts,
     body: &mut Option<Incoming>,
     who: &mut Option<Arc<Consumer>>,
@@ -126,7 +133,7 @@ async fn answer(
     if parts.method == Method::OPTIONS {
         return Ok(preflight());
     }
-    let consumer = &*who.insert(identify(snapshot, peer, parts)?);
+    let consumer = &*who.insert(identify(snapshot, peer, last, parts)?);
     // What belongs to something under way still comes in; what would begin something does not.
     let resumes =
         !old_door && !websocket::wanted(parts) && parts.headers.contains_key(header::LAST_EVENT_ID);
@@ -134,7 +141,7 @@ async fn answer(
         return Err(draining());
     }
     if old_door {
-        return through_old_door(edge, snapshot, consumer, parts, body).await;
+        return Box::pin(through_old_door(edge, snapshot, consumer, parts, body)).await;
     }
     match parts.method {
         Method::GET if websocket::wanted(parts) => {
@@ -144,19 +151,57 @@ async fn answer(
                 .map_err(|text| deny(400, Reason::InvalidUpgrade, text))
         }
         Method::POST => post(edge, snapshot, consumer, parts, body).await,
-        Method::GET => get(edge, consumer, parts).await,
+        Method::GET => Box::pin(get(edge, consumer, parts)).await,
         Method::DELETE => delete(edge, consumer, parts),
         _ => Err(not_allowed()),
     }
 }
 
-fn identify(snapshot: &Snapshot, peer: SocketAddr, parts: &Parts) -> Result<Arc<Consumer>, Denied> {
+/// Who called last on a connection: mostly the one who calls next. Its key need not be digested
+/// again then, which would cost more than reading the call.
+#[derive(Default)]
+pub struct LastCaller(Mutex<Option<Known>>);
+
+struct Known {
+    // Of this snapshot: a key may be taken back with the next.
+    snapshot: u64,
+    key: Box<[u8]>,
+    consumer: Arc<Consumer>,
+}
+
+impl LastCaller {
+    fn find(&self, snapshot: u64, key: &str) -> Option<Arc<Consumer>> {
+        let known = self.0.lock().expect("no panic while held");
+        let known = known.as_ref().filter(|known| known.snapshot == snapshot)?;
+        // Behind a proxy the next caller may be another one.
+        bool::from(known.key.ct_eq(key.as_bytes())).then(|| known.consumer.clone())
+    }
+
+    fn keep(&self, snapshot: u64, key: &str, consumer: &Arc<Consumer>) {
+        let (key, consumer) = (key.as_bytes().into(), consumer.clone());
+        *self.0.lock().expect("no panic while held") = Some(Known { snapshot, key, consumer });
+    }
+}
+
+fn identify(
+    snapshot: &Snapshot,
+    peer: SocketAddr,
+    last: &LastCaller,
+    parts: &Parts,
+) -> Result<Arc<Consumer>, Denied> {
     let refused = |text| deny(401, Reason::Unauthenticated, text);
     let key = checks::key(&parts.headers);
+    let keyed = key.filter(|_| !snapshot.config.consumers.is_empty());
+    if let Some(consumer) = keyed.and_then(|key| last.find(snapshot.number, key)) {
+        return Ok(consumer);
+    }
     let member = snapshot.identity.identify(key).map_err(|refusal| refused(refusal.text))?;
     // Belt and braces: without consumers the listener is on loopback, and stays for its callers.
     if snapshot.config.consumers.is_empty() && !checks::is_local(&peer) {
         return Err(refused("anonymous callers are served on loopback only".into()));
+    }
+    if let Some(key) = keyed {
+        last.keep(snapshot.number, key, &member.consumer);
     }
     Ok(member.consumer.clone())
 }
@@ -222,7 +267,7 @@ async fn post(
     parts: &Parts,
     body: &mut Option<Incoming>,
 ) -> Result<Out, Denied> {
-    let accepts = checks::accepts(&parts.headers);
+    let accepts = checks::accepts(parts.version, &parts.headers);
     if !accepts.json && !accepts.events {
         let text = "Accept must list application/json and text/event-stream";
         return Err(deny(406, Reason::NotAcceptable, text));
@@ -232,7 +277,7 @@ async fn post(
     }
     let bytes = received(edge, snapshot, consumer, parts, body).await?;
     if bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[') {
-        return batch(edge, consumer, parts, &bytes).await;
+        return Box::pin(batch(edge, consumer, parts, &bytes)).await;
     }
     let frame = Frame::scan(bytes).map_err(|e| Denied::new(400, e.into()))?;
     // A retry of a parked call ends something, it begins nothing.
@@ -401,7 +446,7 @@ async fn get(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Parts) -> Resul
     };
     let session = session(edge, id, consumer)?;
     session_version(&parts.headers)?;
-    if !checks::accepts(&parts.headers).events {
+    if !checks::accepts(parts.version, &parts.headers).events {
         let text = "Accept must list text/event-stream";
         return Err(deny(406, Reason::NotAcceptable, text));
     }
@@ -525,11 +570,10 @@ async fn batch(
             Handled::Running(r) => running.push(r),
         }
     }
-    // All are under way, each in its own task; their notices have no stream to go to.
-    for Running { work, notices, .. } in running {
-        drop(notices);
-        answers.extend(work.await.map(|said| said.message));
-    }
+    // Their notices have no stream to go to.
+    let works = running.into_iter().map(|Running { work, .. }| work);
+    let said = futures_util::future::join_all(works).await;
+    answers.extend(said.into_iter().flatten().map(|said| said.message));
     if answers.is_empty() {
         return Ok(empty(202));
     }
@@ -561,12 +605,14 @@ async fn read(
         return Err(too_large());
     }
     let whole = tokio::select! {
-        whole = tokio::time::timeout(time, Limited::new(&mut incoming, max).collect()) => whole,
+        // Mostly it is there; then nothing needs to be waited for.
+        biased;
+        whole = tokio::time::timeout(time, collected(&mut incoming, max)) => whole,
         () = edge.stop.cancelled() => return Err(draining()),
     };
     match whole {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => {
+        Ok(Ok(Some(whole))) => Ok(whole),
+        Ok(Ok(None)) => {
             *body = Some(incoming);
             Err(too_large())
         }
@@ -576,6 +622,33 @@ async fn read(
             Err(deny(408, Reason::SlowBody, text))
         }
     }
+}
+
+// All of a body, not copied if it comes in one piece; `None` if it is larger than `max`.
+async fn collected(body: &mut Incoming, max: usize) -> Result<Option<Bytes>, hyper::Error> {
+    let mut whole: Option<Bytes> = None;
+    let mut joined = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(piece) = frame?.into_data() else { continue };
+        let so_far = whole.as_ref().map_or(0, Bytes::len) + joined.len();
+        if so_far + piece.len() > max {
+            return Ok(None);
+        }
+        if let Some(first) = whole.take() {
+            let announced = body.size_hint().lower().min(max as u64) as usize;
+            joined.reserve(first.len() + piece.len() + announced);
+            joined.extend_from_slice(&first);
+        }
+        if so_far == 0 {
+            whole = Some(piece);
+        } else {
+            joined.extend_from_slice(&piece);
+        }
+        if body.is_end_stream() {
+            break;
+        }
+    }
+    Ok(Some(whole.unwrap_or_else(|| joined.freeze())))
 }
 
 // Read on for a while after a refusal, and keep nothing. A connection that is closed with bytes

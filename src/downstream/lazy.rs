@@ -9,10 +9,10 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::protocol::revision::{Era, Revision};
 use crate::protocol::sse;
 
-use super::body::Events;
+use super::body::{Events, Pieces};
 use super::legacy::{Running, Step};
 use super::render::Said;
-use super::reply::{Out, events, json};
+use super::reply::{Out, events, in_pieces, json};
 use super::session::Session;
 use super::{Edge, checks, modern, replay};
 
@@ -38,10 +38,24 @@ pub async fn lazily(
     }
     let every = edge.gateway.current.load().config.gateway.keep_alive;
     let open_after = if session.is_some() { every.min(OPEN_AFTER) } else { every };
-    let first = tokio::select! {
-        biased;
-        step = running.next() => Some(step),
-        () = tokio::time::sleep(open_after) => None,
+    let opens = tokio::time::sleep(open_after);
+    tokio::pin!(opens);
+    let first = loop {
+        let step = tokio::select! {
+            biased;
+            step = running.next_or_offer() => Some(step),
+            () = &mut opens => None,
+        };
+        match step {
+            Some(Ok(step)) => break Some(step),
+            Some(Err(offer)) if accepts.json && accepts.pieces => {
+                if let Some(pieces) = offer.take() {
+                    return in_pieces(Pieces::new(running.work, pieces));
+                }
+            }
+            Some(Err(declined)) => drop(declined),
+            None => break None,
+        }
     };
     let mut first = match first {
         Some(Step::End(done)) if accepts.json => return finished(done, revision),

@@ -1,18 +1,20 @@
 //! An old client made to look canonical: the handshake, the session's own methods, its requests.
 
-use std::future::Future;
+use std::future::{Future, ready};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
 
-use crate::call::{Consumer, Notices, Terminal};
+use crate::call::{Consumer, Heard, Notices, Offer, Terminal};
 use crate::failure::Reason;
 use crate::gateway::router;
 use crate::gateway::subscriptions::Changes;
@@ -26,6 +28,7 @@ use crate::protocol::prepared::Prepared;
 use crate::protocol::revision::Revision;
 use crate::upstream::inbound::LOG_LEVELS;
 
+use super::cancel::Cancel;
 use super::canonical::{Opened, TraceHeaders, meta_of, open};
 use super::refused::{Refused, label};
 use super::render::{Said, render};
@@ -49,12 +52,58 @@ pub enum Handled {
 /// A call under way.
 pub struct Running {
     /// Ends with the response message, or with nothing if it was cancelled.
-    pub work: Pin<Box<dyn Future<Output = Option<Said>> + Send>>,
+    pub work: Work,
     /// The notices it causes meanwhile.
-    pub notices: mpsc::Receiver<Bytes>,
+    pub notices: mpsc::Receiver<Heard>,
     // Whether the work is done, and its outcome while the last notices are still handed out.
     over: bool,
     end: Option<Said>,
+}
+
+/// The work of a call, done by whoever waits for it.
+pub struct Work {
+    future: Pin<Box<dyn Future<Output = Option<Said>> + Send>>,
+    // Where it goes on when nobody waits any more. `None`: it ends then.
+    goes_on: Option<TaskTracker>,
+}
+
+impl Work {
+    /// Work that is cancelled by dropping it (2026-07-28 basic/patterns/cancellation).
+    pub fn new(future: impl Future<Output = Option<Said>> + Send + 'static) -> Work {
+        Work { future: Box::pin(future), goes_on: None }
+    }
+
+    /// Work that goes on by itself when it is dropped: an old client's lost connection does not
+    /// cancel (2025-11-25 basic/transports). Until then it needs no task of its own, which each
+    /// call would pay for.
+    pub fn lasting(
+        future: impl Future<Output = Option<Said>> + Send + 'static,
+        tasks: &TaskTracker,
+    ) -> Work {
+        Work { future: Box::pin(future), goes_on: Some(tasks.clone()) }
+    }
+}
+
+impl Future for Work {
+    type Output = Option<Said>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Said>> {
+        let said = self.future.as_mut().poll(cx);
+        if said.is_ready() {
+            self.goes_on = None;
+        }
+        said
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        let Some(tasks) = self.goes_on.take() else { return };
+        // At the end of the process there is no runtime any more, and nothing goes on.
+        let Ok(runtime) = Handle::try_current() else { return };
+        let future = std::mem::replace(&mut self.future, Box::pin(ready(None)));
+        tasks.spawn_on(future, &runtime);
+    }
 }
 
 /// What a call says next.
@@ -67,27 +116,37 @@ pub enum Step {
 
 impl Running {
     /// A call that has begun.
-    pub fn new(
-        work: Pin<Box<dyn Future<Output = Option<Said>> + Send>>,
-        notices: mpsc::Receiver<Bytes>,
-    ) -> Running {
+    pub fn new(work: Work, notices: mpsc::Receiver<Heard>) -> Running {
         Running { work, notices, over: false, end: None }
     }
 
-    /// What it says next: its notices in their order, the end behind all of them. Safe to drop and
-    /// call again.
+    /// What it says next: its notices in their order, the end behind all of them, as a whole. Safe
+    /// to drop and call again.
     pub async fn next(&mut self) -> Step {
+        loop {
+            match self.next_or_offer().await {
+                Ok(step) => return step,
+                Err(declined) => drop(declined),
+            }
+        }
+    }
+
+    /// The same; but the end may be offered in pieces instead.
+    pub async fn next_or_offer(&mut self) -> Result<Step, Offer> {
         if !self.over {
             tokio::select! {
                 biased;
                 end = &mut self.work => (self.over, self.end) = (true, end),
-                Some(notice) = self.notices.recv() => return Step::Notice(notice),
+                Some(heard) = self.notices.recv() => return match heard {
+                    Heard::Notice(notice) => Ok(Step::Notice(notice)),
+                    Heard::Offer(offer) => Err(offer),
+                },
             }
         }
-        match last_word(&mut self.notices).await {
+        Ok(match last_word(&mut self.notices).await {
             Some(notice) => Step::Notice(notice),
             None => Step::End(self.end.take()),
-        }
+        })
     }
 
     /// Whether the work is done, and only words are left.
@@ -102,12 +161,17 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 
 // A notice that a call left behind, such as the withdrawal of a question; `None` when there is no
 // more to come.
-async fn last_word(notices: &mut mpsc::Receiver<Bytes>) -> Option<Bytes> {
-    match notices.try_recv() {
-        Ok(notice) => Some(notice),
-        Err(mpsc::error::TryRecvError::Disconnected) => None,
-        Err(mpsc::error::TryRecvError::Empty) => {
-            tokio::time::timeout(LAST_WORDS, notices.recv()).await.ok().flatten()
+async fn last_word(notices: &mut mpsc::Receiver<Heard>) -> Option<Bytes> {
+    loop {
+        let heard = match notices.try_recv() {
+            Ok(heard) => heard,
+            Err(mpsc::error::TryRecvError::Disconnected) => return None,
+            Err(mpsc::error::TryRecvError::Empty) => {
+                tokio::time::timeout(LAST_WORDS, notices.recv()).await.ok().flatten()?
+            }
+        };
+        if let Heard::Notice(notice) = heard {
+            return Some(notice);
         }
     }
 }
@@ -255,7 +319,8 @@ async fn request(
     call.asides = Some(session.asides.clone());
     call.tasks = wanted;
     if method.handling != Handling::Forward {
-        let terminal = edge.gateway.handle(&call, record, &Notices::none()).await;
+        let (none, gateway) = (Notices::none(), &edge.gateway);
+        let terminal = Box::pin(gateway.handle(&call, record, &none)).await;
         return Ok(match terminal {
             Terminal::Prepared(prepared) => Handled::Prepared(prepared, id),
             other => Handled::Message(render(other, &id, method, session.revision).message),
@@ -265,7 +330,7 @@ async fn request(
         let text = "as many requests of this session are under way as may be";
         return Ok(refused(record, &Refused::new(Reason::Overloaded, text), &id));
     }
-    let token = CancellationToken::new();
+    let token = Cancel::default();
     // 2025-11-25 basic: an id must not be used twice in a session. The first goes on.
     let free = match session.running.entry(id.clone()) {
         dashmap::Entry::Vacant(place) => {
@@ -279,11 +344,9 @@ async fn request(
         return Ok(refused(record, &Refused::new(Reason::DuplicateId, text), &id));
     }
     let (notices, notices_rx) = conversation::open(session);
-    let (done, answer) = oneshot::channel();
     let (edge2, session2) = (edge.clone(), session.clone());
     let running = UnderWay { session: session.clone(), id: id.clone() };
-    // Its own task: an old client's lost connection does not cancel (2025-11-25 basic/transports).
-    edge.tasks.spawn(async move {
+    let work = async move {
         let revision = session2.revision;
         let out = tokio::select! {
             terminal = edge2.gateway.handle(&call, record, &notices) => {
@@ -298,9 +361,9 @@ async fn request(
         drop(running);
         // Nothing more is said: whoever waits for the last words knows it at once.
         drop(notices);
-        let _ = done.send(out);
-    });
-    let work = Box::pin(async move { answer.await.ok().flatten() });
+        out
+    };
+    let work = Work::lasting(work, &edge.tasks);
     Ok(Handled::Running(Running::new(work, notices_rx)))
 }
 

@@ -290,7 +290,7 @@ impl Feed {
                     (Word::Question(question), Watching::Session(session)) => {
                         self.waiting.extend(conversation::put_aside(session, question));
                     }
-                    (Word::Question(_), Watching::Own(_)) => {}
+                    (Word::Question(_), Watching::Own(_)) | (Word::Offer(_), _) => {}
                 },
                 news = self.news.recv() => match news {
                     Ok(news) => self.waiting.extend(self.of_task(&news)),

@@ -86,12 +86,14 @@ async fn connection(edge: Arc<Edge>, mut stream: TcpStream, peer: SocketAddr) {
     let Ok(Some(head)) = head else { return };
     let h2 = head == H2_PREFACE;
     let busy = Arc::<AtomicU64>::default();
+    let last = Arc::<http::LastCaller>::default();
     let service = {
         let (edge, busy) = (edge.clone(), busy.clone());
         service_fn(move |request| {
             let (edge, held) = (edge.clone(), Counted::new(&busy));
+            let last = last.clone();
             async move {
-                let out = http::serve(edge, peer, request).await;
+                let out = http::serve(edge, peer, last, request).await;
                 Ok::<_, std::convert::Infallible>(out.map(|body| Tracked { body, _held: held }))
             }
         })

@@ -46,6 +46,9 @@ pub fn params(
 }
 
 fn check(params: &[Param], headers: &HeaderMap, call: &[u8]) -> Result<(), Refused> {
+    if params.is_empty() {
+        return Ok(());
+    }
     // Arguments that cannot be mirrored are refused as what they are, later.
     let Ok(values) = param::values(params, call) else { return Ok(()) };
     for (param, said) in params.iter().zip(values) {

@@ -12,7 +12,7 @@ use crate::protocol::revision::{Era, Revision};
 
 use super::Edge;
 use super::canonical::{Opened, TraceHeaders, open};
-use super::legacy::{Handled, Running};
+use super::legacy::{Handled, Running, Work};
 use super::refused::Refused;
 use super::render::render;
 use super::{listen, park, tasks};
@@ -118,7 +118,8 @@ pub async fn handle(
     call.task = task;
     call.tasks = wanted;
     if method.handling != Handling::Forward {
-        let terminal = edge.gateway.handle(&call, record, &Notices::none()).await;
+        let (none, gateway) = (Notices::none(), &edge.gateway);
+        let terminal = Box::pin(gateway.handle(&call, record, &none)).await;
         if let Terminal::Prepared(prepared) = terminal {
             return Ok(Handled::Prepared(prepared, id));
         }
@@ -128,14 +129,14 @@ pub async fn handle(
         }
         // An error may have a status, which only the end of a call hands on.
         let (_, silent) = Notices::channel();
-        return Ok(Handled::Running(Running::new(Box::pin(async { Some(said) }), silent)));
+        return Ok(Handled::Running(Running::new(Work::new(async { Some(said) }), silent)));
     }
     if asks && !askable.is_nothing() {
         return Ok(Handled::Running(park::begin(edge, call, record, id)));
     }
     let (notices, notices_rx) = Notices::channel();
     let edge = edge.clone();
-    let work = Box::pin(async move {
+    let work = Work::new(async move {
         let terminal = edge.gateway.handle(&call, record, &notices).await;
         let terminal = park::wrapped(&edge, &call, terminal);
         let (terminal, _) = tasks::sealed(&edge, &call, terminal);

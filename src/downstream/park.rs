@@ -18,7 +18,9 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::call::{ANSWER_TIME, Call, Consumer, Form, Notices, Question, Reply, Terminal, Word};
+use crate::call::{
+    ANSWER_TIME, Call, Consumer, Form, Heard, Notices, Question, Reply, Terminal, Word,
+};
 use crate::failure::{Reason, Refusal};
 use crate::observe::record::Record;
 use crate::protocol::message::{Frame, Kind};
@@ -28,7 +30,7 @@ use crate::protocol::revision::Revision;
 use crate::protocol::splice::{Splice, range_of};
 use crate::seal::{Purpose, random_name};
 
-use super::legacy::Running;
+use super::legacy::{Running, Work};
 use super::refused::Refused;
 use super::render::{Said, render};
 use super::{Edge, tasks};
@@ -55,6 +57,8 @@ pub struct Conversation {
     consumer: Arc<Consumer>,
     // The request that began it; what it asks for is looked at if it is parked.
     frame: Frame,
+    // It was parked: the request that is open now is another, with an id of its own.
+    was_parked: bool,
 }
 
 impl Drop for Conversation {
@@ -145,9 +149,7 @@ fn seal(edge: &Edge, sealed: &Sealed) -> String {
 /// Whether a request may be the return of a caller who was asked something; reading its state
 /// says for sure.
 pub fn may_resume(frame: &Frame) -> bool {
-    frame.params().is_some_and(|params| {
-        Members::read(&params).is_ok_and(|members| members.get("requestState").is_some())
-    })
+    frame.part("requestState").is_some()
 }
 
 /// Read the state of a request.
@@ -156,6 +158,9 @@ pub fn may_resume(frame: &Frame) -> bool {
 /// When it is not ours, somebody else's, for another request, used, or too old.
 pub fn state_of(edge: &Edge, consumer: &Consumer, frame: &Frame) -> Result<State, Refused> {
     let Some(params) = frame.params() else { return Ok(State::None) };
+    if frame.index().is_some() && !may_resume(frame) {
+        return Ok(State::None);
+    }
     let invalid = || {
         let text = "params.requestState is not valid, or no longer: start again without it";
         Refused::new(Reason::InvalidParams, text)
@@ -255,7 +260,7 @@ pub fn wrapped(edge: &Edge, call: &Call, terminal: Terminal) -> Terminal {
 
 fn wrap(edge: &Edge, call: &Call, frame: &Frame) -> Option<Frame> {
     const MARK: &[u8] = b"\"input_required\"";
-    if frame.kind() != Kind::Result || memchr::memmem::find(frame.bytes(), MARK).is_none() {
+    if frame.kind() != Kind::Result || frame.part_text("resultType") != Some(MARK) {
         return None;
     }
     let outcome = frame.outcome();
@@ -306,6 +311,7 @@ pub fn begin(edge: &Arc<Edge>, call: Call, record: Record, id: Bytes) -> Running
         revision,
         consumer,
         frame,
+        was_parked: false,
     };
     run(edge, conversation, id, token)
 }
@@ -319,6 +325,7 @@ pub fn resume(
     meta: RequestMeta,
 ) -> Running {
     parked.answer(frame);
+    parked.was_parked = true;
     run(edge, parked, id, meta.progress_token)
 }
 
@@ -330,7 +337,7 @@ fn run(
 ) -> Running {
     let (tx, notices) = mpsc::channel(crate::call::NOTICES_MAX);
     let edge = edge.clone();
-    let work = Box::pin(async move { Some(go_on(&edge, conversation, &id, token, tx).await) });
+    let work = Work::new(async move { Some(go_on(&edge, conversation, &id, token, tx).await) });
     Running::new(work, notices)
 }
 
@@ -339,7 +346,7 @@ async fn go_on(
     mut conversation: Conversation,
     id: &[u8],
     token: Option<Box<str>>,
-    tx: mpsc::Sender<Bytes>,
+    tx: mpsc::Sender<Heard>,
 ) -> Said {
     let (method, revision) = (conversation.method, conversation.revision);
     match conversation.turn(token.as_deref(), &tx).await {
@@ -381,7 +388,7 @@ fn park(edge: &Edge, conversation: Conversation) -> Terminal {
 
 impl Conversation {
     // Until the end, or until there is something to ask (`None`).
-    async fn turn(&mut self, token: Option<&str>, tx: &mpsc::Sender<Bytes>) -> Option<Terminal> {
+    async fn turn(&mut self, token: Option<&str>, tx: &mpsc::Sender<Heard>) -> Option<Terminal> {
         let mut gathered: Option<Instant> = None;
         loop {
             self.forget();
@@ -404,6 +411,12 @@ impl Conversation {
                         self.keys += 1;
                         self.asked.push((format!("q{}", self.keys), question));
                     }
+                    // An answer that leaves in pieces can't be parked any more, and has the id
+                    // of the request that began it.
+                    Word::Offer(offer) if self.asked.is_empty() && !self.was_parked => {
+                        let _ = tx.try_send(Heard::Offer(offer));
+                    }
+                    Word::Offer(declined) => drop(declined),
                 },
                 end = &mut self.end => {
                     while let Ok(word) = self.words.try_recv() {
@@ -448,11 +461,11 @@ impl Conversation {
     }
 
     // With the token of the request that is open now; without one the caller wants no progress.
-    fn tell(&self, notice: Bytes, token: Option<&str>, tx: &mpsc::Sender<Bytes>) {
+    fn tell(&self, notice: Bytes, token: Option<&str>, tx: &mpsc::Sender<Heard>) {
         let notice =
             if token == self.token.as_deref() { Some(notice) } else { with_token(notice, token) };
         if let Some(notice) = notice {
-            let _ = tx.try_send(notice);
+            let _ = tx.try_send(Heard::Notice(notice));
         }
     }
 }

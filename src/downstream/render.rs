@@ -9,12 +9,13 @@ use crate::protocol::error::{
     INTERNAL_ERROR, INVALID_PARAMS, LEGACY_RESOURCE_NOT_FOUND, LEGACY_URL_ELICITATION,
     MISSING_CLIENT_CAPABILITY, is_reserved_unknown, tells_modern,
 };
-use crate::protocol::form::{to_canonical, to_plain};
+use crate::protocol::form::{CACHE_SCOPE, RESULT_TYPE, TTL_MS, cuts, to_canonical, to_plain};
 use crate::protocol::message::{Frame, Kind, response};
 use crate::protocol::meta::{Members, ObjectWriter};
 use crate::protocol::method::{AddressField, Method};
 use crate::protocol::older;
 use crate::protocol::revision::{Era, Revision};
+use crate::protocol::splice::Edit;
 
 /// A response message, and what its carrier must know of it.
 pub struct Said {
@@ -51,6 +52,8 @@ pub fn render(terminal: Terminal, id: &[u8], method: &Method, revision: Revision
             let message = response(id, Kind::Error, error.to_raw().get().as_bytes());
             Said { message, code: Some(error.code) }
         }
+        // It was said.
+        Terminal::Passed(_) => Bytes::new().into(),
         Terminal::Answer(frame, _) if frame.kind() == Kind::Error => {
             // Of an upstream's errors only what its caller lacks is about the caller.
             let lacks = |code| match i32::try_from(code) {
@@ -66,12 +69,43 @@ pub fn render(terminal: Terminal, id: &[u8], method: &Method, revision: Revision
             Said { message, code }
         }
         Terminal::Answer(frame, form) => {
+            if let Some(edits) = edits(&frame, form, revision, method) {
+                return frame.with_id_and(id, edits).into();
+            }
             let result = frame.outcome();
             let said = in_form(&result, form, revision, method);
             if said.as_ptr() == result.as_ptr() && said.len() == result.len() {
                 return frame.with_id(id).into();
             }
             with_outcome(&frame, &said, id).into()
+        }
+    }
+}
+
+// The edits on an answer that make it the caller's, where all that matters is known from its
+// index: nothing has to be looked for. `None`: it takes a closer look.
+fn edits(frame: &Frame, form: Form, revision: Revision, method: &Method) -> Option<Vec<Edit>> {
+    let index = frame.index()?;
+    let at = frame.outcome_span()?;
+    match (form, revision.era()) {
+        (Form::Canonical, Era::Modern) => Some(Vec::new()),
+        (Form::Plain, Era::Modern) => {
+            if method.cacheable || frame.part(RESULT_TYPE).is_some() {
+                return None;
+            }
+            let comma = if index.members().is_empty() { "" } else { "," };
+            let with = format!("\"{RESULT_TYPE}\":\"complete\"{comma}");
+            Some(vec![(at.start + 1..at.start + 1, with.into())])
+        }
+        (form, Era::Legacy) => {
+            if !older::keeps(method.name, frame, revision) {
+                return None;
+            }
+            if form == Form::Plain {
+                return Some(Vec::new());
+            }
+            let cuts = cuts(frame.bytes(), index.members(), &[RESULT_TYPE, TTL_MS, CACHE_SCOPE]);
+            Some(cuts.into_iter().map(|cut| (cut, Vec::new())).collect())
         }
     }
 }
@@ -147,6 +181,9 @@ fn says_not_found(message: &str) -> bool {
     let message = message.to_lowercase();
     message.contains("not found") || message.contains("unknown resource")
 }
+
+#[cfg(test)]
+mod pieces;
 
 #[cfg(test)]
 mod tests {

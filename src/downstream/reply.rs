@@ -12,7 +12,7 @@ use crate::failure::{Reason, Refusal};
 use crate::protocol::message::Frame;
 use crate::protocol::prepared::Prepared;
 
-use super::body::{Events, OutBody};
+use super::body::{Events, OutBody, Pieces};
 use super::refused::{Refused, label};
 
 /// A response of the endpoint.
@@ -115,6 +115,11 @@ fn json_of(status: u16, body: OutBody) -> Out {
     // What a consumer gets depends on its key.
     out.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     out
+}
+
+/// A JSON message that is still coming.
+pub fn in_pieces(pieces: Pieces) -> Out {
+    json(200, Bytes::new()).map(|_| OutBody::Pieces(pieces))
 }
 
 /// An event stream.

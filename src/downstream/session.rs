@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use dashmap::DashMap;
+use hashbrown::DefaultHashBuilder;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
@@ -24,6 +25,7 @@ use crate::protocol::revision::Revision;
 
 use crate::gateway::subscriptions::Known;
 
+use super::cancel::Cancel;
 use super::listen::Watches;
 use super::replay::Replay;
 use crate::seal::{Purpose, Sealer};
@@ -70,7 +72,7 @@ pub struct Session {
     /// The level of `logging/setLevel`.
     pub log_level: Mutex<Option<Box<str>>>,
     /// Running requests by raw id, so that they can be cancelled.
-    pub running: DashMap<Bytes, CancellationToken>,
+    pub running: DashMap<Bytes, Cancel, DefaultHashBuilder>,
     /// What was said on the streams of its calls.
     pub replay: Replay,
     /// What its client is told besides, outside of its calls.
@@ -106,7 +108,7 @@ impl Session {
             asked: DashMap::with_shard_amount(2),
             next_question: AtomicU64::new(1),
             log_level: Mutex::new(None),
-            running: DashMap::with_shard_amount(2),
+            running: DashMap::with_hasher_and_shard_amount(Default::default(), 2),
             replay: Replay::default(),
             asides: Arc::default(),
             tasks: Mutex::default(),
@@ -213,7 +215,7 @@ struct Ended {
 /// All sessions.
 #[derive(Default)]
 pub struct Sessions {
-    open: DashMap<Arc<str>, Arc<Session>>,
+    open: DashMap<Arc<str>, Arc<Session>, DefaultHashBuilder>,
     ended: Mutex<Ended>,
 }
 
@@ -402,7 +404,7 @@ mod tests {
         let (sessions, sealer, px) = (Sessions::default(), Sealer::random(), consumer("px"));
         let idle = sessions.open(&sealer, px.clone(), hello(), 9).unwrap();
         let busy = sessions.open(&sealer, px.clone(), hello(), 9).unwrap();
-        let token = CancellationToken::new();
+        let token = Cancel::default();
         busy.running.insert(Bytes::from_static(b"1"), token.clone());
         tokio::time::advance(Duration::from_secs(61)).await;
         sessions.expire(Duration::from_secs(60));
@@ -418,7 +420,7 @@ mod tests {
         let (sessions, sealer, px) = (Sessions::default(), Sealer::random(), consumer("px"));
         let gone = Sessions::default().open(&sealer, px.clone(), hello(), 1).unwrap();
         let busy = sessions.open(&sealer, px.clone(), hello(), 1).unwrap();
-        busy.running.insert(Bytes::from_static(b"1"), CancellationToken::new());
+        busy.running.insert(Bytes::from_static(b"1"), Cancel::default());
         assert!(matches!(sessions.find(&sealer, &gone.id, &px, 1), Found::NoRoom));
         assert!(matches!(sessions.find(&sealer, "made-up", &px, 1), Found::Unknown));
     }

@@ -49,11 +49,8 @@ pub fn wanted(
     if revision.era() == Era::Modern {
         return if declared(meta) { Tasks::Welcome } else { Tasks::None };
     }
-    let asks = |params: &[u8]| {
-        Members::read(params).is_ok_and(|m| m.get("task").is_some_and(|t| t.get().starts_with('{')))
-    };
     let asked = revision == Revision::R2025_11_25
-        && frame.params().is_some_and(|params| asks(&params))
+        && frame.part_text("task").is_some_and(|task| task.starts_with(b"{"))
         // Who was not told that there are tasks gets none (2025-11-25 basic/utilities/tasks,
         // "task support and handling").
         && edge.gateway.current.load().view(consumer).has_tasks(revision);
@@ -191,6 +188,13 @@ pub fn remember(edge: &Edge, session: &Session, name: TaskName) {
 
 fn seal(edge: &Edge, call: &Call, frame: &Frame) -> Option<(Frame, TaskName)> {
     if frame.kind() != Kind::Result {
+        return None;
+    }
+    let may_be = match call.tasks {
+        Tasks::Welcome => frame.part_text("resultType") == Some(b"\"task\""),
+        _ => frame.part("task").is_some(),
+    };
+    if !may_be {
         return None;
     }
     let outcome = frame.outcome();

@@ -59,8 +59,7 @@ pub fn plan(view: &View, call: &Call, settings: &Settings) -> Result<Plan, Unpla
             Ok(Plan::Answer(Terminal::Prepared(page)))
         }
         Handling::Forward => {
-            let params = call.frame.params();
-            let parsed = Parsed::read(call.method, params.as_deref())
+            let parsed = Parsed::of(call.method, &call.frame)
                 .map_err(|e| Refusal::new(Reason::InvalidParams, e.to_string()))?;
             if let Some(task) = &call.task {
                 // Whoever may call the tool may have what became of the call.

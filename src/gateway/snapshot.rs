@@ -1,9 +1,9 @@
 //! One immutable version of everything the data path reads, and the one place that holds it.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use hashbrown::HashMap;
 use tokio::sync::watch;
 
 use crate::call::Consumer;

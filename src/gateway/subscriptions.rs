@@ -152,7 +152,7 @@ mod tests {
     use crate::gateway::snapshot::Snapshot;
     use crate::identity::Identity;
     use crate::observe::Observe;
-    use std::collections::HashMap;
+    use hashbrown::HashMap;
 
     fn snapshot(number: u64, tools: bool) -> Snapshot {
         let config = crate::config::parse("", "t", &|_| None, &|_| unreachable!()).unwrap();

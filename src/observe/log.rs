@@ -4,6 +4,8 @@
 //! queue. A reader of stderr that has stopped reading therefore costs lines, which are counted,
 //! and never a call.
 
+mod line;
+
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -11,18 +13,24 @@ use std::sync::mpsc::{self, Receiver, SyncSender, TryRecvError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tracing::Subscriber;
-use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
-use tracing_subscriber::{EnvFilter, Registry, reload};
+use tracing::level_filters::LevelFilter;
+use tracing::subscriber::Interest;
+use tracing::{Event, Metadata, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
+use tracing_subscriber::{EnvFilter, Registry};
 
 use crate::config::LogFormat;
 use crate::config::secret::Scrubber;
+
+use line::Style;
 
 /// Most lines that wait for the reader of stderr: some seconds of a busy gateway.
 pub const LINES_MAX: usize = 8192;
 /// Most bytes of waiting lines, so that long lines cannot fill the memory either.
 pub const BYTES_MAX: usize = 8 << 20;
+/// After it has written lines, the thread sleeps so long before it looks for more: a busy gateway
+/// writes many with one system call then, and no call has to wake a thread.
+const PACE: Duration = Duration::from_millis(5);
 /// How long the last handle waits for the queue to empty when it is dropped.
 const FLUSH_WAIT: Duration = Duration::from_secs(1);
 
@@ -50,8 +58,37 @@ pub enum LogError {
 pub struct LogHandle(Arc<Inner>);
 
 struct Inner {
-    level: reload::Handle<EnvFilter, Registry>,
+    level: Arc<ArcSwap<EnvFilter>>,
     queue: Queue,
+}
+
+/// The level, which can be changed: read without a lock, since each call asks.
+struct Changeable(Arc<ArcSwap<EnvFilter>>);
+
+impl Layer<Registry> for Changeable {
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        Layer::<Registry>::register_callsite(&**self.0.load(), metadata)
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>, context: Context<'_, Registry>) -> bool {
+        Layer::<Registry>::enabled(&**self.0.load(), metadata, context)
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Layer::<Registry>::max_level_hint(&**self.0.load())
+    }
+}
+
+/// Writes events as lines and queues them.
+struct Lines {
+    style: Style,
+    queue: Queue,
+}
+
+impl<S: Subscriber> Layer<S> for Lines {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        self.style.line(event, |line| self.queue.line(line));
+    }
 }
 
 /// Send all events of this process to stderr.
@@ -72,16 +109,11 @@ fn build(
     colour: bool,
     sink: impl Write + Send + 'static,
 ) -> Result<(impl Subscriber + Send + Sync, LogHandle), LogError> {
-    let (filter, level) = reload::Layer::new(filter(level)?);
+    let level = Arc::new(ArcSwap::from_pointee(filter(level)?));
     let queue = Queue::start(sink)?;
-    let lines = tracing_subscriber::fmt::layer().with_writer(queue.clone());
-    let lines = match format {
-        LogFormat::Json => {
-            lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed()
-        }
-        LogFormat::Text => lines.with_ansi(colour).boxed(),
-    };
-    let subscriber = tracing_subscriber::registry().with(filter).with(lines);
+    let lines = Lines { style: Style { format, colour }, queue: queue.clone() };
+    let subscriber =
+        tracing_subscriber::registry().with(Changeable(level.clone())).with(lines);
     Ok((subscriber, LogHandle(Arc::new(Inner { level, queue }))))
 }
 
@@ -97,9 +129,8 @@ impl LogHandle {
     /// # Errors
     /// A level that cannot be read; the old one stays.
     pub fn set_level(&self, level: &str) -> Result<(), LogError> {
-        let filter = filter(level)?;
-        // The only failure is that the subscriber is gone, and then there is nothing to change.
-        let _ = self.0.level.reload(filter);
+        self.0.level.store(Arc::new(filter(level)?));
+        tracing::callsite::rebuild_interest_cache();
         Ok(())
     }
 
@@ -190,12 +221,17 @@ impl Queue {
 
 /// The thread. Errors of the sink are nowhere to be told and end nothing: a later line may pass.
 fn drain(rx: &Receiver<Item>, shared: &Shared, mut out: impl Write) {
+    let mut unflushed = false;
     loop {
         let item = match rx.try_recv() {
             Ok(item) => item,
             Err(TryRecvError::Disconnected) => break,
             Err(TryRecvError::Empty) => {
                 let _ = out.flush();
+                if std::mem::take(&mut unflushed) {
+                    std::thread::sleep(PACE);
+                    continue;
+                }
                 match rx.recv() {
                     Ok(item) => item,
                     Err(_) => break,
@@ -204,8 +240,15 @@ fn drain(rx: &Receiver<Item>, shared: &Shared, mut out: impl Write) {
         };
         match item {
             Item::Line(line) => {
-                let text = String::from_utf8_lossy(&line);
-                let _ = out.write_all(shared.scrubber.load().scrub(&text).as_bytes());
+                unflushed = true;
+                let scrubber = shared.scrubber.load();
+                let _ = match std::str::from_utf8(&line) {
+                    Ok(text) => out.write_all(scrubber.scrub(text).as_bytes()),
+                    Err(_) => {
+                        let text = String::from_utf8_lossy(&line);
+                        out.write_all(scrubber.scrub(&text).as_bytes())
+                    }
+                };
                 shared.bytes.fetch_sub(line.len(), Ordering::Relaxed);
             }
             Item::Flush(done) => {
@@ -215,26 +258,6 @@ fn drain(rx: &Receiver<Item>, shared: &Shared, mut out: impl Write) {
         }
     }
     let _ = out.flush();
-}
-
-impl<'a> MakeWriter<'a> for Queue {
-    type Writer = Line<'a>;
-    fn make_writer(&'a self) -> Line<'a> {
-        Line(self)
-    }
-}
-
-/// Takes one formatted event; the formatter writes each with a single `write_all`.
-struct Line<'a>(&'a Queue);
-
-impl Write for Line<'_> {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.line(line);
-        Ok(line.len())
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 #[cfg(test)]

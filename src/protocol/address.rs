@@ -9,6 +9,8 @@ use std::ops::Range;
 use bytes::Bytes;
 use memchr::memmem;
 
+use super::json;
+use super::message::{Frame, MAX_DEPTH};
 use super::meta::Members;
 use super::method::{AddressField, ListKind, Method};
 use super::splice::{Edit, edited, range_of};
@@ -49,6 +51,37 @@ pub enum AddressError {
 }
 
 impl Parsed {
+    /// Read a request for `method`.
+    pub fn of(method: &Method, frame: &Frame) -> Result<Parsed, AddressError> {
+        match Parsed::quick(method, frame) {
+            Some(parsed) => Ok(parsed),
+            None => Parsed::read(method, frame.params().as_deref()),
+        }
+    }
+
+    // From the frame's index. `None`: it has none, or something is wrong.
+    fn quick(method: &Method, frame: &Frame) -> Option<Parsed> {
+        let (index, params, text) = (frame.index()?, frame.params_span()?, frame.bytes());
+        let here = |at: Range<usize>| at.start - params.start..at.end - params.start;
+        let meta = index.find(text, "_meta");
+        if let Some(meta) = &meta {
+            json::index(&text[meta.clone()], MAX_DEPTH)?;
+        }
+        let (kind, key) = match method.address {
+            AddressField::ToolName => (ListKind::Tools, "name"),
+            AddressField::PromptName => (ListKind::Prompts, "name"),
+            AddressField::Uri => (ListKind::Resources, "uri"),
+            AddressField::None | AddressField::Task => {
+                return Some(Parsed { address: None, meta: meta.map(here) });
+            }
+            AddressField::Ref => return None,
+        };
+        let at = index.find(text, key)?;
+        let value = string(&text[at.clone()])?.into_owned();
+        let address = Some(Address { kind, value, span: here(at) });
+        Some(Parsed { address, meta: meta.map(here) })
+    }
+
     /// Read the params of a request for `method`.
     pub fn read(method: &Method, params: Option<&[u8]>) -> Result<Parsed, AddressError> {
         let Some(raw) = params else {
@@ -98,7 +131,7 @@ fn object<'a>(place: &'static str, raw: &'a [u8]) -> Result<Members<'a>, Address
     Members::read(raw).map_err(|e| AddressError::Object(place, e.to_string()))
 }
 
-fn json_string(text: &str) -> Vec<u8> {
+pub(super) fn json_string(text: &str) -> Vec<u8> {
     serde_json::to_vec(text).expect("a string serialises")
 }
 
@@ -147,7 +180,7 @@ impl UriHolder {
         }
     }
 
-    fn places(self) -> &'static Place {
+    pub(super) fn places(self) -> &'static Place {
         match self {
             UriHolder::ToolResult => {
                 &Place::Object(&[("content", Place::Each(&Place::Block)), ("_meta", PAGE)])
@@ -184,7 +217,7 @@ impl UriHolder {
 }
 
 // Where URIs stand. URIs in text, HTML or structured content are not ours to find.
-enum Place {
+pub(super) enum Place {
     // Here, if it is a string.
     Uri,
     // A content block: `uri` of a `resource_link`, `resource.uri` of a `resource`.

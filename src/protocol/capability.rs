@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde_json::value::RawValue;
 
+use super::json;
+use super::message::MAX_DEPTH;
 use super::meta::{ObjectWriter, at};
 use super::revision::{Era, Revision};
 
@@ -51,9 +53,16 @@ impl Askable {
 
     /// Read a raw `capabilities` object as `revision` means it. What cannot be read is nothing.
     pub fn read(raw: &str, revision: Revision) -> Askable {
-        let has = |path: &[&str]| {
-            at(raw.as_bytes(), path).is_some_and(|value| value.get().starts_with('{'))
+        // Most clients declare little, and each of their requests is read.
+        let index = json::index(raw.as_bytes(), MAX_DEPTH);
+        let find = |path: &[&str]| match (&index, path) {
+            (Some(index), [first, rest @ ..]) => {
+                let value = &raw[index.find(raw.as_bytes(), first)?];
+                if rest.is_empty() { Some(value) } else { Some(at(value.as_bytes(), rest)?.get()) }
+            }
+            _ => at(raw.as_bytes(), path).map(RawValue::get),
         };
+        let has = |path: &[&str]| find(path).is_some_and(|value| value.starts_with('{'));
         let mut out = Askable::default();
         if has(&["elicitation"]) {
             let url = has(&["elicitation", "url"]) && revision >= Revision::R2025_11_25;
@@ -77,16 +86,15 @@ impl Askable {
         }
         if has(&["roots"]) {
             out.0 |= Askable::ROOTS.0;
-            let tells =
-                at(raw.as_bytes(), &["roots", "listChanged"]).is_some_and(|v| v.get() == "true");
+            let tells = find(&["roots", "listChanged"]) == Some("true");
             if tells && revision.era() == Era::Legacy {
                 out.0 |= Askable::ROOTS_CHANGE.0;
             }
         }
         // In every revision: hosts declare it in the handshake too (MCP Apps 2026-01-26, "client
         // capabilities").
-        let pages = at(raw.as_bytes(), &["extensions", APPS, "mimeTypes"]);
-        let pages = pages.and_then(|pages| serde_json::from_str::<Vec<String>>(pages.get()).ok());
+        let pages = find(&["extensions", APPS, "mimeTypes"]);
+        let pages = pages.and_then(|pages| serde_json::from_str::<Vec<String>>(pages).ok());
         if pages.is_some_and(|pages| pages.iter().any(|page| page == APP_PAGE)) {
             out.0 |= Askable::APPS.0;
         }

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use super::json::Member;
 use super::splice::Splice;
 use super::walk::{self, Walk, may_hold};
 
@@ -79,7 +80,11 @@ pub fn strip_members(object: &[u8], keys: &[&str]) -> Vec<Range<usize>> {
     if !keys.iter().any(|key| may_hold(object, key)) {
         return Vec::new();
     }
-    let members = walk::members(object);
+    cuts(object, &walk::members(object), keys)
+}
+
+/// The same, where it is known where the members stand.
+pub fn cuts(object: &[u8], members: &[Member], keys: &[&str]) -> Vec<Range<usize>> {
     let goes: Vec<bool> = members
         .iter()
         .map(|(key, _)| keys.iter().any(|k| walk::says(&object[key.clone()], k)))

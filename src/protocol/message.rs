@@ -1,5 +1,6 @@
 //! The JSON-RPC envelope: read the address, keep the bytes.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
@@ -8,7 +9,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::error::{ErrorObject, INVALID_REQUEST, PARSE_ERROR};
+use super::json::{Broken, Index, Reader};
+use super::method;
 use super::splice::{Edit, Splice, edited, range_of};
+use super::walk;
 
 /// Deepest nesting of arrays and objects that a message may have. The JSON reader refuses more
 /// than 128 where it descends; this counts where it only skips. Real tool schemas stay below 30.
@@ -22,9 +26,12 @@ pub struct Frame {
     bytes: Bytes,
     kind: Kind,
     id: Option<Range<usize>>,
-    method: Option<Box<str>>,
+    method: Option<Cow<'static, str>>,
     params: Option<Range<usize>>,
     outcome: Option<Range<usize>>,
+    // The members of the params, result or error, where they are simple.
+    index: Option<Index>,
+    names_uris: bool,
 }
 
 /// What a message is.
@@ -94,6 +101,77 @@ impl Frame {
     /// A UTF-8 byte order mark and white space around the message are tolerated.
     pub fn scan(bytes: Bytes) -> Result<Frame, FrameError> {
         let bytes = trim(&bytes);
+        match Frame::quick(&bytes) {
+            Some(frame) => Ok(frame),
+            None => Frame::scan_with_library(bytes),
+        }
+    }
+
+    // One pass. `None` for whatever is not plain and right: the library decides on that, and
+    // finds the words for it.
+    fn quick(bytes: &Bytes) -> Option<Frame> {
+        let mut reader = Reader::new(bytes, MAX_DEPTH);
+        let [mut jsonrpc, mut id, mut method, mut params, mut result, mut error] =
+            [const { None::<Range<usize>> }; 6];
+        let mut index = None;
+        let whole = reader.object(0, |reader, key| {
+            let place = match &bytes[key] {
+                b"\"jsonrpc\"" => &mut jsonrpc,
+                b"\"id\"" => &mut id,
+                b"\"method\"" => &mut method,
+                b"\"params\"" => &mut params,
+                b"\"result\"" => &mut result,
+                b"\"error\"" => &mut error,
+                _ if reader.escaped_key => return Err(Broken),
+                _ => return reader.value(1).map(drop),
+            };
+            if place.is_some() {
+                return Err(Broken);
+            }
+            *place = Some(if reader.peek() == Some(b'{') {
+                let (at, members) = Index::read(reader, 1)?;
+                index = members;
+                at
+            } else {
+                reader.value(1)?
+            });
+            Ok(())
+        });
+        if whole.is_err() || !reader.is_at_end() {
+            return None;
+        }
+        if reader.beyond_ascii && std::str::from_utf8(bytes).is_err() {
+            return None;
+        }
+        let is = |at: &Range<usize>, first: fn(u8) -> bool| first(bytes[at.start]);
+        if &bytes[jsonrpc?] != b"\"2.0\"" {
+            return None;
+        }
+        if let Some(id) = &id
+            && !(is(id, |b| b == b'"' || b == b'-' || b.is_ascii_digit()) && id.len() <= ID_MAX)
+        {
+            return None;
+        }
+        let method = match method {
+            Some(at) => Some(plain_method(&bytes[at])?),
+            None => None,
+        };
+        let kind = match (&method, &params, &result, &error, &id) {
+            (Some(_), _, None, None, None) => Kind::Notification,
+            (Some(_), _, None, None, Some(_)) => Kind::Request,
+            (None, None, Some(_), None, Some(_)) => Kind::Result,
+            (None, None, None, Some(_), Some(_)) => Kind::Error,
+            _ => return None,
+        };
+        if params.as_ref().is_some_and(|at| !is(at, |b| b == b'{' || b == b'[')) {
+            return None;
+        }
+        let (outcome, names_uris) = (result.or(error), reader.uri_key);
+        let bytes = bytes.clone();
+        Some(Frame { bytes, kind, id, method, params, outcome, index, names_uris })
+    }
+
+    fn scan_with_library(bytes: Bytes) -> Result<Frame, FrameError> {
         check_depth(&bytes)?;
         let text = std::str::from_utf8(&bytes).map_err(|e| FrameError::Json(e.to_string()))?;
         if text.starts_with('[') {
@@ -146,8 +224,10 @@ impl Frame {
             params: span(scan.params),
             outcome: span(scan.result.or(scan.error)),
             kind,
-            method,
+            method: method.map(|method| Cow::Owned(method.into())),
             bytes: bytes.clone(),
+            index: None,
+            names_uris: true,
         })
     }
 
@@ -196,16 +276,58 @@ impl Frame {
         self.outcome.clone()
     }
 
+    /// Where the value of a member of the params, the result or the error stands in the message.
+    /// Of a member that stands twice, the first.
+    pub fn part(&self, key: &str) -> Option<Range<usize>> {
+        if let Some(index) = &self.index {
+            return index.find(&self.bytes, key);
+        }
+        let body = self.params.clone().or_else(|| self.outcome.clone())?;
+        let raw = &self.bytes[body.clone()];
+        let members = walk::members(raw);
+        let (_, at) = members.into_iter().find(|(k, _)| walk::says(&raw[k.clone()], key))?;
+        Some(at.start + body.start..at.end + body.start)
+    }
+
+    /// The raw value of such a member.
+    pub fn part_text(&self, key: &str) -> Option<&[u8]> {
+        self.part(key).map(|at| &self.bytes[at])
+    }
+
+    /// The members of the params, the result or the error, if that is an object with few of them,
+    /// each key stands once, and none has an escape: most messages. Places are those in the
+    /// message.
+    pub fn index(&self) -> Option<&Index> {
+        self.index.as_ref()
+    }
+
+    /// Whether a key stands anywhere in it that may be one of a resource's URI.
+    pub fn may_name_uris(&self) -> bool {
+        self.names_uris
+    }
+
     /// The same message with another id; nothing else changes. A response that had no id (an
     /// error may lack one) is written anew around its outcome.
     #[must_use]
     pub fn with_id(&self, id: &[u8]) -> Bytes {
-        if let Some(span) = self.id.clone() {
-            let mut s = Splice::new();
-            s.replace(span, id.to_vec());
-            return s.apply(&self.bytes);
+        match self.id {
+            Some(_) => self.with_id_and(id, []),
+            None => response(id, self.kind, &self.outcome()),
         }
-        response(id, self.kind, &self.outcome())
+    }
+
+    /// A message with another id, and edits elsewhere in it.
+    ///
+    /// # Panics
+    /// If it has no id.
+    #[must_use]
+    pub fn with_id_and(&self, id: &[u8], edits: impl IntoIterator<Item = Edit>) -> Bytes {
+        let mut s = Splice::new();
+        s.replace(self.id.clone().expect("it has an id"), id);
+        for (at, with) in edits {
+            s.replace(at, with);
+        }
+        s.apply(&self.bytes)
     }
 
     /// The same message with edits on its params, whose ranges count from where those begin.
@@ -255,6 +377,19 @@ impl fmt::Debug for Frame {
             .field("len", &self.bytes.len())
             .finish_non_exhaustive()
     }
+}
+
+// The method without escapes; one that we know is not copied.
+fn plain_method(raw: &[u8]) -> Option<Cow<'static, str>> {
+    let [b'"', text @ .., b'"'] = raw else { return None };
+    if memchr::memchr(b'\\', text).is_some() {
+        return None;
+    }
+    let text = std::str::from_utf8(text).ok()?;
+    Some(match method::METHODS.iter().find(|known| known.name == text) {
+        Some(known) => Cow::Borrowed(known.name),
+        None => Cow::Owned(text.to_owned()),
+    })
 }
 
 /// A response around a raw `result` or `error`.
@@ -356,8 +491,67 @@ fn check_depth(bytes: &[u8]) -> Result<(), FrameError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn messages() -> impl Strategy<Value = String> {
+        let member = proptest::sample::select(vec![
+            r#""jsonrpc":"2.0""#, r#""jsonrpc":"1.0""#, r#""id":1"#, r#""id": "a\"b""#, r#""id":null"#,
+            r#""id":{}"#, r#""\u0069d":2"#, r#""method":"tools/call""#, r#""method":"\u0074""#,
+            r#""method":7"#, r#""method":"x/y""#, r#""params":{"name":"a","_meta":{"uri":1.50}}"#,
+            r#""params":{"a":1,"a":2}"#, r#""params":[]"#, r#""params":3"#, r#""params":{"\u0061":1}"#,
+            r#""result":{"content":[],"isError":false}"#, r#""result":7"#, r#""error":{"code":1}"#,
+            r#""x":"é""#, r#""x":[01]"#, r#""y":{"z":null}"#,
+        ]);
+        let members = proptest::collection::vec(member, 0..6);
+        // Most of them with what makes a message.
+        (members, any::<bool>(), "[ \n]{0,1}").prop_map(|(mut members, whole, space)| {
+            if whole {
+                members.push(r#""jsonrpc":"2.0""#);
+            }
+            format!("{space}{{{space}{}}}{space}", members.join(&format!("{space},")))
+        })
+    }
+
+    proptest! {
+        // The quick way and the library's read the same, or the library decides.
+        #[test]
+        fn both_ways_of_reading_agree(text in messages()) {
+            let bytes = trim(&Bytes::from(text.into_bytes()));
+            let library = Frame::scan_with_library(bytes.clone());
+            let Some(quick) = Frame::quick(&bytes) else {
+                return Ok(());
+            };
+            let library = library.unwrap();
+            prop_assert_eq!(quick.kind(), library.kind());
+            prop_assert_eq!(quick.method(), library.method());
+            prop_assert_eq!(quick.id(), library.id());
+            prop_assert_eq!(quick.params_span(), library.params_span());
+            prop_assert_eq!(quick.outcome_span(), library.outcome_span());
+            for key in ["name", "_meta", "content", "isError", "a", "code", "nothing"] {
+                prop_assert_eq!(quick.part(key), library.part(key), "{}", key);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_plain_is_read_the_quick_way() {
+        for (text, indexed) in [
+            (r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"a"}}"#, true),
+            (r#"{"jsonrpc":"2.0","id":"é","result":{}}"#, true),
+            (r#"{"jsonrpc":"2.0","method":"x"}"#, false),
+            (r#"{"jsonrpc":"2.0","id":7,"method":"a","params":{"a":1,"a":2}}"#, false),
+        ] {
+            let frame = Frame::quick(&Bytes::from(text)).unwrap();
+            assert_eq!(frame.index().is_some(), indexed, "{text}");
+        }
+        for text in [r#"{"jsonrpc":"2.0","id":7,"\u006dethod":"a"}"#, "{}", "[]"] {
+            assert!(Frame::quick(&Bytes::from(text)).is_none(), "{text}");
+        }
+    }
 
     fn scan(text: &str) -> Result<Frame, FrameError> {
         Frame::scan(Bytes::copy_from_slice(text.as_bytes()))

@@ -8,8 +8,10 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::message::Frame;
+use super::json;
+use super::message::{Frame, MAX_DEPTH};
 use super::revision::Revision;
+use super::walk;
 
 /// Keys of `_meta` that the specification reserves (2026-07-28 basic/index, "_meta").
 pub mod key {
@@ -197,6 +199,9 @@ pub struct RequestMeta {
 impl RequestMeta {
     /// Read a raw `_meta` object.
     pub fn read(raw: &[u8]) -> Result<RequestMeta, serde_json::Error> {
+        if let Some(meta) = RequestMeta::quick(raw) {
+            return Ok(meta);
+        }
         let members = Members::read(raw)?;
         let mut meta = RequestMeta::default();
         for (k, v) in &members.0 {
@@ -213,6 +218,26 @@ impl RequestMeta {
             }
         }
         Ok(meta)
+    }
+
+    // The same in one pass, for what is simple.
+    fn quick(raw: &[u8]) -> Option<RequestMeta> {
+        let index = json::index(raw, MAX_DEPTH)?;
+        let mut meta = RequestMeta::default();
+        for (k, v) in index.members() {
+            let value = std::str::from_utf8(&raw[v.clone()]).ok()?;
+            let text = || walk::string(value.as_bytes()).map(|text| Box::from(&*text));
+            match std::str::from_utf8(&raw[k.start + 1..k.end - 1]).ok()? {
+                key::PROGRESS_TOKEN => meta.progress_token = Some(value.into()),
+                key::PROTOCOL_VERSION => meta.protocol_version = text(),
+                key::CLIENT_CAPABILITIES => meta.client_capabilities = Some(value.into()),
+                key::CLIENT_INFO => meta.client_info = Some(value.into()),
+                key::LOG_LEVEL => meta.log_level = text(),
+                key::TRACEPARENT => meta.traceparent = text(),
+                other => meta.rest.push((other.into(), value.into())),
+            }
+        }
+        Some(meta)
     }
 
     /// The revision named, if it is one that we know.

@@ -16,7 +16,7 @@ mod tool;
 use std::ops::Range;
 
 pub use answer::sampled;
-pub use content::result;
+pub use content::{keeps, result};
 pub use question::{Back, question};
 pub use tool::tool;
 

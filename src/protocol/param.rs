@@ -150,6 +150,9 @@ fn collect(
 /// The headers that mirror the raw params of a `tools/call`.
 pub fn headers(params: &[Param], call: &[u8]) -> Result<Vec<(HeaderName, HeaderValue)>, Unfit> {
     let mut out = Vec::new();
+    if params.is_empty() {
+        return Ok(out);
+    }
     let mut left = VALUES_MAX;
     for (param, said) in params.iter().zip(values(params, call)?) {
         let Some(said) = said else { continue };

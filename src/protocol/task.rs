@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use super::form::strip_members;
 use super::meta::{Members, ObjectWriter, at};
 use super::splice::{Splice, range_of};
+use super::walk;
 
 /// The extension's name, a key of `capabilities.extensions`.
 pub const EXTENSION: &str = "io.modelcontextprotocol/tasks";
@@ -60,6 +61,9 @@ pub enum Tasks {
 
 /// Whether raw `capabilities` hold this extension.
 pub fn has_extension(capabilities: &[u8], extension: &str) -> bool {
+    if !walk::may_hold(capabilities, "extensions") {
+        return false;
+    }
     let Ok(all) = Members::read(capabilities) else { return false };
     let held = all.get("extensions").map_or("", |e| e.get());
     Members::read(held.as_bytes())

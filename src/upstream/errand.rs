@@ -10,18 +10,18 @@ use crate::call::{Form, Terminal};
 use crate::catalog::view::Route;
 use crate::config::UpstreamConfig;
 use crate::failure::{Delivery, Fault, Reason};
-use crate::guard::Done;
+use crate::guard::{Done, Signal};
 use crate::protocol::address::Parsed;
 use crate::protocol::message::{Frame, Kind};
 
 use super::asking::{ASKS_MAX, Asking};
 use super::inbound::{self, Arrived};
 use super::lease::{self, Hearing, Held};
-use super::link::{Answered, Link, Unanswered};
+use super::link::{Answered, Came, Link, Unanswered};
 use super::mirror::{self, Header};
 use super::outbound::{self, Trace};
 use super::transport::Unasked;
-use super::{Upstream, pages, tasks};
+use super::{Upstream, large, pages, tasks};
 
 /// What an attempt carries, the same for each.
 pub struct Errand<'a> {
@@ -81,8 +81,9 @@ pub async fn attempt(
     errand: &Errand<'_>,
 ) -> Result<Done<(Terminal, bool)>, Fault> {
     let Asking { call, .. } = errand.asking;
+    // What most calls never come to has its state on the heap, or each call would carry the room.
     if call.task.is_some() {
-        return tasks::attempt(upstream, errand).await;
+        return Box::pin(tasks::attempt(upstream, errand)).await;
     }
     let mut headers = errand.mirrored.to_vec();
     let mut extra = tasks::extra(errand);
@@ -93,15 +94,15 @@ pub async fn attempt(
         // A caller of the newest revision makes the rounds itself.
         if arrived.asks && call.form == Form::Plain {
             rounds += 1;
-            let answers = errand.asking.round(rounds, &arrived.terminal).await?;
+            let answers = Box::pin(errand.asking.round(rounds, &arrived.terminal)).await?;
             extra.members.truncate(own);
             extra.members.extend(answers);
         } else if let Some(pages) = pages::to_show(call, &arrived.terminal) {
             rounds += 1;
             let visits = upstream.pages.visits(&arrived.terminal, way.link().owner.as_ref());
-            errand.asking.show(rounds, &pages).await?;
+            Box::pin(errand.asking.show(rounds, &pages)).await?;
             let _aside = errand.asking.guard.asking(errand.asking.deadline);
-            visits.await;
+            Box::pin(visits).await;
         } else if !extra.tasks && tasks::wants_tasks(call, &arrived) {
             extra.tasks = true;
         } else {
@@ -119,9 +120,12 @@ pub async fn attempt(
         let _ = call.owner.set(owner.clone());
     }
     // Once there is a task, nothing that goes wrong with it proves that nothing was done.
-    let mut arrived = tasks::arrived(upstream, errand, &way, arrived, own > 0)
-        .await
-        .map_err(|fault| Fault { delivery: Delivery::Unknown, ..fault })?;
+    let unknown = |fault| Fault { delivery: Delivery::Unknown, ..fault };
+    let task = tasks::created(call, way.link(), &arrived.terminal, own > 0).map_err(unknown)?;
+    if let Some(task) = task {
+        let became = Box::pin(tasks::became(upstream, errand, &way, arrived, task));
+        arrived = became.await.map_err(unknown)?;
+    }
     if let Some(other) = pages::unshown(call, &arrived.terminal) {
         arrived.terminal = other;
     }
@@ -135,7 +139,8 @@ pub async fn way(upstream: &Upstream, errand: &Errand<'_>, turn: bool) -> Result
     let main = upstream.link(errand.asking.deadline).await?;
     let held = if lease::needed(&main, errand.config, errand.asking.call, errand.route.task()) {
         let Errand { config, asking, .. } = errand;
-        Some(upstream.leases.take(&upstream.connector, config, &main, *asking, turn).await?)
+        let taken = upstream.leases.take(&upstream.connector, config, &main, *asking, turn);
+        Some(Box::pin(taken).await?)
     } else {
         None
     };
@@ -178,7 +183,7 @@ async fn once(
                     && !remade =>
             {
                 remade = true;
-                match mirror::remade(upstream, errand, headers).await {
+                match Box::pin(mirror::remade(upstream, errand, headers)).await {
                     Some(other) => *headers = other,
                     None => return Err(fault),
                 }
@@ -206,7 +211,7 @@ pub async fn carry(
     if let Some(level) = &call.meta.log_level
         && let Some(rank) = inbound::LOG_LEVELS.iter().position(|l| **l == **level)
     {
-        link.want_logs(rank, level).await;
+        Box::pin(link.want_logs(rank, level)).await;
     }
     let id = link.mint();
     let revision = link.agreed.revision;
@@ -229,21 +234,36 @@ pub async fn carry(
             }
         }
     };
+    let pieces = large::may_be(errand, extra);
     let answered = if link.askable.is_nothing() {
-        link.exchange_with(id, method, name, headers, message, &on_notice, None).await
+        link.exchange_with(id, method, name, headers, message, &on_notice, None, pieces).await
     } else {
         let (asks, asked) = mpsc::channel::<Unasked>(ASKS_MAX);
         if let Some(hearing) = way.hearing() {
             hearing.begin(asks.clone());
         }
+        let exchange =
+            link.exchange_with(id, method, name, headers, message, &on_notice, Some(&asks), pieces);
+        let served = Box::pin(asking.serve(link, asked));
         tokio::select! {
             biased;
-            answered = link.exchange_with(id, method, name, headers, message, &on_notice, Some(&asks)) => answered,
-            () = asking.serve(link, asked) => unreachable!("it ends with the call"),
+            answered = exchange => answered,
+            () = served => unreachable!("it ends with the call"),
         }
     };
     let answered = match answered {
-        Ok(answered) => answered,
+        Ok(Came::Answered(answered)) => answered,
+        // In a box, so that the calls that need it not, which are most, carry no room for it.
+        Ok(Came::Large(large)) => match Box::pin(large::pass(large, errand, link.era(), id)).await?
+        {
+            large::Outcome::Whole(frame) => Answered::whole(frame),
+            large::Outcome::Passed(arrived) => {
+                if arrived.signal == Signal::Broken(Reason::ConnectionLost) {
+                    way.main.doubt();
+                }
+                return Ok(arrived);
+            }
+        },
         Err(Unanswered { fault, status }) => {
             // An ended session (2025-11-25 basic/transports, "session management"): a new one is
             // made. The server said that it did not look at the request.

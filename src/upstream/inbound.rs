@@ -27,7 +27,7 @@ struct Shallow<'a> {
 }
 
 /// How much of a tool's error result is searched for signs of throttling.
-const THROTTLE_SCAN_MAX: usize = 4 << 10;
+pub(super) const THROTTLE_SCAN_MAX: usize = 4 << 10;
 
 /// What an answer amounts to.
 pub struct Arrived {
@@ -61,26 +61,33 @@ pub fn accept(
         Fault::new(Reason::Garbled, Delivery::Unknown, format!("the upstream's answer {what}"))
     };
     let outcome = frame.outcome();
-    let shallow: Shallow<'_> =
-        serde_json::from_slice(&outcome).map_err(|_| garbled("has no valid result object"))?;
+    let (result_type, is_error) = if frame.index().is_some() {
+        (frame.part_text("resultType"), frame.part_text("isError"))
+    } else {
+        let shallow: Shallow<'_> =
+            serde_json::from_slice(&outcome).map_err(|_| garbled("has no valid result object"))?;
+        let [result_type, is_error] = [shallow.result_type, shallow.is_error]
+            .map(|value| value.map(|value| value.get().as_bytes()));
+        (result_type, is_error)
+    };
     // 2026-07-28 basic/index: an absent resultType is `complete`, an unknown one is invalid.
-    match shallow.result_type.map(RawValue::get) {
-        None | Some("\"complete\"" | "\"input_required\"" | "\"task\"") => {}
+    match result_type {
+        None | Some(b"\"complete\"" | b"\"input_required\"" | b"\"task\"") => {}
         Some(_) => return Err(garbled("has an unknown resultType")),
     }
-    let asks = shallow.result_type.is_some_and(|t| t.get() == "\"input_required\"");
-    let tool_error = shallow.is_error.is_some_and(|v| v.get() == "true");
+    let asks = result_type == Some(b"\"input_required\"");
+    let tool_error = is_error == Some(b"true");
     let signal = if tool_error && says_throttled(&outcome, guard) {
         Signal::Throttled(None)
     } else {
         Signal::Fine
     };
     let frame = match UriHolder::of_result(call.method.name) {
-        Some(holder) => {
+        Some(holder) if frame.may_name_uris() => {
             let edits = uri_edits(holder, &outcome, &|native| route.public_uri(native));
             if edits.is_empty() { frame } else { rewritten(&frame, edits)? }
         }
-        None => frame,
+        _ => frame,
     };
     let frame = tasks::renamed(call, frame);
     let form = if era == Era::Modern { Form::Canonical } else { Form::Plain };
@@ -98,7 +105,7 @@ fn rewritten(frame: &Frame, edits: Vec<Edit>) -> Result<Frame, Fault> {
     })
 }
 
-fn says_throttled(result: &[u8], guard: &Guard) -> bool {
+pub(super) fn says_throttled(result: &[u8], guard: &Guard) -> bool {
     let beginning = &result[..result.len().min(THROTTLE_SCAN_MAX)];
     guard.means_throttling(&String::from_utf8_lossy(beginning))
 }

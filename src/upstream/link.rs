@@ -15,7 +15,7 @@ use crate::protocol::message::{Frame, Kind, message};
 use crate::protocol::meta::at;
 use crate::protocol::revision::{Era, Revision};
 
-use super::transport::http::{HttpWire, Outgoing, RequestError};
+use super::transport::http::{self, HttpWire, Large, Outgoing, RequestError};
 use super::transport::pipe::Pipe;
 use super::transport::{OnNotice, Unasked};
 
@@ -91,6 +91,14 @@ pub struct Answered {
     pub session: Option<HeaderValue>,
 }
 
+/// What comes of a request.
+pub enum Came {
+    /// The answer.
+    Answered(Answered),
+    /// The beginning of a large one.
+    Large(Large),
+}
+
 /// A request that got no answer, and what its HTTP status said.
 #[derive(Debug)]
 pub struct Unanswered {
@@ -98,6 +106,13 @@ pub struct Unanswered {
     pub fault: Fault,
     /// HTTP status, if there was one.
     pub status: Option<u16>,
+}
+
+impl Answered {
+    /// One that was large and was read to its end after all.
+    pub fn whole(frame: Frame) -> Answered {
+        Answered { frame, status: 200, session: None }
+    }
 }
 
 impl From<RequestError> for Unanswered {
@@ -189,11 +204,15 @@ impl Link {
         on_notice: OnNotice<'_>,
         asks: Option<&mpsc::Sender<Unasked>>,
     ) -> Result<Answered, Unanswered> {
-        self.exchange_with(id, method, name, &[], message, on_notice, asks).await
+        match self.exchange_with(id, method, name, &[], message, on_notice, asks, false).await? {
+            Came::Answered(answered) => Ok(answered),
+            Came::Large(large) => Ok(Answered::whole(large.whole().await?)),
+        }
     }
 
     /// The same with headers that mirror `params` for a modern HTTP upstream
-    /// (2026-07-28 basic/transports/streamable-http); others get none.
+    /// (2026-07-28 basic/transports/streamable-http); others get none. `large`: an answer that is
+    /// large may be handed over when it has begun.
     pub async fn exchange_with(
         &self,
         id: u64,
@@ -203,28 +222,31 @@ impl Link {
         message: Bytes,
         on_notice: OnNotice<'_>,
         asks: Option<&mpsc::Sender<Unasked>>,
-    ) -> Result<Answered, Unanswered> {
+        large: bool,
+    ) -> Result<Came, Unanswered> {
         let unasked = asks.unwrap_or(&self.unasked);
-        let mut headers = headers_for(&self.agreed, method, name);
-        let Wire::Http(wire) = &self.wire else {
-            return exchange(&self.wire, &headers, id, message, true, on_notice, unasked).await;
+        let wire = match &self.wire {
+            Wire::Http(wire) => wire,
+            Wire::Pipe(pipe) => {
+                let frame = pipe.request(id, message, true, on_notice).await?;
+                return Ok(Came::Answered(Answered { frame, status: 200, session: None }));
+            }
         };
+        let mut headers = headers_for(&self.agreed, method, name);
         if self.era() == Era::Modern {
             headers.extend_from_slice(params);
-            return over_http(wire, &headers, id, message, on_notice, unasked)
+            return over_http(wire, &headers, id, message, on_notice, unasked, large)
                 .await
                 .map_err(Unanswered::from);
         }
         let given_up = GivenUp { wire, agreed: &self.agreed, id };
-        let answered = match over_http(wire, &headers, id, message, on_notice, unasked).await {
+        let came = over_http(wire, &headers, id, message, on_notice, unasked, large).await;
+        let answered = match came {
             Err(RequestError::StreamEnded(end)) if end.last_event_id.is_some() => {
                 let status = end.status;
                 let headers = headers_for(&self.agreed, "", None);
-                wire.resume(id, &headers, end, on_notice, unasked).await.map(|frame| Answered {
-                    frame,
-                    status,
-                    session: None,
-                })
+                let resumed = Box::pin(wire.resume(id, &headers, end, on_notice, unasked)).await;
+                resumed.map(|frame| Came::Answered(Answered { frame, status, session: None }))
             }
             answered => answered,
         };
@@ -356,7 +378,10 @@ pub async fn exchange(
             Ok(Answered { frame, status: 200, session: None })
         }
         Wire::Http(wire) => {
-            over_http(wire, headers, id, message, on_notice, unasked).await.map_err(Into::into)
+            match over_http(wire, headers, id, message, on_notice, unasked, false).await? {
+                Came::Answered(answered) => Ok(answered),
+                Came::Large(large) => Ok(Answered::whole(large.whole().await?)),
+            }
         }
     }
 }
@@ -368,14 +393,23 @@ async fn over_http(
     message: Bytes,
     on_notice: OnNotice<'_>,
     unasked: &mpsc::Sender<Unasked>,
-) -> Result<Answered, RequestError> {
-    let a = wire.request(Outgoing { id, message, headers }, on_notice, unasked).await?;
+    large: bool,
+) -> Result<Came, RequestError> {
+    let out = Outgoing { id, message, headers };
+    let a = if large {
+        match wire.request_large(out, on_notice, unasked).await? {
+            http::Came::Answer(answer) => answer,
+            http::Came::Large(large) => return Ok(Came::Large(large)),
+        }
+    } else {
+        wire.request(out, on_notice, unasked).await?
+    };
     // The answer need not wait for the end of its stream, which gives the connection back to the
     // pool; the wait is short and bounded.
     if let Some(rest) = a.rest {
         tokio::spawn(rest.drain());
     }
-    Ok(Answered { frame: a.frame, status: a.status, session: a.session })
+    Ok(Came::Answered(Answered { frame: a.frame, status: a.status, session: a.session }))
 }
 
 /// How long a message without an answer may take to be taken.

@@ -114,7 +114,9 @@ pub fn build(
     let id = id.to_string();
     // A wish for a task counts only where it was checked (2025-11-25 basic/utilities/tasks).
     let unknown: &[&str] = match call.method.name {
-        "tools/call" if call.tasks != Tasks::Asked => &["task"],
+        "tools/call" if call.tasks != Tasks::Asked && call.frame.part("task").is_some() => {
+            &["task"]
+        }
         "completion/complete" if revision < Revision::R2025_06_18 => &["context"],
         _ => &[],
     };

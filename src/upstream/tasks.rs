@@ -79,21 +79,18 @@ pub fn wants_tasks(call: &Call, arrived: &Arrived) -> bool {
     needed().unwrap_or(false)
 }
 
-/// What becomes of an answer to a call that may have become a task.
+/// What becomes of a call that became a task.
 ///
 /// # Errors
 /// When a task that is followed has no result.
-pub async fn arrived(
+pub async fn became(
     upstream: &Upstream,
     errand: &Errand<'_>,
     way: &Way,
     arrived: Arrived,
-    asked: bool,
+    created: Glance,
 ) -> Result<Arrived, Fault> {
-    let call = errand.asking.call;
-    let created = created(call, way.link(), &arrived.terminal, asked)?;
-    let Some(created) = created else { return Ok(arrived) };
-    match (call.tasks, way.link().era()) {
+    match (errand.asking.call.tasks, way.link().era()) {
         (Tasks::None, _) => follow(upstream, errand, way, created).await,
         (Tasks::Welcome, Era::Legacy) => {
             let Terminal::Answer(frame, _) = &arrived.terminal else { return Ok(arrived) };
@@ -104,8 +101,11 @@ pub async fn arrived(
     }
 }
 
-// `asked`: for a task, by us.
-fn created(
+/// The task that a call became, if its answer says so. `asked`: for a task, by us.
+///
+/// # Errors
+/// When what is said of the task cannot be read.
+pub fn created(
     call: &Call,
     link: &Link,
     terminal: &Terminal,
@@ -115,9 +115,13 @@ fn created(
     if call.method.name != "tools/call" || frame.kind() != Kind::Result {
         return Ok(None);
     }
-    let outcome = frame.outcome();
     let is_modern = link.era() == Era::Modern;
-    let may_be = is_modern || asked || call.tasks == Tasks::Asked;
+    let may_be = if is_modern {
+        frame.part_text("resultType") == Some(b"\"task\"")
+    } else {
+        (asked || call.tasks == Tasks::Asked) && frame.part("task").is_some()
+    };
+    let outcome = frame.outcome();
     if !may_be || task::created_id(&outcome, is_modern).is_none() {
         return Ok(None);
     }

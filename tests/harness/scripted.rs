@@ -57,6 +57,8 @@ pub enum Reply {
     Hang(Vec<u8>),
     /// An event stream that goes on for as long as there are messages.
     Live(tokio::sync::mpsc::Receiver<String>),
+    /// JSON in pieces as they come, for as long as there are any; `None` cuts the connection.
+    Pieces(tokio::sync::mpsc::Receiver<Option<Vec<u8>>>),
     /// A pause, then another.
     After(Duration, Box<Reply>),
 }
@@ -166,10 +168,42 @@ async fn serve(
                 }
                 return;
             }
+            Reply::Pieces(pieces) => match in_pieces(&mut stream, pieces).await {
+                Some(()) => b"0\r\n\r\n".to_vec(),
+                None => return,
+            },
             Reply::After(..) => unreachable!("waited for above"),
         };
         if stream.write_all(&bytes).await.is_err() {
             return;
+        }
+    }
+}
+
+// `None`: the connection is of no more use; who feeds it sees that its way is closed.
+async fn in_pieces(
+    stream: &mut TcpStream,
+    mut pieces: tokio::sync::mpsc::Receiver<Option<Vec<u8>>>,
+) -> Option<()> {
+    let head =
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.ok()?;
+    let (mut from, mut to) = stream.split();
+    loop {
+        let piece = tokio::select! {
+            piece = pieces.recv() => piece,
+            _ = from.read_u8() => return None,
+        };
+        let Some(piece) = piece else { return Some(()) };
+        let piece = piece?;
+        let sent = async {
+            to.write_all(format!("{:x}\r\n", piece.len()).as_bytes()).await?;
+            to.write_all(&piece).await?;
+            to.write_all(b"\r\n").await
+        };
+        tokio::select! {
+            sent = sent => sent.ok()?,
+            _ = from.read_u8() => return None,
         }
     }
 }

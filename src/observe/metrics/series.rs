@@ -1,10 +1,11 @@
 //! What is counted as calls end: prepared handles, one branch of the tree per upstream.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+use hashbrown::HashMap;
 use prometheus::{Histogram, HistogramOpts};
 
 use crate::failure::Reason;
@@ -33,7 +34,7 @@ pub struct UpstreamSeries {
     name: Arc<str>,
     /// As in [`METHODS`], then one for methods that are not in it.
     methods: [OnceLock<Box<MethodSeries>>; METHODS.len() + 1],
-    tools: RwLock<HashMap<Arc<str>, Arc<ToolSeries>>>,
+    tools: ArcSwap<HashMap<Arc<str>, Arc<ToolSeries>>>,
     other_tool: Arc<ToolSeries>,
     refusals: [AtomicU64; Reason::ALL.len()],
     retries: AtomicU64,
@@ -58,7 +59,7 @@ impl UpstreamSeries {
         UpstreamSeries {
             name,
             methods: std::array::from_fn(|_| OnceLock::new()),
-            tools: RwLock::default(),
+            tools: ArcSwap::default(),
             other_tool: Arc::new(ToolSeries::new(OTHER.into())),
             refusals: std::array::from_fn(|_| AtomicU64::new(0)),
             retries: AtomicU64::new(0),
@@ -75,8 +76,7 @@ impl UpstreamSeries {
 
     /// The series of a tool by its exposed name; `_other` if the catalog does not have it.
     pub fn tool(&self, exposed: &str) -> Arc<ToolSeries> {
-        let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
-        tools.get(exposed).unwrap_or(&self.other_tool).clone()
+        self.tools.load().get(exposed).unwrap_or(&self.other_tool).clone()
     }
 
     /// A call ended. `method` is one of the table, or anything for one that is not.
@@ -106,20 +106,17 @@ impl UpstreamSeries {
     }
 
     pub(super) fn retain_tools(&self, names: &[Arc<str>]) {
+        let tools = self.tools.load();
         // What stays keeps its counts; beyond the bound the first of the catalog's order count.
-        let next = {
-            let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
-            let series = |name: &Arc<str>| match tools.get(name) {
-                Some(there) => there.clone(),
-                None => Arc::new(ToolSeries::new(name.clone())),
-            };
-            names.iter().take(TOOLS_MAX).map(|name| (name.clone(), series(name))).collect()
-        };
-        // There is one writer, so nothing came in between; calls wait for no more than the swap.
-        let mut tools = self.tools.write().unwrap_or_else(PoisonError::into_inner);
-        let before = std::mem::replace(&mut *tools, next);
-        drop(tools);
-        drop(before);
+        let kept = names
+            .iter()
+            .take(TOOLS_MAX)
+            .map(|name| {
+                let series = tools.get(name).cloned();
+                (name.clone(), series.unwrap_or_else(|| Arc::new(ToolSeries::new(name.clone()))))
+            })
+            .collect();
+        self.tools.store(Arc::new(kept));
     }
 
     pub(super) fn carry(&self, incarnation: u64, totals: Totals) -> Totals {
@@ -145,7 +142,7 @@ impl UpstreamSeries {
                 page.histogram(&CALL_DURATION, &[name, method], &series.duration);
             }
         }
-        let tools = self.tools.read().unwrap_or_else(PoisonError::into_inner);
+        let tools = self.tools.load();
         let mut used: Vec<_> = tools.values().chain([&self.other_tool]).collect();
         used.sort_by(|a, b| a.name.cmp(&b.name));
         for tool in used {

@@ -8,6 +8,7 @@ use super::{
     Member, block, is_array, items_at, may_hold, members_at, text_block, text_of, value_of,
 };
 use crate::protocol::form::{RESULT_TYPE, insert_members, strip_members};
+use crate::protocol::message::Frame;
 use crate::protocol::meta::ObjectWriter;
 use crate::protocol::revision::{Era, Revision};
 use crate::protocol::splice::Splice;
@@ -27,6 +28,20 @@ pub fn result(method: &str, result: &Bytes, revision: Revision) -> Bytes {
         "tools/call" => of_tool(result, revision),
         "prompts/get" => of_prompt(result, revision),
         _ => result.clone(),
+    }
+}
+
+/// Whether [`result`] has nothing to do, seen without a walk.
+pub fn keeps(method: &str, frame: &Frame, revision: Revision) -> bool {
+    let plain = strangers(revision).is_empty();
+    match method {
+        "tools/call" => {
+            plain
+                && frame.part("structuredContent").is_none()
+                && frame.part_text("content").is_some_and(|content| content.starts_with(b"["))
+        }
+        "prompts/get" => plain,
+        _ => true,
     }
 }
 

@@ -16,8 +16,11 @@
 //! small compressed body could grow without bound.
 
 mod answer;
+mod body;
 mod client;
 mod events;
+mod h1;
+mod large;
 mod outcome;
 mod redirect;
 mod resume;
@@ -30,13 +33,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::body::Incoming;
 use hyper::header::{
     ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST,
     HeaderName, HeaderValue, LOCATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
-use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use hyper::{HeaderMap, Method, StatusCode, Uri};
 use tokio::sync::mpsc;
 
 use crate::config::HttpConfig;
@@ -46,16 +47,19 @@ use crate::protocol::header::{LAST_EVENT_ID, SESSION_ID};
 use crate::protocol::message::{Frame, Kind, response};
 
 use super::{OnNotice, Unasked};
-use answer::Media;
+use answer::{Media, Read};
+use body::Body;
 use client::Client;
 use events::Events;
+use h1::Head;
 
 pub(super) use answer::of_status;
 pub(super) use client::{Dialled, chain, dial};
 pub(super) use redirect::{follow, is_redirect};
 
 pub use events::{EventStream, Rest};
-pub use outcome::{Answer, HttpFault, RequestError, StreamEnd, StreamRefused};
+pub use large::Large;
+pub use outcome::{Answer, Came, HttpFault, RequestError, StreamEnd, StreamRefused};
 
 /// How long the end of a session may take: nobody needs what comes of it.
 const DELETE_TIME: Duration = Duration::from_secs(2);
@@ -148,7 +152,7 @@ impl HttpWire {
         counters: Arc<HttpCounters>,
     ) -> Result<HttpWire, Fault> {
         let uri = endpoint(config)?;
-        let tls = tls_for(&uri)?;
+        let tls = if is_https(&uri) { Some(tls_for(&uri)?) } else { None };
         HttpWire::build(upstream, config, max_message, counters, tls)
     }
 
@@ -161,7 +165,7 @@ impl HttpWire {
         counters: Arc<HttpCounters>,
         roots: rustls::RootCertStore,
     ) -> Result<HttpWire, Fault> {
-        HttpWire::build(upstream, config, max_message, counters, client::tls_with(roots))
+        HttpWire::build(upstream, config, max_message, counters, Some(client::tls_with(roots)))
     }
 
     fn build(
@@ -169,7 +173,7 @@ impl HttpWire {
         config: &HttpConfig,
         max_message: usize,
         counters: Arc<HttpCounters>,
-        tls: rustls::ClientConfig,
+        tls: Option<rustls::ClientConfig>,
     ) -> Result<HttpWire, Fault> {
         let uri = endpoint(config)?;
         let headers = configured_headers(config)?;
@@ -188,26 +192,61 @@ impl HttpWire {
         on_notice: OnNotice<'_>,
         unasked: &mpsc::Sender<Unasked>,
     ) -> Result<Answer, RequestError> {
+        match self.begin(out, on_notice, unasked, usize::MAX).await? {
+            Came::Answer(answer) => Ok(answer),
+            Came::Large(large) => {
+                let failed = |fault| HttpFault { fault, status: Some(StatusCode::OK.as_u16()) };
+                let frame = large.whole().await.map_err(failed)?;
+                Ok(Answer { frame, status: 200, session: None, rest: None })
+            }
+        }
+    }
+
+    /// The same; but an answer in JSON that is large is handed over as soon as that shows.
+    pub async fn request_large(
+        &self,
+        out: Outgoing<'_>,
+        on_notice: OnNotice<'_>,
+        unasked: &mpsc::Sender<Unasked>,
+    ) -> Result<Came, RequestError> {
+        self.begin(out, on_notice, unasked, large::LARGE).await
+    }
+
+    async fn begin(
+        &self,
+        out: Outgoing<'_>,
+        on_notice: OnNotice<'_>,
+        unasked: &mpsc::Sender<Unasked>,
+        enough: usize,
+    ) -> Result<Came, RequestError> {
         let inner = &*self.0;
         let (id, own) = (out.id, out.headers);
-        let (head, body) = inner.post(out).await?.into_parts();
+        let (head, body) = inner.post(out).await?;
         let status = head.status.as_u16();
         let session = head.headers.get(SESSION_ID).cloned().map(|mut value| {
             value.set_sensitive(true);
             value
         });
-        let answer = |frame, rest| Answer { frame, status, session, rest };
+        let answer = |frame, rest| Came::Answer(Answer { frame, status, session, rest });
         if !head.status.is_success() {
             let (headers, counters) = (&head.headers, &inner.counters);
-            let frame = answer::refused_request(id, head.status, headers, body, counters).await?;
-            return Ok(answer(frame, None));
+            let refused = answer::refused_request(id, head.status, headers, body, counters);
+            return Ok(answer(Box::pin(refused).await?, None));
         }
         let failed = |fault| HttpFault { fault, status: Some(status) };
         match answer::media(&head.headers) {
             Media::Json | Media::Unnamed => {
-                let read = answer::read(body, inner.max_message, &inner.counters).await;
-                let frame = read.and_then(|bytes| answer::from_json(bytes, id)).map_err(failed)?;
-                Ok(answer(frame, None))
+                let (max, counters) = (inner.max_message, &inner.counters);
+                let read = answer::read_some(body, max, enough, counters).await;
+                match read.map_err(failed)? {
+                    Read::All(bytes) => {
+                        Ok(answer(answer::from_json(bytes, id).map_err(failed)?, None))
+                    }
+                    Read::Some(head, body) => {
+                        let (seen, counters) = (head.len(), counters.clone());
+                        Ok(Came::Large(Large { id, head, body, seen, max, counters }))
+                    }
+                }
             }
             Media::Events => {
                 let mut events = Events::new(body, inner.max_message, inner.counters.clone());
@@ -233,7 +272,7 @@ impl HttpWire {
     /// upstream. Any success will do; what else the response holds is not looked at.
     pub async fn notify(&self, out: Outgoing<'_>) -> Result<(), HttpFault> {
         let inner = &*self.0;
-        let (head, body) = inner.post(out).await?.into_parts();
+        let (head, body) = inner.post(out).await?;
         if head.status.is_success() {
             return Ok(());
         }
@@ -261,7 +300,7 @@ impl HttpWire {
         }
         own.extend_from_slice(headers);
         let sent = inner.send(&Method::GET, &own, &Bytes::new()).await;
-        let (head, body) = sent.map_err(fault)?.into_parts();
+        let (head, body) = sent.map_err(fault)?;
         match head.status {
             StatusCode::METHOD_NOT_ALLOWED | StatusCode::NO_CONTENT => {
                 Err(StreamRefused::NotOffered)
@@ -289,7 +328,7 @@ impl HttpWire {
 }
 
 impl Inner {
-    async fn post(&self, out: Outgoing<'_>) -> Result<Response<Incoming>, HttpFault> {
+    async fn post(&self, out: Outgoing<'_>) -> Result<(Head, Body), HttpFault> {
         let mut headers = vec![(CONTENT_TYPE, JSON), (ACCEPT, JSON_OR_EVENTS)];
         headers.extend_from_slice(out.headers);
         self.send(&Method::POST, &headers, &out.message).await
@@ -300,7 +339,7 @@ impl Inner {
         method: &Method,
         headers: &[(HeaderName, HeaderValue)],
         body: &Bytes,
-    ) -> Result<Response<Incoming>, HttpFault> {
+    ) -> Result<(Head, Body), HttpFault> {
         self.send_to(method, self.uri.clone(), headers, body).await.map(|(response, _)| response)
     }
 
@@ -311,23 +350,16 @@ impl Inner {
         mut uri: Uri,
         headers: &[(HeaderName, HeaderValue)],
         body: &Bytes,
-    ) -> Result<(Response<Incoming>, Uri), HttpFault> {
+    ) -> Result<((Head, Body), Uri), HttpFault> {
         let mut hops = 0;
         loop {
-            let mut request = Request::new(Full::new(body.clone()));
-            *request.method_mut() = method.clone();
-            *request.uri_mut() = uri.clone();
-            request.headers_mut().clone_from(&self.headers);
-            for (name, value) in headers {
-                request.headers_mut().insert(name, value.clone());
-            }
             add(&self.counters.sent_bytes, body.len());
-            let response = self.client.send(request).await?;
-            let status = response.status();
+            let response = self.client.send(method, &uri, &self.headers, headers, body).await?;
+            let status = response.0.status;
             if !redirect::is_redirect(status) {
                 return Ok((response, uri));
             }
-            let location = response.headers().get(LOCATION);
+            let location = response.0.headers.get(LOCATION);
             uri = redirect::follow(method, status, &uri, location, hops)
                 .map_err(|fault| HttpFault { fault, status: Some(status.as_u16()) })?;
             hops += 1;
@@ -357,7 +389,7 @@ impl Inner {
                     {
                         add(&self.counters.dropped_messages, 1);
                         tracing::debug!(upstream = %self.upstream, %error, "request dropped");
-                        self.turn_away(headers, &asked).await;
+                        Box::pin(self.turn_away(headers, &asked)).await;
                     }
                 }
                 Kind::Result | Kind::Error if answer::answers(&frame, id) => {
@@ -383,11 +415,15 @@ impl Inner {
 
 /// TLS that trusts what the system trusts, if this is `https`.
 pub(super) fn tls_for(uri: &Uri) -> Result<rustls::ClientConfig, Fault> {
-    if uri.scheme_str() == Some("https") {
+    if is_https(uri) {
         client::tls_with_system_roots()
     } else {
         Ok(client::tls_with(rustls::RootCertStore::empty()))
     }
+}
+
+fn is_https(uri: &Uri) -> bool {
+    uri.scheme_str() == Some("https")
 }
 
 fn not_configured(text: String) -> Fault {

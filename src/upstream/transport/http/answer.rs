@@ -4,13 +4,14 @@ use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 use hyper::header::{CONTENT_TYPE, RETRY_AFTER};
 use hyper::{HeaderMap, StatusCode};
 
 use crate::failure::{Delivery, Fault, Reason};
 use crate::protocol::message::{Frame, Kind};
 
+use super::body::Body;
 use super::outcome::HttpFault;
 use super::{HttpCounters, add, retry_after};
 
@@ -44,12 +45,30 @@ pub(super) fn media(headers: &HeaderMap) -> Media {
     }
 }
 
+/// A body, or as much of it as was read, and the rest.
+pub(super) enum Read {
+    All(Bytes),
+    Some(Bytes, Body),
+}
+
 /// Read a body of `max` bytes at most. One that comes in one piece is not copied.
 pub(super) async fn read(
-    mut body: Incoming,
+    body: Body,
     max: usize,
     counters: &HttpCounters,
 ) -> Result<Bytes, Fault> {
+    match read_some(body, max, usize::MAX, counters).await? {
+        Read::All(bytes) | Read::Some(bytes, _) => Ok(bytes),
+    }
+}
+
+/// The same; but no more than `enough`, if there is more.
+pub(super) async fn read_some(
+    mut body: Body,
+    max: usize,
+    enough: usize,
+    counters: &HttpCounters,
+) -> Result<Read, Fault> {
     let announced = body.size_hint().lower();
     if announced > max as u64 {
         return Err(too_large(max));
@@ -65,15 +84,20 @@ pub(super) async fn read(
         }
         if first.is_empty() && whole.is_empty() {
             first = chunk;
-            continue;
+        } else {
+            if whole.is_empty() {
+                let room = (announced as usize).min(enough);
+                whole.reserve(room.max(first.len() + chunk.len()));
+                whole.extend_from_slice(&std::mem::take(&mut first));
+            }
+            whole.extend_from_slice(&chunk);
         }
-        if whole.is_empty() {
-            whole.reserve((announced as usize).max(first.len() + chunk.len()));
-            whole.extend_from_slice(&std::mem::take(&mut first));
+        if first.len() + whole.len() > enough && !body.is_end_stream() {
+            let some = if whole.is_empty() { first } else { whole.freeze() };
+            return Ok(Read::Some(some, body));
         }
-        whole.extend_from_slice(&chunk);
     }
-    Ok(if whole.is_empty() { first } else { whole.freeze() })
+    Ok(Read::All(if whole.is_empty() { first } else { whole.freeze() }))
 }
 
 /// The answer in a JSON body.
@@ -103,7 +127,11 @@ pub(super) fn answers(frame: &Frame, id: u64) -> bool {
     match (frame.kind(), frame.id()) {
         (Kind::Request | Kind::Notification, _) => false,
         (Kind::Error, None) => true,
-        (_, got) => got.is_some_and(|got| got == id.to_string().as_bytes()),
+        (_, got) => {
+            let said = got.as_deref().and_then(|got| std::str::from_utf8(got).ok());
+            // What is no number of ours does not read as one: a frame's number is JSON's.
+            said.and_then(|said| said.parse().ok()) == Some(id)
+        }
     }
 }
 
@@ -118,7 +146,7 @@ pub(super) async fn refused_request(
     id: u64,
     status: StatusCode,
     headers: &HeaderMap,
-    body: Incoming,
+    body: Body,
     counters: &HttpCounters,
 ) -> Result<Frame, HttpFault> {
     let (failed, error) = read_refusal(status, headers, body, counters).await;
@@ -130,7 +158,7 @@ pub(super) async fn refused_request(
 pub(super) async fn refused(
     status: StatusCode,
     headers: &HeaderMap,
-    body: Incoming,
+    body: Body,
     counters: &HttpCounters,
 ) -> HttpFault {
     read_refusal(status, headers, body, counters).await.0
@@ -139,7 +167,7 @@ pub(super) async fn refused(
 async fn read_refusal(
     status: StatusCode,
     headers: &HeaderMap,
-    body: Incoming,
+    body: Body,
     counters: &HttpCounters,
 ) -> (HttpFault, Option<Frame>) {
     let mut fault = of_status(status, headers);
@@ -198,7 +226,7 @@ pub(super) fn too_large(max: usize) -> Fault {
     Fault::new(Reason::TooLarge, Delivery::Unknown, text)
 }
 
-fn broken() -> Fault {
+pub(super) fn broken() -> Fault {
     let text = "the connection broke before the answer was complete";
     Fault::new(Reason::ConnectionLost, Delivery::Unknown, text)
 }

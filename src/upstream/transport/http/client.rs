@@ -1,5 +1,5 @@
 //! The pooled HTTP client of one upstream: how connections are made and kept, and what an error
-//! of theirs proves.
+//! of theirs proves. Without TLS it is [`super::h1`]; with TLS, which may bring HTTP/2, hyper's.
 //!
 //! Decided: hyper-util's own repetition stays on (`retry_canceled_requests`). It repeats a request
 //! only if hyper hands the request *back*, and hyper does so only while the request is still in
@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::{Request, Response, Uri};
+use hyper::header::{HeaderName, HeaderValue};
+use hyper::{HeaderMap, Method, Request, Uri};
 use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::{HttpConnector, capture_connection};
@@ -29,6 +29,9 @@ use tower_service::Service;
 
 use crate::config::HttpConfig;
 use crate::failure::{Delivery, Fault, Reason};
+
+use super::body::Body;
+use super::h1::{Failed, Head, Pool};
 
 /// Most idle connections kept. More calls than this at once are rare, and a connection more costs
 /// one dial.
@@ -44,13 +47,23 @@ const H2_PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A pool of connections to one upstream.
 pub(super) struct Client {
-    pool: legacy::Client<Dialer, Full<Bytes>>,
+    way: Way,
     address: Arc<str>,
 }
 
+enum Way {
+    Plain(Pool),
+    Tls(legacy::Client<Dialer, Full<Bytes>>),
+}
+
 impl Client {
-    /// A client that connects when used. `address` is how the log calls the upstream.
-    pub fn new(config: &HttpConfig, tls: ClientConfig, address: Arc<str>) -> Client {
+    /// A client that connects when used. `address` is how the log calls the upstream. Without
+    /// `tls` it is one for `http`.
+    pub fn new(config: &HttpConfig, tls: Option<ClientConfig>, address: Arc<str>) -> Client {
+        let Some(tls) = tls else {
+            let pool = Pool::new(tcp(config), config.dial_timeout, config.pool_idle);
+            return Client { way: Way::Plain(pool), address };
+        };
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_or_http()
@@ -64,20 +77,65 @@ impl Client {
             .http2_keep_alive_interval(H2_PROBE)
             .http2_keep_alive_timeout(H2_PROBE_TIMEOUT)
             .build(Dialer { connector, timeout: config.dial_timeout });
-        Client { pool, address }
+        Client { way: Way::Tls(pool), address }
     }
 
     /// Send a request and wait for the head of its response. Dropping the future takes the request
     /// back: its connection is closed, or its HTTP/2 stream reset.
+    ///
+    /// `configured` headers give way to those of the message.
     pub async fn send(
         &self,
-        mut request: Request<Full<Bytes>>,
-    ) -> Result<Response<Incoming>, Fault> {
+        method: &Method,
+        uri: &Uri,
+        configured: &HeaderMap,
+        headers: &[(HeaderName, HeaderValue)],
+        body: &Bytes,
+    ) -> Result<(Head, Body), Fault> {
+        let pool = match &self.way {
+            Way::Plain(pool) => {
+                let sent = pool.send(method, uri, configured, headers, body).await;
+                return match sent {
+                    Ok((head, body)) => Ok((head, Body::Own(body))),
+                    Err(failed) => Err(self.plain_fault(failed)),
+                };
+            }
+            Way::Tls(pool) => pool,
+        };
+        let mut request = Request::new(Full::new(body.clone()));
+        *request.method_mut() = method.clone();
+        *request.uri_mut() = uri.clone();
+        request.headers_mut().clone_from(configured);
+        for (name, value) in headers {
+            request.headers_mut().insert(name, value.clone());
+        }
         let connected = capture_connection(&mut request);
-        self.pool.request(request).await.map_err(|error| {
+        let sent = Box::pin(pool.request(request)).await.map_err(|error| {
             let had_connection = connected.connection_metadata().is_some();
             self.fault(&error, had_connection)
-        })
+        });
+        let (head, body) = sent?.into_parts();
+        Ok((Head { status: head.status, headers: head.headers }, Body::Hyper(body)))
+    }
+
+    fn plain_fault(&self, failed: Failed) -> Fault {
+        match failed {
+            Failed::Connect(why) => {
+                let text = "the upstream cannot be reached";
+                Fault::new(Reason::ConnectFailed, Delivery::NotSent, text)
+                    .because(format_args!("{}: {why}", self.address))
+            }
+            Failed::NotSent(error) => {
+                let text = "the connection to the upstream ended before the request was sent";
+                Fault::new(Reason::ConnectionLost, Delivery::NotSent, text)
+                    .because(format_args!("{}: {error}", self.address))
+            }
+            Failed::Lost(error) => {
+                let text = "the connection to the upstream ended before it answered";
+                Fault::new(Reason::ConnectionLost, Delivery::Unknown, text)
+                    .because(format_args!("{}: {error}", self.address))
+            }
+        }
     }
 
     fn fault(&self, error: &legacy::Error, had_connection: bool) -> Fault {

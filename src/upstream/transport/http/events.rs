@@ -8,18 +8,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 
 use crate::failure::Fault;
 use crate::protocol::message::Frame;
 use crate::protocol::sse::{Event, EventTooLarge, Parser};
 
+use super::body::Body;
 use super::retry_after::PAUSE_MAX;
 use super::{HttpCounters, add};
 
 /// The messages of an event stream, and what it said about resuming.
 pub struct Events {
-    body: Incoming,
+    body: Body,
     parser: Parser,
     counters: Arc<HttpCounters>,
     pub last_event_id: Option<String>,
@@ -28,7 +28,7 @@ pub struct Events {
 }
 
 impl Events {
-    pub fn new(body: Incoming, max_message: usize, counters: Arc<HttpCounters>) -> Events {
+    pub fn new(body: Body, max_message: usize, counters: Arc<HttpCounters>) -> Events {
         Events {
             body,
             parser: Parser::new(max_message),
@@ -91,7 +91,7 @@ impl Events {
 
 /// What an upstream sends behind an answer.
 pub struct Rest {
-    body: Incoming,
+    body: Body,
     counters: Arc<HttpCounters>,
     seen: usize,
 }

@@ -8,6 +8,7 @@ use crate::failure::{Delivery, Fault, Reason};
 use crate::protocol::message::Frame;
 
 use super::events::Rest;
+use super::large::Large;
 
 /// The answer to a request.
 #[derive(Debug)]
@@ -21,6 +22,15 @@ pub struct Answer {
     /// What the upstream may still send on the answer's event stream, if it has not ended yet.
     /// Dropping it closes the connection; [`Rest::drain`] gives it back to the pool.
     pub rest: Option<Rest>,
+}
+
+/// What comes of a request.
+#[derive(Debug)]
+pub enum Came {
+    /// The answer.
+    Answer(Answer),
+    /// The beginning of a large one, with a status of 2xx.
+    Large(Large),
 }
 
 /// A fault, and the HTTP status behind it: 404 may mean a lost session, 400, 404 and 405 an old

@@ -34,10 +34,9 @@ impl HttpWire {
     /// Open the stream, and learn where to post (2024-11-05 basic/transports, "HTTP with SSE").
     pub(crate) async fn open_sse(&self) -> Result<(Events, Uri), Fault> {
         let inner = &*self.0;
-        let (response, from) = inner
+        let ((head, body), from) = inner
             .send_to(&Method::GET, inner.uri.clone(), &[(ACCEPT, EVENTS)], &Bytes::new())
             .await?;
-        let (head, body) = response.into_parts();
         if !head.status.is_success() {
             let failed = answer::refused(head.status, &head.headers, body, &inner.counters).await;
             return Err(failed.fault);
@@ -77,7 +76,7 @@ impl HttpWire {
         let inner = &*self.0;
         let headers = [(CONTENT_TYPE, JSON), (ACCEPT, JSON_OR_EVENTS)];
         let sent = inner.send_to(&Method::POST, endpoint.clone(), &headers, message).await?;
-        let (head, body) = sent.0.into_parts();
+        let (head, body) = sent.0;
         if !head.status.is_success() {
             return Err(answer::refused(head.status, &head.headers, body, &inner.counters).await);
         }

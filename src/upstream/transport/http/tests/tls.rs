@@ -1,6 +1,7 @@
 //! TLS, with a certificate of the test's own.
 
 use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
