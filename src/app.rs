@@ -5,7 +5,8 @@ pub mod limits;
 pub mod report;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -245,10 +246,17 @@ impl Running {
 
 /// This program, for supervising children, even when its file was replaced meanwhile.
 pub fn own_program() -> PathBuf {
-    if cfg!(target_os = "linux") {
-        PathBuf::from("/proc/self/exe")
-    } else {
-        std::env::current_exe().unwrap_or_else(|_| "weir".into())
+    let named = std::env::current_exe().unwrap_or_else(|_| "weir".into());
+    if !cfg!(target_os = "linux") {
+        return named;
+    }
+    let link = PathBuf::from("/proc/self/exe");
+    // Under valgrind the link leads to valgrind and only its name to us. A file that was replaced
+    // has no name any more, so one that is there and another is just that.
+    let file = |path: &Path| std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+    match (file(&named), file(&link)) {
+        (Some(ours), Some(theirs)) if ours != theirs => named,
+        _ => link,
     }
 }
 
@@ -542,6 +550,7 @@ async fn call_on(
     let terminal = gateway.handle(&call, record, &Notices::none()).await;
     let (body, failed) = match &terminal {
         Terminal::Own(result, _) => (result.clone(), is_tool_error(result)),
+        Terminal::Prepared(prepared) => (prepared.result(), false),
         Terminal::Answer(frame, _) => {
             (frame.outcome(), terminal.is_error() || is_tool_error(&frame.outcome()))
         }

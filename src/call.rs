@@ -14,6 +14,7 @@ use crate::protocol::error::ErrorObject;
 use crate::protocol::message::{Frame, Kind};
 use crate::protocol::meta::RequestMeta;
 use crate::protocol::method::Method;
+use crate::protocol::prepared::Prepared;
 use crate::protocol::revision::Revision;
 use crate::protocol::task::Tasks;
 
@@ -97,6 +98,8 @@ pub enum Terminal {
     Answer(Frame, Form),
     /// The raw `result` that we made ourselves.
     Own(Bytes, Form),
+    /// A result that is kept ready, in the caller's own words.
+    Prepared(Prepared),
     /// The error that we made ourselves.
     Error(ErrorObject),
     /// The caller has got it while it came: see [`Offer`].
@@ -117,6 +120,7 @@ impl Terminal {
         match self {
             Terminal::Answer(frame, _) => frame.bytes().len(),
             Terminal::Own(result, _) => result.len(),
+            Terminal::Prepared(prepared) => prepared.result().len(),
             Terminal::Error(error) => error.message.len(),
             Terminal::Passed(passed) => passed.bytes,
         }
@@ -126,7 +130,7 @@ impl Terminal {
     pub fn is_error(&self) -> bool {
         match self {
             Terminal::Answer(frame, _) => frame.kind() == Kind::Error,
-            Terminal::Own(..) | Terminal::Passed(_) => false,
+            Terminal::Own(..) | Terminal::Prepared(_) | Terminal::Passed(_) => false,
             Terminal::Error(_) => true,
         }
     }

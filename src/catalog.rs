@@ -23,6 +23,7 @@ pub mod freshness;
 pub mod keep;
 pub mod merge;
 pub mod naming;
+mod shelf;
 pub mod slice;
 pub mod view;
 

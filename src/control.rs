@@ -17,9 +17,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::aside::aside;
 use crate::catalog::freshness::Freshness;
 use crate::catalog::keep;
 use crate::catalog::merge::{Catalog, Part};
@@ -209,9 +210,9 @@ impl Control {
     }
 
     fn report_drops(catalog: &Catalog, before: Option<&Snapshot>) {
+        let known: HashSet<_> = before.iter().flat_map(|b| b.catalog.drops()).collect();
         for drop in catalog.drops() {
-            let known = before.is_some_and(|b| b.catalog.drops().contains(drop));
-            if !known {
+            if !known.contains(drop) {
                 tracing::warn!(upstream = %drop.upstream, kind = drop.kind.as_str(),
                     native = drop.native.as_deref(), exposed = drop.exposed.as_deref(),
                     why = %drop.why, "entry dropped from the catalog");
@@ -238,14 +239,14 @@ impl Control {
                         changed |= self.take(&gateway, event, &mut shown);
                     }
                     if changed {
-                        self.republish(&gateway);
+                        aside(|| self.republish(&gateway));
                     }
                     drop(shown);
                 }
                 order = orders.recv() => match order {
                     None => return,
                     Some(Order::Reload(why, reply)) => {
-                        let said = self.reload(&gateway, why, &load);
+                        let said = aside(|| self.reload(&gateway, why, &load));
                         self.observe.metrics.reloaded(said.is_ok());
                         if let Some(reply) = reply {
                             let _ = reply.send(said);
@@ -281,9 +282,15 @@ impl Control {
         let Some(offer) = self.offers.get_mut(&name) else { return false };
         match event {
             Event::Fresh(slice) => {
+                let slice = match &offer.slice {
+                    Some(before) => Arc::new(Slice::clone(&slice).keeping(before)),
+                    None => slice,
+                };
+                let same = matches!(offer.freshness, Freshness::Live)
+                    && offer.slice.as_ref().is_some_and(|before| slice.is_as(before));
                 offer.slice = Some(slice);
                 offer.freshness = Freshness::Live;
-                true
+                !same
             }
             Event::Stale(why) => {
                 let why = why.to_string();
@@ -318,7 +325,7 @@ impl Control {
         let mut upstreams = before.upstreams.clone();
         let old = upstreams.insert(name.clone(), new);
         self.offers.insert(name.clone(), Offer { slice: Some(slice), freshness: Freshness::Live });
-        let next = self.snapshot(before.config.clone(), upstreams, Some(&before));
+        let next = aside(|| self.snapshot(before.config.clone(), upstreams, Some(&before)));
         let patience = before.config.gateway.drain_timeout;
         gateway.current.publish(next);
         tracing::info!(upstream = %name, "the new instance has taken over");

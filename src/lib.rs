@@ -60,6 +60,7 @@
 //! Rejected: a process group alone, which a grandchild leaves with `setsid`.
 
 // In dependency order.
+pub mod aside;
 pub mod protocol;
 pub mod failure;
 pub mod config;

@@ -21,6 +21,7 @@ pub mod meta;
 pub mod method;
 pub mod older;
 pub mod param;
+pub mod prepared;
 pub mod revision;
 pub mod splice;
 pub mod sse;

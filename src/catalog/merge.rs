@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::freshness::Freshness;
 use super::naming::{exposed_name, exposed_uri, native_uri, upstream_of_name};
+use super::shelf::Shelf;
 use super::slice::{BAD_MAX, BadItem, Item, List, Slice};
 use crate::config::{Patterns, TransportConfig, UpstreamConfig, UrlTransport};
 use crate::protocol::address::{UriHolder, uri_edits};
@@ -41,6 +42,8 @@ pub struct Catalog {
     // Public name or URI to (part, entry), one table for each kind of list.
     index: [HashMap<Arc<str>, Place>; ListKind::COUNT],
     drops: Vec<Drop>,
+    // Shared with the catalogs before and after.
+    shelf: Arc<Shelf>,
 }
 
 /// A part with its lists as they are shown.
@@ -84,7 +87,7 @@ pub(super) struct Place {
 }
 
 /// Something that an upstream offers and that nobody can see, although no filter says so.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Drop {
     /// Whose it is.
     pub upstream: Arc<str>,
@@ -99,7 +102,7 @@ pub struct Drop {
 }
 
 /// Why something was dropped.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum DropReason {
     /// Another thing has that public name, and stands before it.
     #[error("its public name is taken by \"{native}\" of {upstream}")]
@@ -130,6 +133,7 @@ impl Catalog {
             parts: Vec::with_capacity(parts.len()),
             index: Default::default(),
             drops: Vec::new(),
+            shelf: prev.map(|p| p.shelf.clone()).unwrap_or_default(),
         };
         for part in parts {
             let before =
@@ -242,6 +246,10 @@ impl Catalog {
     /// The upstreams, in order, with how sure we are of each.
     pub fn upstreams(&self) -> impl Iterator<Item = &Part> {
         self.parts.iter().map(|m| &m.part)
+    }
+
+    pub(super) fn shelf(&self) -> &Shelf {
+        &self.shelf
     }
 
     pub(super) fn parts(&self) -> &[Merged] {

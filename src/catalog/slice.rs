@@ -99,7 +99,7 @@ pub struct Bad {
 }
 
 /// What is wrong with an item.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum BadItem {
     /// Not an object, or a key stands twice in it.
     #[error("is not an object without repeated keys")]
@@ -139,6 +139,33 @@ impl Slice {
     /// One of its lists.
     pub fn list(&self, kind: ListKind) -> &Arc<List> {
         &self.lists[kind as usize]
+    }
+
+    /// The same with those lists of `before` that say the same: what was made of them is then
+    /// known to be right still.
+    #[must_use]
+    pub fn keeping(mut self, before: &Slice) -> Slice {
+        for (list, old) in self.lists.iter_mut().zip(&before.lists) {
+            if list.says_the_same_as(old) {
+                *list = old.clone();
+            }
+        }
+        self
+    }
+
+    /// Whether nothing has changed since `before`, whose lists were kept.
+    pub fn is_as(&self, before: &Slice) -> bool {
+        let mut lists = self.lists.iter().zip(&before.lists);
+        self.about == before.about && lists.all(|(list, old)| Arc::ptr_eq(list, old))
+    }
+}
+
+impl List {
+    fn says_the_same_as(&self, other: &List) -> bool {
+        self.digest == other.digest
+            && self.items.len() == other.items.len()
+            && self.bad_total == other.bad_total
+            && self.bad == other.bad
     }
 }
 
@@ -346,6 +373,29 @@ mod tests {
 
     fn add(b: &mut SliceBuilder, kind: ListKind, page: &str) -> Result<Option<String>, PageError> {
         b.add_page(kind, &Bytes::copy_from_slice(page.as_bytes()))
+    }
+
+    #[test]
+    fn lists_that_say_the_same_are_kept() {
+        let slice = |tools: &str, prompts: &str| {
+            let mut b = SliceBuilder::new(about(), 10);
+            add(&mut b, ListKind::Tools, &format!(r#"{{"tools":[{tools}]}}"#)).unwrap();
+            add(&mut b, ListKind::Prompts, &format!(r#"{{"prompts":[{prompts}]}}"#)).unwrap();
+            b.finish()
+        };
+        let tool = r#"{"name":"a","inputSchema":{}}"#;
+        let before = slice(tool, "");
+        assert!(slice(tool, "").keeping(&before).is_as(&before));
+        let mut newer = slice(tool, "").keeping(&before);
+        newer.about.sse = true;
+        assert!(!newer.is_as(&before));
+        // Another list, or another bad item.
+        for (tools, prompts) in [(tool, r#"{"name":"p"}"#), (tool, "7")] {
+            let after = slice(tools, prompts).keeping(&before);
+            assert!(!after.is_as(&before));
+            assert!(Arc::ptr_eq(after.list(ListKind::Tools), before.list(ListKind::Tools)));
+            assert!(!Arc::ptr_eq(after.list(ListKind::Prompts), before.list(ListKind::Prompts)));
+        }
     }
 
     #[test]

@@ -31,6 +31,8 @@ const CHUNK: usize = 16 << 10;
 pub enum OutBody {
     /// All of it.
     Full(Option<Bytes>),
+    /// All of it in two pieces, neither of them empty.
+    Two(Bytes, Bytes),
     /// Events as they come.
     Events(Events),
     /// An answer that is too large to be kept, as it comes.
@@ -153,7 +155,8 @@ struct State {
 }
 
 enum Rest {
-    Bytes(Bytes),
+    // And what comes behind them.
+    Bytes(Bytes, Option<Bytes>),
     Events(Events),
     Pieces(Pieces),
     Done,
@@ -179,7 +182,8 @@ impl Unread {
     /// would end a single one.
     pub fn watch(&self, body: OutBody) -> OutBody {
         let rest = match body {
-            OutBody::Full(Some(bytes)) if bytes.len() > CHUNK => Rest::Bytes(bytes),
+            OutBody::Full(Some(bytes)) if bytes.len() > CHUNK => Rest::Bytes(bytes, None),
+            OutBody::Two(head, rest) if rest.len() > CHUNK => Rest::Bytes(head, Some(rest)),
             OutBody::Events(events) => Rest::Events(events),
             OutBody::Pieces(pieces) => Rest::Pieces(pieces),
             small => return small,
@@ -213,11 +217,15 @@ impl Held {
         let mut state = self.cell.lock();
         state.given = None;
         let found = match &mut state.rest {
-            Rest::Bytes(bytes) if bytes.len() > CHUNK => Some(bytes.split_to(CHUNK)),
-            Rest::Bytes(bytes) => {
+            Rest::Bytes(bytes, _) if bytes.len() > CHUNK => Some(bytes.split_to(CHUNK)),
+            Rest::Bytes(bytes, behind) => {
                 let last = std::mem::take(bytes);
-                state.rest = Rest::Done;
-                return Poll::Ready(Some(Ok(last)));
+                let Some(behind) = behind.take() else {
+                    state.rest = Rest::Done;
+                    return Poll::Ready(Some(Ok(last)));
+                };
+                state.rest = Rest::Bytes(behind, None);
+                Some(last)
             }
             Rest::Events(events) => match events.poll(cx) {
                 Poll::Pending => return Poll::Pending,
@@ -251,7 +259,9 @@ impl Held {
 
     fn size_hint(&self) -> SizeHint {
         match &self.cell.lock().rest {
-            Rest::Bytes(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Rest::Bytes(bytes, behind) => {
+                SizeHint::with_exact((bytes.len() + behind.as_ref().map_or(0, Bytes::len)) as u64)
+            }
             Rest::Done => SizeHint::with_exact(0),
             Rest::Events(_) | Rest::Pieces(_) | Rest::Forfeit => SizeHint::default(),
         }
@@ -279,8 +289,15 @@ impl Body for OutBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        match self.get_mut() {
+        let body = self.get_mut();
+        if let OutBody::Two(head, rest) = body {
+            let (head, rest) = (std::mem::take(head), std::mem::take(rest));
+            *body = OutBody::from(rest);
+            return Poll::Ready(Some(Ok(Frame::data(head))));
+        }
+        match body {
             OutBody::Full(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            OutBody::Two(..) => unreachable!("given above"),
             OutBody::Events(events) => events.poll(cx).map(|b| b.map(|b| Ok(Frame::data(b)))),
             OutBody::Pieces(pieces) => {
                 pieces.poll(cx, usize::MAX).map(|b| b.map(|b| b.map(Frame::data)))
@@ -292,7 +309,7 @@ impl Body for OutBody {
     fn is_end_stream(&self) -> bool {
         match self {
             OutBody::Full(bytes) => bytes.is_none(),
-            OutBody::Events(_) | OutBody::Pieces(_) => false,
+            OutBody::Two(..) | OutBody::Events(_) | OutBody::Pieces(_) => false,
             OutBody::Held(held) => matches!(held.cell.lock().rest, Rest::Done),
         }
     }
@@ -302,6 +319,7 @@ impl Body for OutBody {
             OutBody::Full(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64))
             }
+            OutBody::Two(head, rest) => SizeHint::with_exact((head.len() + rest.len()) as u64),
             OutBody::Events(_) | OutBody::Pieces(_) => SizeHint::default(),
             OutBody::Held(held) => held.size_hint(),
         }
@@ -326,6 +344,29 @@ mod tests {
         assert_eq!(body.collect().await.unwrap().to_bytes(), bytes);
         assert!(unread.held.is_empty());
         assert!(matches!(unread.watch(Bytes::from_static(b"small").into()), OutBody::Full(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_pieces_come_one_after_the_other_and_are_not_copied() {
+        let unread = Unread::default();
+        for size in [1, CHUNK * 2 + 5] {
+            let (head, rest) = (Bytes::from_static(b"head"), Bytes::from(vec![7; size]));
+            let whole = [&head[..], &rest[..]].concat();
+            for watched in [false, true] {
+                let mut body = OutBody::Two(head.clone(), rest.clone());
+                if watched {
+                    body = unread.watch(body);
+                }
+                assert_eq!(body.size_hint().exact(), Some(whole.len() as u64));
+                let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
+                assert_eq!(body.size_hint().exact(), Some((whole.len() - first.len()) as u64));
+                let next = body.frame().await.unwrap().unwrap().into_data().unwrap();
+                assert_eq!(next.as_ptr(), rest.as_ptr());
+                let end = body.collect().await.unwrap().to_bytes();
+                assert_eq!([&first[..], &next, &end].concat(), whole);
+            }
+        }
+        assert!(unread.held.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

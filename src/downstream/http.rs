@@ -36,7 +36,7 @@ use super::legacy::{self, Handled, Running};
 use super::listen::{Feed, Listener};
 use super::refused::{NOBODY, Refused};
 use super::replay::Reader;
-use super::reply::{Denied, Out, busy, deny, draining, empty, events, json, not_allowed};
+use super::reply::{Denied, Out, busy, deny, draining, empty, events, json, not_allowed, shared};
 use super::session::{Found, Session};
 use super::{Edge, Slot, checks, mirror, modern, park, sse, websocket};
 
@@ -310,6 +310,7 @@ async fn post(
     Ok(match legacy::handle(edge, &session, "http", frame, trace).await {
         Handled::Accepted | Handled::Listen(_) => empty(202),
         Handled::Message(message) => json(200, message),
+        Handled::Prepared(prepared, id) => shared(&prepared, &id),
         Handled::Running(running) => {
             lazily(edge, running, accepts, session.revision, Some(&session)).await
         }
@@ -378,6 +379,7 @@ async fn modern_post(
     match modern::handle(edge, consumer, "http", frame, meta, revision, trace, strays).await {
         Ok(Handled::Accepted) => Ok(empty(202)),
         Ok(Handled::Message(message)) => Ok(json(200, message)),
+        Ok(Handled::Prepared(prepared, id)) => Ok(shared(&prepared, &id)),
         Ok(Handled::Running(running)) => Ok(lazily(edge, running, accepts, revision, None).await),
         Ok(Handled::Listen(wish)) => {
             let slot = edge.stream_slot().ok_or_else(|| busy().to(&asked))?;
@@ -564,6 +566,7 @@ async fn batch(
         match legacy::handle(edge, &session, "http", frame, trace_headers(parts)).await {
             Handled::Accepted | Handled::Listen(_) => {}
             Handled::Message(message) => answers.push(message),
+            Handled::Prepared(prepared, id) => answers.push(prepared.whole(&id)),
             Handled::Running(r) => running.push(r),
         }
     }

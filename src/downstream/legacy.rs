@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
-use crate::call::{Consumer, Heard, Notices, Offer};
+use crate::call::{Consumer, Heard, Notices, Offer, Terminal};
 use crate::failure::Reason;
 use crate::gateway::router;
 use crate::gateway::subscriptions::Changes;
@@ -24,6 +24,7 @@ use crate::protocol::error::LEGACY_RESOURCE_NOT_FOUND;
 use crate::protocol::message::{Frame, Kind, response};
 use crate::protocol::meta::{Members, ObjectWriter, cancelled_id};
 use crate::protocol::method::{self, Handling};
+use crate::protocol::prepared::Prepared;
 use crate::protocol::revision::Revision;
 use crate::upstream::inbound::LOG_LEVELS;
 
@@ -40,6 +41,8 @@ pub enum Handled {
     Accepted,
     /// The answer is this message.
     Message(Bytes),
+    /// The answer is this result, which others get too, and the request's id.
+    Prepared(Prepared, Bytes),
     /// The answer is being made.
     Running(Running),
     /// A stream of notices (newest revision only).
@@ -318,7 +321,10 @@ async fn request(
     if method.handling != Handling::Forward {
         let (none, gateway) = (Notices::none(), &edge.gateway);
         let terminal = Box::pin(gateway.handle(&call, record, &none)).await;
-        return Ok(Handled::Message(render(terminal, &id, method, session.revision).message));
+        return Ok(match terminal {
+            Terminal::Prepared(prepared) => Handled::Prepared(prepared, id),
+            other => Handled::Message(render(other, &id, method, session.revision).message),
+        });
     }
     if session.running.len() >= SESSION_CALLS_MAX {
         let text = "as many requests of this session are under way as may be";

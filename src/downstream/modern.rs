@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::call::{Consumer, Notices, Strays};
+use crate::call::{Consumer, Notices, Strays, Terminal};
 use crate::failure::Reason;
 use crate::protocol::capability::Askable;
 use crate::protocol::message::{Frame, Kind};
@@ -120,6 +120,9 @@ pub async fn handle(
     if method.handling != Handling::Forward {
         let (none, gateway) = (Notices::none(), &edge.gateway);
         let terminal = Box::pin(gateway.handle(&call, record, &none)).await;
+        if let Terminal::Prepared(prepared) = terminal {
+            return Ok(Handled::Prepared(prepared, id));
+        }
         let said = render(terminal, &id, method, revision);
         if said.code.is_none() {
             return Ok(Handled::Message(said.message));

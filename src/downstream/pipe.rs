@@ -186,6 +186,7 @@ impl Pipe {
         match handled {
             Handled::Accepted => {}
             Handled::Message(message) => self.say(message).await,
+            Handled::Prepared(prepared, id) => self.say(prepared.whole(&id)).await,
             Handled::Running(running) => {
                 let tx = self.tx.clone();
                 tokio::spawn(async move {

@@ -38,6 +38,7 @@ pub fn render(terminal: Terminal, id: &[u8], method: &Method, revision: Revision
         Terminal::Own(result, form) => {
             response(id, Kind::Result, &in_form(&result, form, revision, method)).into()
         }
+        Terminal::Prepared(prepared) => prepared.whole(id).into(),
         Terminal::Error(error) => {
             let mut error = error;
             // A resource that is not there has a code of its own in the old revisions

@@ -10,6 +10,7 @@ use hyper::{Response, StatusCode};
 
 use crate::failure::{Reason, Refusal};
 use crate::protocol::message::Frame;
+use crate::protocol::prepared::Prepared;
 
 use super::body::{Events, OutBody, Pieces};
 use super::refused::{Refused, label};
@@ -98,7 +99,17 @@ impl Denied {
 
 /// A JSON message.
 pub fn json(status: u16, message: Bytes) -> Out {
-    let mut out = Response::new(OutBody::from(message));
+    json_of(status, OutBody::from(message))
+}
+
+/// The response with this id around a result that is kept ready, of which nothing is copied.
+pub fn shared(prepared: &Prepared, id: &[u8]) -> Out {
+    let (head, rest) = prepared.response(id);
+    json_of(200, OutBody::Two(head, rest))
+}
+
+fn json_of(status: u16, body: OutBody) -> Out {
+    let mut out = Response::new(body);
     *out.status_mut() = StatusCode::from_u16(status).expect("a status of ours");
     out.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     // What a consumer gets depends on its key.

@@ -56,7 +56,7 @@ pub fn plan(view: &View, call: &Call, settings: &Settings) -> Result<Plan, Unpla
                     )
                 },
             )?;
-            Ok(answer(page, call.form))
+            Ok(Plan::Answer(Terminal::Prepared(page)))
         }
         Handling::Forward => {
             let parsed = Parsed::of(call.method, &call.frame)

@@ -1,17 +1,19 @@
 //! Prepared pages of a view's lists, and the cursors between them.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::BufMut;
 use sha2::{Digest, Sha256};
 
 use super::View;
 use crate::call::Form;
 use crate::catalog::merge::{Merged, Place};
+use crate::catalog::shelf::{Key, Pages};
 use crate::protocol::method::ListKind;
 use crate::protocol::older;
+use crate::protocol::prepared::Prepared;
 
 /// How long a client may keep a page while nothing is degraded, in milliseconds. A change is told
 /// at once to who listens; this bounds how long the others may be behind. A degraded page may not
@@ -25,32 +27,26 @@ pub struct BadCursor;
 
 /// What one list of a view shows; made when first asked for.
 #[derive(Default)]
-pub(super) struct Shown(OnceLock<Prepared>);
+pub(super) struct Shown(OnceLock<Listed>);
 
-struct Prepared {
+struct Listed {
     places: Vec<Place>,
     digest: [u8; 32],
-    pages: OnceLock<Pages>,
-}
-
-// The pages of one size in both forms. The size is a setting, so there is one; pages of another
-// are made anew each time.
-struct Pages {
-    size: usize,
-    made: Vec<[OnceLock<Bytes>; 2]>,
+    // Of one size: it is a setting. Pages of another are made anew each time.
+    pages: OnceLock<Arc<Pages>>,
 }
 
 impl View {
-    /// One page of a list, as the raw result. The first is got without a cursor.
+    /// One page of a list, ready to be sent. The first is got without a cursor.
     ///
-    /// Pages are made once and shared. When something seen is stale or missing, `_meta` says so.
+    /// Pages are made once and shared with all views that show the same. When something seen is stale or missing, `_meta` says so.
     pub fn page(
         &self,
         kind: ListKind,
         cursor: Option<&str>,
         page_size: usize,
         form: Form,
-    ) -> Result<Bytes, BadCursor> {
+    ) -> Result<Prepared, BadCursor> {
         let size = page_size.max(1);
         let list = self.prepared(kind);
         let number = match cursor {
@@ -63,17 +59,15 @@ impl View {
                 at / size
             }
         };
-        let pages = list.pages.get_or_init(|| Pages {
-            size,
-            made: (0..list.places.len().div_ceil(size).max(1))
-                .map(|_| Default::default())
-                .collect(),
+        let make = || self.write_page(kind, list, number, size, form);
+        let pages = list.pages.get_or_init(|| {
+            let (digest, degraded) = (list.digest, self.degraded.clone());
+            self.catalog.shelf().pages(Key { kind, digest, degraded, size }, list.places.len())
         });
         if pages.size != size {
-            return Ok(self.write_page(kind, list, number, size, form));
+            return Ok(make());
         }
-        let made = &pages.made[number][usize::from(form == Form::Canonical)];
-        Ok(made.get_or_init(|| self.write_page(kind, list, number, size, form)).clone())
+        Ok(pages.get(number, form, make))
     }
 
     /// A digest of what the list shows: it changes when an item does, and not when only what is
@@ -88,7 +82,7 @@ impl View {
         self.prepared(kind).places.len()
     }
 
-    fn prepared(&self, kind: ListKind) -> &Prepared {
+    fn prepared(&self, kind: ListKind) -> &Listed {
         self.shown[kind as usize].0.get_or_init(|| {
             let mut digest = Sha256::new();
             let mut places = Vec::new();
@@ -96,18 +90,18 @@ impl View {
                 digest.update(entry.digest);
                 places.push(place);
             }
-            Prepared { places, digest: digest.finalize().into(), pages: OnceLock::new() }
+            Listed { places, digest: digest.finalize().into(), pages: OnceLock::new() }
         })
     }
 
     fn write_page(
         &self,
         kind: ListKind,
-        list: &Prepared,
+        list: &Listed,
         number: usize,
         size: usize,
         form: Form,
-    ) -> Bytes {
+    ) -> Prepared {
         let start = number * size;
         let end = (start + size).min(list.places.len());
         let items = || {
@@ -116,8 +110,8 @@ impl View {
                 merged.list(kind).map(|l| &l.entries[place.entry as usize].raw)
             })
         };
-        let mut out =
-            BytesMut::with_capacity(items().map(|raw| raw.len() + 1).sum::<usize>() + 256);
+        let more = self.degraded.as_ref().map_or(0, String::len) + 256;
+        let mut out = Vec::with_capacity(items().map(|raw| raw.len() + 1).sum::<usize>() + more);
         out.put_u8(b'{');
         if form == Form::Canonical {
             let ttl = if self.is_degraded() { 0 } else { LIST_TTL_MS };
@@ -146,7 +140,7 @@ impl View {
             out.put_slice(degraded.as_bytes());
         }
         out.put_u8(b'}');
-        out.freeze()
+        Prepared::new(out)
     }
 }
 

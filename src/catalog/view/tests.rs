@@ -59,11 +59,25 @@ fn to(view: &View, kind: ListKind, public: &str) -> Option<String> {
 fn a_merged_list_in_both_forms() {
     let c = catalog(vec![part("crm", &world()), part("erp", &tools(&["x"]))]);
     let view = View::new(&c, None);
-    let page = |kind, form| view.page(kind, None, 100, form).unwrap();
+    let page = |kind, form| view.page(kind, None, 100, form).unwrap().result();
     insta::assert_snapshot!(text(&page(ListKind::Tools, Form::Plain)), @r#"{"tools":[{"name":"crm__get","inputSchema":{"t":1},"annotations":{"readOnlyHint":true}},{"name":"crm__put","inputSchema":{}},{"name":"erp__x","inputSchema":{}}]}"#);
     insta::assert_snapshot!(text(&page(ListKind::Templates, Form::Canonical)), @r#"{"resultType":"complete","ttlMs":30000,"cacheScope":"private","resourceTemplates":[{"uriTemplate":"crm+file:///{x}"}]}"#);
     let again = page(ListKind::Tools, Form::Plain);
     assert_eq!(again.as_ptr(), page(ListKind::Tools, Form::Plain).as_ptr(), "made once");
+    // Another view of the same, and the same in the next catalog.
+    let same = View::new(&c, Some(&rule(Some(&["crm", "erp"]), &[], &[])));
+    let next = Arc::new(Catalog::build(
+        2,
+        vec![part("crm", &world()), part("erp", &tools(&["x"]))],
+        Some(&c),
+    ));
+    for other in [same, View::new(&next, None)] {
+        let shared = other.page(ListKind::Tools, None, 100, Form::Plain).unwrap().result();
+        assert_eq!(shared.as_ptr(), again.as_ptr(), "shared");
+    }
+    let less = View::new(&c, Some(&rule(Some(&["crm"]), &[], &[])));
+    let less = less.page(ListKind::Tools, None, 100, Form::Plain).unwrap().result();
+    assert!(!text(&less).contains("erp"));
 }
 
 #[test]
@@ -75,14 +89,14 @@ fn a_list_that_lacks_a_part_says_so_and_is_not_to_be_kept() {
     ]);
     let view = View::new(&c, None);
     assert!(view.is_degraded());
-    let page = view.page(ListKind::Tools, None, 100, Form::Canonical).unwrap();
+    let page = view.page(ListKind::Tools, None, 100, Form::Canonical).unwrap().result();
     insta::assert_snapshot!(text(&page), @r#"{"resultType":"complete","ttlMs":0,"cacheScope":"private","tools":[{"name":"live__x","inputSchema":{}},{"name":"crm__y","inputSchema":{}}],"_meta":{"io.weirkeeper/degraded":[{"upstream":"crm","state":"stale","since":"2026-12-31T23:59:59Z","reason":"it does not answer"},{"upstream":"erp","state":"missing","since":"2026-12-31T23:59:59Z","reason":"it does not answer"}]}}"#);
-    let plain = view.page(ListKind::Prompts, None, 100, Form::Plain).unwrap();
+    let plain = view.page(ListKind::Prompts, None, 100, Form::Plain).unwrap().result();
     assert!(text(&plain).starts_with(r#"{"prompts":[],"_meta":{"io.weirkeeper/degraded":["#));
 
     // Nobody hears of an upstream that they do not see.
     let narrow = View::new(&c, Some(&rule(Some(&["live", "crm"]), &[], &[])));
-    let page = narrow.page(ListKind::Tools, None, 100, Form::Plain).unwrap();
+    let page = narrow.page(ListKind::Tools, None, 100, Form::Plain).unwrap().result();
     assert!(text(&page).contains("crm") && !text(&page).contains("erp"));
     let narrow = View::new(&c, Some(&rule(Some(&["live"]), &[], &[])));
     assert!(!narrow.is_degraded());
@@ -114,7 +128,8 @@ fn pages_follow_each_other_to_the_end() {
         let mut cursor: Option<String> = None;
         let (mut pages, mut seen) = (0, Vec::new());
         loop {
-            let page = view.page(ListKind::Tools, cursor.as_deref(), size, Form::Plain).unwrap();
+            let page =
+                view.page(ListKind::Tools, cursor.as_deref(), size, Form::Plain).unwrap().result();
             let page: serde_json::Value = serde_json::from_slice(&page).unwrap();
             pages += 1;
             for tool in page["tools"].as_array().unwrap() {
@@ -132,7 +147,7 @@ fn pages_follow_each_other_to_the_end() {
 #[test]
 fn a_cursor_of_another_list_or_version_is_refused() {
     let next = |view: &View, kind| {
-        let page = view.page(kind, None, 1, Form::Plain).unwrap();
+        let page = view.page(kind, None, 1, Form::Plain).unwrap().result();
         let page: serde_json::Value = serde_json::from_slice(&page).unwrap();
         page["nextCursor"].as_str().unwrap().to_owned()
     };

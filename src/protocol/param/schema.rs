@@ -16,7 +16,7 @@ use crate::protocol::walk::{self, Walk};
 use super::{ANNOTATION, DEPTH_MAX, Kind, PARAMS_MAX, PREFIX, Param, SCHEMA_MAX, TOKEN_MAX};
 
 /// What is wrong with a tool's annotations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Invalid {
     /// Somewhere else than on a parameter that has a fixed place.
     #[error("has an \"{ANNOTATION}\" that is not reached through \"properties\" alone")]
