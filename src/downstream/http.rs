@@ -35,6 +35,7 @@ use super::lazy::lazily;
 use super::legacy::{self, Handled, Running};
 use super::listen::{Feed, Listener};
 use super::refused::{NOBODY, Refused};
+use super::render::Said;
 use super::replay::Reader;
 use super::reply::{Denied, Out, busy, deny, draining, empty, events, json, not_allowed, shared};
 use super::session::{Found, Session};
@@ -573,7 +574,7 @@ async fn batch(
     // Their notices have no stream to go to.
     let works = running.into_iter().map(|Running { work, .. }| work);
     let said = futures_util::future::join_all(works).await;
-    answers.extend(said.into_iter().flatten().map(|said| said.message));
+    answers.extend(said.into_iter().flatten().map(Said::whole));
     if answers.is_empty() {
         return Ok(empty(202));
     }

@@ -12,7 +12,7 @@ use crate::protocol::sse;
 use super::body::{Events, Pieces};
 use super::legacy::{Running, Step};
 use super::render::Said;
-use super::reply::{Out, events, in_pieces, json};
+use super::reply::{Out, events, in_pieces, json_in_two};
 use super::session::Session;
 use super::{Edge, checks, modern, replay};
 
@@ -104,7 +104,7 @@ pub async fn lazily(
 fn of_step(step: Step) -> Option<(Bytes, bool)> {
     match step {
         Step::Notice(notice) => Some((sse::event(&notice), false)),
-        Step::End(said) => said.map(|said| (sse::event(&said.message), true)),
+        Step::End(said) => said.map(|said| (sse::event(&said.whole()), true)),
     }
 }
 
@@ -112,7 +112,8 @@ fn finished(done: Option<Said>, revision: Revision) -> Out {
     match done {
         Some(said) => {
             let code = said.code.filter(|_| revision.era() == Era::Modern);
-            json(code.map_or(200, modern::status_of), said.message)
+            let status = code.map_or(200, modern::status_of);
+            json_in_two(status, said.head, said.rest)
         }
         // Cancelled: no response is owed; an empty stream ends the exchange
         // (2025-11-25 basic/utilities/cancellation).

@@ -323,7 +323,7 @@ async fn request(
         let terminal = Box::pin(gateway.handle(&call, record, &none)).await;
         return Ok(match terminal {
             Terminal::Prepared(prepared) => Handled::Prepared(prepared, id),
-            other => Handled::Message(render(other, &id, method, session.revision).message),
+            other => Handled::Message(render(other, &id, method, session.revision).whole()),
         });
     }
     if session.running.len() >= SESSION_CALLS_MAX {

@@ -125,7 +125,7 @@ pub async fn handle(
         }
         let said = render(terminal, &id, method, revision);
         if said.code.is_none() {
-            return Ok(Handled::Message(said.message));
+            return Ok(Handled::Message(said.whole()));
         }
         // An error may have a status, which only the end of a call hands on.
         let (_, silent) = Notices::channel();

@@ -257,7 +257,7 @@ async fn run(mut running: Running, tx: mpsc::Sender<Bytes>) {
             }
             Step::End(end) => {
                 if let Some(said) = end {
-                    let _ = tx.send(said.message).await;
+                    let _ = tx.send(said.whole()).await;
                 }
                 return;
             }

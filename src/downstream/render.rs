@@ -19,15 +19,24 @@ use crate::protocol::splice::Edit;
 
 /// A response message, and what its carrier must know of it.
 pub struct Said {
-    /// The message.
-    pub message: Bytes,
+    /// The message, or its beginning.
+    pub head: Bytes,
+    /// The rest of a long one, as its upstream sent it: nothing of it was copied.
+    pub rest: Bytes,
     /// The code of an error that is about the caller's request itself; HTTP has a status for it.
     pub code: Option<i32>,
 }
 
 impl From<Bytes> for Said {
     fn from(message: Bytes) -> Said {
-        Said { message, code: None }
+        Said { head: message, rest: Bytes::new(), code: None }
+    }
+}
+
+impl Said {
+    /// The message in one piece.
+    pub fn whole(self) -> Bytes {
+        if self.rest.is_empty() { self.head } else { [self.head, self.rest].concat().into() }
     }
 }
 
@@ -50,7 +59,7 @@ pub fn render(terminal: Terminal, id: &[u8], method: &Method, revision: Revision
                 error.code = LEGACY_RESOURCE_NOT_FOUND;
             }
             let message = response(id, Kind::Error, error.to_raw().get().as_bytes());
-            Said { message, code: Some(error.code) }
+            Said { code: Some(error.code), ..message.into() }
         }
         // It was said.
         Terminal::Passed(_) => Bytes::new().into(),
@@ -66,11 +75,12 @@ pub fn render(terminal: Terminal, id: &[u8], method: &Method, revision: Revision
                 Some(error) => response(id, Kind::Error, &error),
                 None => frame.with_id(id),
             };
-            Said { message, code }
+            Said { code, ..message.into() }
         }
         Terminal::Answer(frame, form) => {
             if let Some(edits) = edits(&frame, form, revision, method) {
-                return frame.with_id_and(id, edits).into();
+                let (head, rest) = frame.with_id_in_two(id, edits);
+                return Said { head, rest, code: None };
             }
             let result = frame.outcome();
             let said = in_form(&result, form, revision, method);
@@ -196,7 +206,7 @@ mod tests {
 
     fn show(terminal: Terminal, method: &str, revision: Revision) -> String {
         let m = method::find(method, revision).unwrap();
-        String::from_utf8(render(terminal, b"\"c\"", m, revision).message.to_vec()).unwrap()
+        String::from_utf8(render(terminal, b"\"c\"", m, revision).whole().to_vec()).unwrap()
     }
 
     #[test]

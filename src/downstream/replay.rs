@@ -347,7 +347,7 @@ async fn pump(mut running: Running, stream: &Stream) {
         stream.room().await;
         match running.next().await {
             Step::Notice(notice) => stream.push(notice, false),
-            Step::End(Some(said)) => return stream.push(said.message, true),
+            Step::End(Some(said)) => return stream.push(said.whole(), true),
             Step::End(None) => return stream.end(),
         }
     }

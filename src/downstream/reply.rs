@@ -102,6 +102,11 @@ pub fn json(status: u16, message: Bytes) -> Out {
     json_of(status, OutBody::from(message))
 }
 
+/// A JSON message in one or two pieces.
+pub fn json_in_two(status: u16, head: Bytes, rest: Bytes) -> Out {
+    json_of(status, if rest.is_empty() { head.into() } else { OutBody::Two(head, rest) })
+}
+
 /// The response with this id around a result that is kept ready, of which nothing is copied.
 pub fn shared(prepared: &Prepared, id: &[u8]) -> Out {
     let (head, rest) = prepared.response(id);

@@ -68,6 +68,9 @@ impl FrameError {
     }
 }
 
+/// Fewer bytes than this are copied sooner than they are shared and written on their own.
+const SHARED_MIN: usize = 4 << 10;
+
 /// Longest id in bytes. It is kept and echoed as long as its request lives; clients count, or
 /// make identifiers of some dozen letters.
 const ID_MAX: usize = 1024;
@@ -322,12 +325,29 @@ impl Frame {
     /// If it has no id.
     #[must_use]
     pub fn with_id_and(&self, id: &[u8], edits: impl IntoIterator<Item = Edit>) -> Bytes {
+        self.spliced(id, edits).apply(&self.bytes)
+    }
+
+    /// The same in two pieces, of which the second is shared with this message; it is empty if
+    /// there is not much behind the last edit.
+    ///
+    /// # Panics
+    /// If it has no id.
+    pub fn with_id_in_two(
+        &self,
+        id: &[u8],
+        edits: impl IntoIterator<Item = Edit>,
+    ) -> (Bytes, Bytes) {
+        self.spliced(id, edits).apply_in_two(&self.bytes, SHARED_MIN)
+    }
+
+    fn spliced<'a>(&self, id: &'a [u8], edits: impl IntoIterator<Item = Edit>) -> Splice<'a> {
         let mut s = Splice::new();
         s.replace(self.id.clone().expect("it has an id"), id);
         for (at, with) in edits {
             s.replace(at, with);
         }
-        s.apply(&self.bytes)
+        s
     }
 
     /// The same message with edits on its params, whose ranges count from where those begin.

@@ -39,9 +39,30 @@ impl<'a> Splice<'a> {
         if self.edits.is_empty() {
             return base.clone();
         }
+        let (mut out, at) = self.edited(base, base.len());
+        out.extend_from_slice(&base[at..]);
+        out.freeze()
+    }
+
+    /// The same in two pieces: up to the last edit, and what is behind it, which is shared with
+    /// the base. If that is less than `least`, all of it is in the first.
+    ///
+    /// # Panics
+    /// See [`Splice::apply`].
+    pub fn apply_in_two(mut self, base: &Bytes, least: usize) -> (Bytes, Bytes) {
+        let last = self.edits.iter().map(|(range, _)| range.end).max().unwrap_or(0);
+        if base.len() - last < least {
+            return (self.apply(base), Bytes::new());
+        }
+        let (out, at) = self.edited(base, last);
+        (out.freeze(), base.slice(at..))
+    }
+
+    // All up to the last edit, with room for the base up to `end`; and where that edit ends.
+    fn edited(&mut self, base: &[u8], end: usize) -> (BytesMut, usize) {
         self.edits.sort_by_key(|(r, _)| (r.start, r.end));
         let grown: usize = self.edits.iter().map(|(_, w)| w.len()).sum();
-        let mut out = BytesMut::with_capacity(base.len() + grown);
+        let mut out = BytesMut::with_capacity(end + grown);
         let mut at = 0;
         for (range, with) in &self.edits {
             assert!(range.start >= at, "edits overlap");
@@ -49,8 +70,7 @@ impl<'a> Splice<'a> {
             out.extend_from_slice(with);
             at = range.end;
         }
-        out.extend_from_slice(&base[at..]);
-        out.freeze()
+        (out, at)
     }
 }
 
@@ -91,6 +111,24 @@ mod tests {
         s.replace(0..1, b"".as_slice());
         s.replace(2..2, b"--".as_slice());
         assert_eq!(&s.apply(&base)[..], b"b--cdEEf");
+    }
+
+    #[test]
+    fn what_is_behind_the_last_edit_is_shared_if_it_is_worth_it() {
+        let base = Bytes::from_static(b"abcdef");
+        let edits = || {
+            let mut s = Splice::new();
+            s.replace(2..3, b"C".as_slice());
+            s.replace(0..1, b"AA".as_slice());
+            s
+        };
+        let (head, rest) = edits().apply_in_two(&base, 3);
+        assert_eq!((&head[..], &rest[..]), (&b"AAbC"[..], &b"def"[..]));
+        assert_eq!(rest.as_ptr(), base[3..].as_ptr());
+        let (head, rest) = edits().apply_in_two(&base, 4);
+        assert_eq!((&head[..], &rest[..]), (&b"AAbCdef"[..], &b""[..]));
+        let (head, rest) = Splice::new().apply_in_two(&base, 3);
+        assert_eq!([head, rest].concat(), b"abcdef");
     }
 
     #[test]

@@ -47,7 +47,7 @@ fn whole(text: &[u8], rules: &Rules<'_>) -> Option<(Bytes, bool)> {
     let frame = frame.edit_outcome(uri_edits(holder, &outcome, &public)).unwrap();
     let form = if rules.from == Era::Modern { Form::Canonical } else { Form::Plain };
     let said = render(Terminal::Answer(frame, form), rules.id, rules.method, rules.to);
-    Some((said.message, shallow.is_error.is_some_and(|e| e.get() == "true")))
+    Some((said.whole(), shallow.is_error.is_some_and(|e| e.get() == "true")))
 }
 
 /// What becomes of it in these pieces; what was sent, and how it ended. Nothing is sent before so
