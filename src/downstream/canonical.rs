@@ -76,9 +76,8 @@ pub fn open(
 /// The `_meta` of a request's params: `None` if there is none. An error text if it is not an
 /// object or says something twice.
 pub fn meta_of(frame: &Frame) -> Result<Option<RequestMeta>, String> {
-    let read = |raw: &[u8]| {
-        RequestMeta::read(raw).map(Some).map_err(|e| format!("params._meta: {e}"))
-    };
+    let read =
+        |raw: &[u8]| RequestMeta::read(raw).map(Some).map_err(|e| format!("params._meta: {e}"));
     if frame.index().is_some() {
         return frame.part_text("_meta").map_or(Ok(None), read);
     }

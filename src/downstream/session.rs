@@ -108,7 +108,7 @@ impl Session {
             asked: DashMap::with_shard_amount(2),
             next_question: AtomicU64::new(1),
             log_level: Mutex::new(None),
-            running: DashMap::with_hasher_and_shard_amount(Default::default(), 2),
+            running: DashMap::with_hasher_and_shard_amount(DefaultHashBuilder::default(), 2),
             replay: Replay::default(),
             asides: Arc::default(),
             tasks: Mutex::default(),

@@ -112,8 +112,7 @@ fn build(
     let level = Arc::new(ArcSwap::from_pointee(filter(level)?));
     let queue = Queue::start(sink)?;
     let lines = Lines { style: Style { format, colour }, queue: queue.clone() };
-    let subscriber =
-        tracing_subscriber::registry().with(Changeable(level.clone())).with(lines);
+    let subscriber = tracing_subscriber::registry().with(Changeable(level.clone())).with(lines);
     Ok((subscriber, LogHandle(Arc::new(Inner { level, queue }))))
 }
 

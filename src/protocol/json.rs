@@ -160,7 +160,8 @@ impl<'a> Reader<'a> {
         }
         let (key, escaped) = self.string()?;
         self.escaped_key |= escaped;
-        self.uri_key |= escaped || matches!(&self.text[key.clone()], [b'"', .., b'r' | b'R', b'i', b'"']);
+        self.uri_key |=
+            escaped || matches!(&self.text[key.clone()], [b'"', .., b'r' | b'R', b'i', b'"']);
         if self.peek() != Some(b':') {
             return Err(Broken);
         }
@@ -328,15 +329,49 @@ mod tests {
     #[test]
     fn the_grammar_is_json_s() {
         for text in [
-            "{}", "[]", " [ 1 , {\"a\" : [ ] } ] ", "0", "-0", "10.5e-7", "1E+400", "\"\"",
-            "\"\\u00e9\\ud800 \\/\"", "true", "null", "[[[[]]]]", "\"é\"", "\"a long string that is searched\"",
+            "{}",
+            "[]",
+            " [ 1 , {\"a\" : [ ] } ] ",
+            "0",
+            "-0",
+            "10.5e-7",
+            "1E+400",
+            "\"\"",
+            "\"\\u00e9\\ud800 \\/\"",
+            "true",
+            "null",
+            "[[[[]]]]",
+            "\"é\"",
+            "\"a long string that is searched\"",
         ] {
             assert!(valid(text.as_bytes()), "{text}");
         }
         for text in [
-            "", "{", "[1,]", "{\"a\":1,}", "{\"a\"}", "{a:1}", "01", "1.", ".5", "-", "1e", "+1",
-            "\"", "\"\\x\"", "\"\\u12\"", "\"\n\"", "tru", "nulll", "[1 2]", "[}", "{]", "1 1",
-            "\"a long string with a raw tab\tin it\"", "é", "\u{feff}1",
+            "",
+            "{",
+            "[1,]",
+            "{\"a\":1,}",
+            "{\"a\"}",
+            "{a:1}",
+            "01",
+            "1.",
+            ".5",
+            "-",
+            "1e",
+            "+1",
+            "\"",
+            "\"\\x\"",
+            "\"\\u12\"",
+            "\"\n\"",
+            "tru",
+            "nulll",
+            "[1 2]",
+            "[}",
+            "{]",
+            "1 1",
+            "\"a long string with a raw tab\tin it\"",
+            "é",
+            "\u{feff}1",
         ] {
             assert!(!valid(text.as_bytes()), "{text}");
         }
@@ -349,8 +384,12 @@ mod tests {
     fn members_are_indexed_where_that_is_simple() {
         let raw = br#" {"a" : [1], "b":{"a":2} , "uri":null}"#;
         let found = index(raw, 100).unwrap();
-        let text = |key: &str| found.find(raw, key).map(|at| std::str::from_utf8(&raw[at]).unwrap());
-        assert_eq!((text("a"), text("b"), text("uri")), (Some("[1]"), Some("{\"a\":2}"), Some("null")));
+        let text =
+            |key: &str| found.find(raw, key).map(|at| std::str::from_utf8(&raw[at]).unwrap());
+        assert_eq!(
+            (text("a"), text("b"), text("uri")),
+            (Some("[1]"), Some("{\"a\":2}"), Some("null"))
+        );
         assert_eq!(text("c"), None);
         for other in [r#"{"a":1,"a":2}"#, r#"{"\u0061":1}"#, "[]", r#"{"a":1} x"#] {
             assert!(index(other.as_bytes(), 100).is_none(), "{other}");
@@ -378,8 +417,28 @@ mod tests {
 
     fn noise() -> impl Strategy<Value = Vec<u8>> {
         let bits = proptest::sample::select(vec![
-            "{", "}", "[", "]", ",", ":", "\"a\"", "\"\\u00e9\"", "\"\\\"\"", "\"é\"", "1", "-0.5e1",
-            "01", "true", "null", " ", "\n", "\"", "\\", "\u{1}", "x", "\"0123456789abcdefghij\"",
+            "{",
+            "}",
+            "[",
+            "]",
+            ",",
+            ":",
+            "\"a\"",
+            "\"\\u00e9\"",
+            "\"\\\"\"",
+            "\"é\"",
+            "1",
+            "-0.5e1",
+            "01",
+            "true",
+            "null",
+            " ",
+            "\n",
+            "\"",
+            "\\",
+            "\u{1}",
+            "x",
+            "\"0123456789abcdefghij\"",
         ]);
         proptest::collection::vec(bits, 0..24).prop_map(|parts| parts.concat().into_bytes())
     }

@@ -519,12 +519,28 @@ mod tests {
 
     fn messages() -> impl Strategy<Value = String> {
         let member = proptest::sample::select(vec![
-            r#""jsonrpc":"2.0""#, r#""jsonrpc":"1.0""#, r#""id":1"#, r#""id": "a\"b""#, r#""id":null"#,
-            r#""id":{}"#, r#""\u0069d":2"#, r#""method":"tools/call""#, r#""method":"\u0074""#,
-            r#""method":7"#, r#""method":"x/y""#, r#""params":{"name":"a","_meta":{"uri":1.50}}"#,
-            r#""params":{"a":1,"a":2}"#, r#""params":[]"#, r#""params":3"#, r#""params":{"\u0061":1}"#,
-            r#""result":{"content":[],"isError":false}"#, r#""result":7"#, r#""error":{"code":1}"#,
-            r#""x":"é""#, r#""x":[01]"#, r#""y":{"z":null}"#,
+            r#""jsonrpc":"2.0""#,
+            r#""jsonrpc":"1.0""#,
+            r#""id":1"#,
+            r#""id": "a\"b""#,
+            r#""id":null"#,
+            r#""id":{}"#,
+            r#""\u0069d":2"#,
+            r#""method":"tools/call""#,
+            r#""method":"\u0074""#,
+            r#""method":7"#,
+            r#""method":"x/y""#,
+            r#""params":{"name":"a","_meta":{"uri":1.50}}"#,
+            r#""params":{"a":1,"a":2}"#,
+            r#""params":[]"#,
+            r#""params":3"#,
+            r#""params":{"\u0061":1}"#,
+            r#""result":{"content":[],"isError":false}"#,
+            r#""result":7"#,
+            r#""error":{"code":1}"#,
+            r#""x":"é""#,
+            r#""x":[01]"#,
+            r#""y":{"z":null}"#,
         ]);
         let members = proptest::collection::vec(member, 0..6);
         // Most of them with what makes a message.

@@ -52,11 +52,7 @@ pub(super) enum Read {
 }
 
 /// Read a body of `max` bytes at most. One that comes in one piece is not copied.
-pub(super) async fn read(
-    body: Body,
-    max: usize,
-    counters: &HttpCounters,
-) -> Result<Bytes, Fault> {
+pub(super) async fn read(body: Body, max: usize, counters: &HttpCounters) -> Result<Bytes, Fault> {
     match read_some(body, max, usize::MAX, counters).await? {
         Read::All(bytes) | Read::Some(bytes, _) => Ok(bytes),
     }

@@ -53,7 +53,7 @@ pub(super) struct Client {
 
 enum Way {
     Plain(Pool),
-    Tls(legacy::Client<Dialer, Full<Bytes>>),
+    Tls(Box<legacy::Client<Dialer, Full<Bytes>>>),
 }
 
 impl Client {
@@ -77,7 +77,7 @@ impl Client {
             .http2_keep_alive_interval(H2_PROBE)
             .http2_keep_alive_timeout(H2_PROBE_TIMEOUT)
             .build(Dialer { connector, timeout: config.dial_timeout });
-        Client { way: Way::Tls(pool), address }
+        Client { way: Way::Tls(Box::new(pool)), address }
     }
 
     /// Send a request and wait for the head of its response. Dropping the future takes the request

@@ -127,7 +127,7 @@ impl Body {
                 }
                 Ok(Step::Data(data))
             }
-            Left::UntilClose if unread.is_empty() => Ok(Step::Read(READ_SIZE)),
+            Left::UntilClose | Left::Chunk(_) if unread.is_empty() => Ok(Step::Read(READ_SIZE)),
             Left::UntilClose => Ok(Step::Data(unread.split().freeze())),
             Left::Size => {
                 let Some(line) = line(unread)? else { return Ok(Step::Read(READ_SIZE)) };
@@ -137,7 +137,6 @@ impl Body {
                 };
                 Ok(Step::Again)
             }
-            Left::Chunk(_) if unread.is_empty() => Ok(Step::Read(READ_SIZE)),
             Left::Chunk(left) => {
                 let data = take(unread, left);
                 let left = left - data.len() as u64;
@@ -291,7 +290,8 @@ mod tests {
     #[tokio::test]
     async fn what_breaks_off_or_is_no_chunk_is_an_error() {
         let long = [b"1;".as_slice(), &[b'x'; LINE_MAX + 9], b"\r\na\r\n0\r\n\r\n"].concat();
-        let trailers = [b"0\r\n".as_slice(), &b"a: b\r\n".repeat(TRAILERS_MAX / 4), b"\r\n"].concat();
+        let trailers =
+            [b"0\r\n".as_slice(), &b"a: b\r\n".repeat(TRAILERS_MAX / 4), b"\r\n"].concat();
         let cases: [(Framing, &[u8]); 10] = [
             (Framing::Length(9), b"hello"),
             (Framing::Chunked, b"5\r\nhel"),
@@ -306,7 +306,11 @@ mod tests {
         ];
         for (framing, text) in cases {
             let (read, kept) = read(framing, cut(text, 1 << 20)).await;
-            assert!(read.is_err() && !kept, "{}", String::from_utf8_lossy(&text[..9.min(text.len())]));
+            assert!(
+                read.is_err() && !kept,
+                "{}",
+                String::from_utf8_lossy(&text[..9.min(text.len())])
+            );
         }
     }
 
