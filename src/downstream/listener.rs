@@ -244,3 +244,20 @@ async fn begin(stream: &mut TcpStream) -> Option<BytesMut> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<A, B, C, F>(_: fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_connection_is_small() {
+        // What it holds while it is idle, or a stream is open: its task, the part of it that the
+        // body of a request could share, a timer, and no buffer.
+        let connection = size(connection);
+        assert!(connection <= 1536, "{connection}");
+    }
+}

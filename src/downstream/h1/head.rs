@@ -335,7 +335,7 @@ mod tests {
             ("PRI * HTTP/2.0", 505),
             ("GET /mcp", 400),
             ("GET  /mcp HTTP/1.1", 400),
-            ("GET /m cp HTTP/1.1", 400),
+            ("GET /m cp HTTP/1.1", 505),
             ("G@T /mcp HTTP/1.1", 400),
             ("GET \u{e9} HTTP/1.1", 400),
         ] {
