@@ -9,6 +9,7 @@ mod cancel;
 pub mod canonical;
 pub mod checks;
 pub mod conversation;
+pub mod h1;
 pub mod http;
 pub mod jobs;
 mod lazy;
@@ -46,6 +47,9 @@ use session::{Found, Sessions};
 /// How long a client may leave unread what is written to it. Longer than any network takes to
 /// recover by itself; after it the client is gone, and what was kept for it is given back.
 pub const UNREAD_TIME: Duration = Duration::from_secs(30);
+
+/// How long a request that has only begun to come may take when the gateway stops.
+const HALF_SAID: Duration = Duration::from_millis(500);
 
 /// What all edges share.
 pub struct Edge {

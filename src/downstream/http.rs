@@ -5,6 +5,7 @@
 //! with HTTP 200, because 404 there means "the session is gone"; a modern request gets the status
 //! that its error asks for.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 use hyper::header::{EXPECT, HeaderName, HeaderValue, ORIGIN, VARY};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode, Version};
@@ -31,6 +32,7 @@ use crate::protocol::revision::{Era, Revision};
 use super::access::Access;
 use super::body::Events;
 use super::canonical::{TraceHeaders, meta_of};
+use super::h1::body::InBody;
 use super::lazy::lazily;
 use super::legacy::{self, Handled, Running};
 use super::listen::{Feed, Listener};
@@ -54,18 +56,12 @@ const TAKEOVER_LOOK: Duration = Duration::from_millis(10);
 /// See [`TAKEOVER_LOOK`].
 const TAKEOVER_TRIES: u32 = 20;
 
-/// How much of a refused request's body is still read, and for how long: enough for an honest
-/// client that had begun to send, little for one that goes on.
-const LINGER_MAX: usize = 1 << 20;
-/// See [`LINGER_MAX`].
-const LINGER_TIME: Duration = Duration::from_secs(1);
-
 /// Answer one HTTP request. Never fails: everything has an answer.
 pub async fn serve(
     edge: Arc<Edge>,
     peer: SocketAddr,
     last: Arc<LastCaller>,
-    request: Request<Incoming>,
+    request: Request<InBody>,
 ) -> Out {
     let snapshot = edge.gateway.current.load();
     let origin = request.headers().get(ORIGIN).cloned();
@@ -84,7 +80,7 @@ pub async fn serve(
         && !body.is_end_stream()
         && !parts.headers.contains_key(EXPECT)
     {
-        tokio::spawn(tokio::time::timeout(LINGER_TIME, linger(body)));
+        body.leave();
     }
     if let Some(origin) = origin
         && out.status() != StatusCode::FORBIDDEN
@@ -111,7 +107,7 @@ async fn answer(
     snapshot: &Snapshot,
     (peer, last): (SocketAddr, &LastCaller),
     parts: &Parts,
-    body: &mut Option<Incoming>,
+    body: &mut Option<InBody>,
     who: &mut Option<Arc<Consumer>>,
 ) -> Result<Out, Denied> {
     let settings = &snapshot.config.gateway;
@@ -235,7 +231,7 @@ async fn received(
     snapshot: &Snapshot,
     consumer: &Consumer,
     parts: &Parts,
-    body: &mut Option<Incoming>,
+    body: &mut Option<InBody>,
 ) -> Result<Bytes, Denied> {
     let settings = &snapshot.config.gateway;
     let bytes = read(edge, body, settings.max_body, settings.body_timeout).await?;
@@ -266,7 +262,7 @@ async fn post(
     snapshot: &Snapshot,
     consumer: &Arc<Consumer>,
     parts: &Parts,
-    body: &mut Option<Incoming>,
+    body: &mut Option<InBody>,
 ) -> Result<Out, Denied> {
     let accepts = checks::accepts(parts.version, &parts.headers);
     if !accepts.json && !accepts.events {
@@ -420,7 +416,7 @@ async fn through_old_door(
     snapshot: &Snapshot,
     consumer: &Arc<Consumer>,
     parts: &Parts,
-    body: &mut Option<Incoming>,
+    body: &mut Option<InBody>,
 ) -> Result<Out, Denied> {
     match (parts.uri.path(), &parts.method) {
         (sse::STREAM, &Method::GET) => {
@@ -592,7 +588,7 @@ async fn batch(
 // The body as it is left: taken, unless the rest of it is to be let run out.
 async fn read(
     edge: &Edge,
-    body: &mut Option<Incoming>,
+    body: &mut Option<InBody>,
     max: usize,
     time: Duration,
 ) -> Result<Bytes, Denied> {
@@ -626,7 +622,7 @@ async fn read(
 }
 
 // All of a body, not copied if it comes in one piece; `None` if it is larger than `max`.
-async fn collected(body: &mut Incoming, max: usize) -> Result<Option<Bytes>, hyper::Error> {
+async fn collected(body: &mut InBody, max: usize) -> io::Result<Option<Bytes>> {
     let mut whole: Option<Bytes> = None;
     let mut joined = BytesMut::new();
     while let Some(frame) = body.frame().await {
@@ -650,17 +646,6 @@ async fn collected(body: &mut Incoming, max: usize) -> Result<Option<Bytes>, hyp
         }
     }
     Ok(Some(whole.unwrap_or_else(|| joined.freeze())))
-}
-
-// Read on for a while after a refusal, and keep nothing. A connection that is closed with bytes
-// unread is reset, and the reset can overtake the answer: the client would see a broken
-// connection and not why.
-async fn linger(mut body: Incoming) {
-    let mut left = LINGER_MAX;
-    while let Some(Ok(frame)) = body.frame().await {
-        let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) else { return };
-        left = rest;
-    }
 }
 
 fn trace_headers(parts: &Parts) -> TraceHeaders {

@@ -8,20 +8,27 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use hyper::body::{Body, Frame, SizeHint};
-use hyper::server::conn::{http1, http2};
+use bytes::{Bytes, BytesMut};
+use hyper::Request;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::call::Counted;
+use crate::failure::Reason;
 use crate::observe::metrics::ConnectionRefusal;
 
 use super::body::OutBody;
+use super::h1::body::InBody;
+use super::h1::head::Wrong;
+use super::h1::{self, Answers, Ended};
+use super::refused::NOBODY;
+use super::reply::{Out, deny};
 use super::stall::Impatient;
-use super::{Edge, Slot, http};
+use super::{Edge, HALF_SAID, Slot, http};
 
 /// Most requests at once on one HTTP/2 connection.
 const H2_STREAMS_MAX: u32 = 256;
@@ -29,8 +36,6 @@ const H2_STREAMS_MAX: u32 = 256;
 const H2_SEND_BUFFER: usize = 16 << 10;
 /// Pause after a failed accept: it fails when descriptors run out, and comes back when some close.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How long a request that has only begun to come may take when the gateway stops.
-const HALF_SAID: Duration = Duration::from_millis(500);
 /// Bytes of answers that the system may hold for one client; it doubles that. Small enough that
 /// a client which reads steadily, however slowly, is seen to read within [`super::UNREAD_TIME`].
 const SEND_BUFFER: usize = 128 << 10;
@@ -41,6 +46,8 @@ const PROBE_AFTER: Duration = Duration::from_secs(60);
 const PROBE_EVERY: Duration = Duration::from_secs(15);
 /// See [`PROBE_AFTER`].
 const PROBES_MAX: u32 = 4;
+/// Room for the first bytes of a connection: a request, mostly.
+const FIRST: usize = 4 << 10;
 /// The first bytes of an HTTP/2 connection with prior knowledge.
 const H2_PREFACE: &[u8] = b"PRI";
 
@@ -79,21 +86,59 @@ async fn connection(edge: Arc<Edge>, mut stream: TcpStream, peer: SocketAddr) {
     let _ = stream.set_nodelay(true);
     keep_alive(&stream);
     let patience = edge.gateway.current.load().config.gateway.header_timeout;
-    let head = tokio::select! {
-        head = tokio::time::timeout(patience, begin(&mut stream)) => head,
+    let begun = tokio::select! {
+        begun = tokio::time::timeout(patience, begin(&mut stream)) => begun,
         () = edge.stop.cancelled() => return,
     };
-    let Ok(Some(head)) = head else { return };
-    let h2 = head == H2_PREFACE;
+    let Ok(Some(begun)) = begun else { return };
+    if begun.starts_with(H2_PREFACE) {
+        return Box::pin(http2(edge, stream, begun, peer, patience)).await;
+    }
+    let stop = edge.stop.clone();
+    let metrics = edge.clone();
+    let client = Client { edge, peer, last: Arc::default() };
+    // Clients go away in many ways and none is worth a line; that one does not read is counted.
+    if h1::serve(stream, begun, &stop, patience, client).await == Ended::Unread {
+        metrics.gateway.observe.metrics.unread_dropped(1);
+    }
+}
+
+// Who calls on a connection of HTTP/1.
+struct Client {
+    edge: Arc<Edge>,
+    peer: SocketAddr,
+    last: Arc<http::LastCaller>,
+}
+
+impl Answers for Client {
+    fn answer(&self, request: Request<InBody>) -> impl Future<Output = Out> + Send + 'static {
+        http::serve(self.edge.clone(), self.peer, self.last.clone(), request)
+    }
+
+    fn refuse(&self, wrong: Wrong) -> Out {
+        let reason = if wrong.status == 431 { Reason::TooLarge } else { Reason::InvalidMessage };
+        let denied = deny(wrong.status, reason, wrong.text);
+        denied.refused.note(&self.edge, NOBODY, denied.method, "http", "");
+        denied.out()
+    }
+}
+
+async fn http2(
+    edge: Arc<Edge>,
+    stream: TcpStream,
+    begun: BytesMut,
+    peer: SocketAddr,
+    patience: Duration,
+) {
     let busy = Arc::<AtomicU64>::default();
     let last = Arc::<http::LastCaller>::default();
     let service = {
         let (edge, busy) = (edge.clone(), busy.clone());
-        service_fn(move |request| {
+        service_fn(move |request: Request<Incoming>| {
             let (edge, held) = (edge.clone(), Counted::new(&busy));
             let last = last.clone();
             async move {
-                let out = http::serve(edge, peer, last, request).await;
+                let out = http::serve(edge, peer, last, request.map(InBody::Hyper)).await;
                 Ok::<_, std::convert::Infallible>(out.map(|body| Tracked { body, _held: held }))
             }
         })
@@ -101,47 +146,27 @@ async fn connection(edge: Arc<Edge>, mut stream: TcpStream, peer: SocketAddr) {
     let (rest, writer) = stream.into_split();
     let writing = Arc::<AtomicBool>::default();
     let writer = Impatient::new(writer, writing.clone());
-    let io = tokio::io::join(Cursor::new(head).chain(rest), writer);
-    let io = TokioIo::new(io);
-    let stop = edge.stop.clone();
-    if h2 {
-        let mut builder = http2::Builder::new(TokioExecutor::new());
-        builder
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(H2_STREAMS_MAX)
-            .max_send_buf_size(H2_SEND_BUFFER)
-            .keep_alive_interval(patience)
-            .keep_alive_timeout(patience);
-        let served = builder.serve_connection(io, service);
-        tokio::pin!(served);
-        let ended = tokio::select! {
-            ended = served.as_mut() => ended,
-            () = stop.cancelled() => {
-                served.as_mut().graceful_shutdown();
-                tokio::select! {
-                    ended = served => ended,
-                    () = idle(&busy, &writing) => Ok(()),
-                }
+    let io = tokio::io::join(Cursor::new(begun).chain(rest), writer);
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(H2_STREAMS_MAX)
+        .max_send_buf_size(H2_SEND_BUFFER)
+        .keep_alive_interval(patience)
+        .keep_alive_timeout(patience);
+    let served = builder.serve_connection(TokioIo::new(io), service);
+    tokio::pin!(served);
+    let ended = tokio::select! {
+        ended = served.as_mut() => ended,
+        () = edge.stop.cancelled() => {
+            served.as_mut().graceful_shutdown();
+            tokio::select! {
+                ended = served => ended,
+                () = idle(&busy, &writing) => Ok(()),
             }
-        };
-        note_end(&edge, ended);
-    } else {
-        let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(patience);
-        let served = builder.serve_connection(io, service).with_upgrades();
-        tokio::pin!(served);
-        let ended = tokio::select! {
-            ended = served.as_mut() => ended,
-            () = stop.cancelled() => {
-                served.as_mut().graceful_shutdown();
-                tokio::select! {
-                    ended = served => ended,
-                    () = idle(&busy, &writing) => Ok(()),
-                }
-            }
-        };
-        note_end(&edge, ended);
-    }
+        }
+    };
+    note_end(&edge, ended);
 }
 
 // Resolves when nobody waits for anything on the connection: no request is being answered, no
@@ -202,16 +227,37 @@ fn keep_alive(stream: &TcpStream) {
 }
 
 // The first bytes, as many as it takes to tell HTTP/2's preface from anything else; `None` if the
-// client closes before that. They are read and put before the rest: looking without taking them
-// would have to be repeated for who sends one byte and waits.
-async fn begin(stream: &mut TcpStream) -> Option<Vec<u8>> {
-    let mut head = [0u8; H2_PREFACE.len()];
-    let mut n = 0;
-    while n < head.len() && head[..n] == H2_PREFACE[..n] {
-        match stream.read(&mut head[n..]).await.ok()? {
-            0 => return None,
-            more => n += more,
+// client closes before that. Who has said nothing yet holds no memory.
+async fn begin(stream: &mut TcpStream) -> Option<BytesMut> {
+    let mut head = BytesMut::new();
+    loop {
+        stream.readable().await.ok()?;
+        let mut room = [0u8; FIRST];
+        match stream.try_read(&mut room) {
+            Ok(0) => return None,
+            Ok(n) => head.extend_from_slice(&room[..n]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(_) => return None,
+        }
+        if head.len() >= H2_PREFACE.len() || !H2_PREFACE.starts_with(&head) {
+            return Some(head);
         }
     }
-    Some(head[..n].to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<A, B, C, F>(_: fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_connection_is_small() {
+        // What it holds while it is idle, or a stream is open: its task, the part of it that the
+        // body of a request could share, a timer, and no buffer.
+        let connection = size(connection);
+        assert!(connection <= 1536, "{connection}");
+    }
 }

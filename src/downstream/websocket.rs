@@ -11,9 +11,8 @@ use hyper::header::{
     SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use hyper::http::request::Parts;
-use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper::{Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -24,6 +23,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use super::access::Access;
 use super::body::OutBody;
+use super::h1::Upgrade;
 use super::pipe::{OUT_MAX, Pipe};
 use super::{Edge, Slot, UNREAD_TIME};
 
@@ -57,15 +57,15 @@ pub fn upgrade(
     if !offered.any(|p| p.trim() == SUBPROTOCOL) {
         return Err("Sec-WebSocket-Protocol must offer mcp");
     }
-    let on_upgrade = parts.extensions.get::<OnUpgrade>().cloned();
-    let on_upgrade = on_upgrade.ok_or("this connection cannot be upgraded; use HTTP/1.1")?;
+    let stream = parts.extensions.get::<Upgrade<TcpStream>>().and_then(Upgrade::take);
+    let stream = stream.ok_or("this connection cannot be upgraded; use HTTP/1.1")?;
     let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes()))
         .map_err(|_| "Sec-WebSocket-Key is not valid")?;
     let tasks = edge.served.clone();
     let edge = edge.clone();
     tasks.spawn(async move {
-        if let Ok(upgraded) = on_upgrade.await {
-            serve(edge, access, upgraded).await;
+        if let Ok((stream, begun)) = stream.await {
+            serve(edge, access, stream, begun).await;
         }
         drop(slot);
     });
@@ -79,14 +79,16 @@ pub fn upgrade(
     Ok(response)
 }
 
-async fn serve(edge: Arc<Edge>, mut access: Access, upgraded: Upgraded) {
+// `begun`: what the client has said already.
+async fn serve(edge: Arc<Edge>, mut access: Access, stream: TcpStream, begun: Bytes) {
     let (max, every) = {
         let settings = &edge.gateway.current.load().config.gateway;
         (settings.max_body, settings.keep_alive)
     };
     let bounds = WebSocketConfig::default().max_message_size(Some(max)).max_frame_size(Some(max));
-    let io = TokioIo::new(upgraded);
-    let socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(bounds)).await;
+    let begun = begun.to_vec();
+    let socket =
+        WebSocketStream::from_partially_read(stream, begun, Role::Server, Some(bounds)).await;
     let (mut sink, mut stream) = socket.split();
     let (tx, mut rx) = mpsc::channel::<Bytes>(OUT_MAX);
     let (close, mut closing) = mpsc::channel::<CloseFrame>(1);

@@ -31,13 +31,13 @@ use std::sync::Arc;
 pub use body::Body;
 pub use head::Head;
 
+use crate::wire::READ_SIZE;
+
 use head::{Framing, Parsed};
 use pool::Idle;
 
 /// Bodies up to this size are sent with the head in one piece; larger ones are not copied.
 const JOINED_MAX: usize = 64 << 10;
-/// Room for what is read at a time.
-const READ_SIZE: usize = 8 << 10;
 /// Most bytes of an answer that are taken while the request is still being written.
 const AHEAD_MAX: usize = 64 << 10;
 

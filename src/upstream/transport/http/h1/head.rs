@@ -11,6 +11,7 @@ use hyper::header::{
 use hyper::{HeaderMap, Method, StatusCode, Uri};
 
 use crate::protocol::header::SESSION_ID;
+use crate::wire::{Seen, broken};
 
 /// Most headers of a response.
 const HEADERS_MAX: usize = 100;
@@ -107,14 +108,16 @@ pub fn parse(bytes: &[u8]) -> io::Result<Option<(Parsed, usize)>> {
     if status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(broken("the upstream switches protocols"));
     }
-    let mut seen = Seen { alive: response.version == Some(1), ..Seen::default() };
+    let mut seen = Seen::of(response.version == Some(1));
+    // Whether the last transfer coding is `chunked`.
+    let mut coding = None;
     let mut kept = HeaderMap::new();
     for header in response.headers.iter() {
         let is = |name: &HeaderName| header.name.eq_ignore_ascii_case(name.as_str());
         if is(&CONTENT_LENGTH) {
             seen.length(header.value)?;
         } else if is(&TRANSFER_ENCODING) {
-            seen.coding = Some(last(header.value).eq_ignore_ascii_case(b"chunked"));
+            coding = Some(last(header.value).eq_ignore_ascii_case(b"chunked"));
         } else if is(&CONNECTION) {
             seen.connection(header.value);
         } else if let Some(name) =
@@ -127,62 +130,20 @@ pub fn parse(bytes: &[u8]) -> io::Result<Option<(Parsed, usize)>> {
     }
     let empty = status.is_informational()
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    let framing = match (seen.coding, seen.length) {
+    let framing = match (coding, seen.length) {
         _ if empty => Framing::Length(0),
         (Some(true), _) => Framing::Chunked,
         (None, Some(length)) => Framing::Length(length),
         (Some(false), _) | (None, None) => Framing::UntilClose,
     };
     // Two lengths at once are how requests are smuggled; nothing of ours follows on that.
-    let ambiguous = seen.coding.is_some() && seen.length.is_some();
-    let reusable = seen.alive && !ambiguous && framing != Framing::UntilClose;
+    let ambiguous = coding.is_some() && seen.length.is_some();
+    let reusable = seen.alive() && !ambiguous && framing != Framing::UntilClose;
     Ok(Some((Parsed { head: Head { status, headers: kept }, framing, reusable }, length)))
-}
-
-#[derive(Default)]
-struct Seen {
-    length: Option<u64>,
-    // Whether the last transfer coding is `chunked`.
-    coding: Option<bool>,
-    alive: bool,
-}
-
-impl Seen {
-    // RFC 9112, 6.3: several that agree are one.
-    fn length(&mut self, value: &[u8]) -> io::Result<()> {
-        for part in value.split(|b| *b == b',') {
-            let text = part.trim_ascii();
-            let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-            let read = std::str::from_utf8(text).ok().filter(|_| digits);
-            let length: u64 = read
-                .and_then(|text| text.parse().ok())
-                .ok_or_else(|| broken("a Content-Length that is none"))?;
-            if self.length.is_some_and(|other| other != length) {
-                return Err(broken("two different values of Content-Length"));
-            }
-            self.length = Some(length);
-        }
-        Ok(())
-    }
-
-    fn connection(&mut self, value: &[u8]) {
-        for token in value.split(|b| *b == b',').map(<[u8]>::trim_ascii) {
-            if token.eq_ignore_ascii_case(b"close") {
-                self.alive = false;
-            } else if token.eq_ignore_ascii_case(b"keep-alive") {
-                self.alive = true;
-            }
-        }
-    }
 }
 
 fn last(list: &[u8]) -> &[u8] {
     list.rsplit(|b| *b == b',').next().unwrap_or_default().trim_ascii()
-}
-
-/// What is no HTTP.
-pub(super) fn broken(why: impl Into<String>) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, why.into())
 }
 
 #[cfg(test)]

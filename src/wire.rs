@@ -1,0 +1,204 @@
+//! HTTP/1.1 as both sides of the gateway speak it: where a body ends (RFC 9112, 6 and 7).
+
+use std::io;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+
+/// A body of known length up to this is given in one piece: that saves its reader a copy.
+const WHOLE_MAX: u64 = 256 << 10;
+/// Room for what is read at a time of a longer one: as much as a socket mostly holds, and little
+/// beside what may be kept of a large answer.
+const ROOM: usize = 64 << 10;
+/// Room for what is read at a time where nothing is announced.
+pub const READ_SIZE: usize = 8 << 10;
+/// Longest line that says how long a chunk is, or is a trailer; and most bytes of trailers.
+const LINE_MAX: usize = 4 << 10;
+const TRAILERS_MAX: usize = 16 << 10;
+
+/// What is left of a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// So many bytes.
+    Length(u64),
+    /// All that comes before the connection ends.
+    UntilClose,
+    /// Chunks, the size of the next one first (RFC 9112, 7.1). What it says beside the size means
+    /// nothing here.
+    Size,
+    /// So many bytes of a chunk.
+    Chunk(u64),
+    /// The end of a chunk's line.
+    ChunkEnd,
+    /// Trailers, of which so many bytes were read. They mean nothing here.
+    Trailers(usize),
+    /// Nothing.
+    Nothing,
+}
+
+/// What can be done with what has been read of a body.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// These bytes are of it.
+    Data(Bytes),
+    /// More is needed; there should be room for so much.
+    Read(usize),
+    /// It has ended.
+    End,
+}
+
+impl Left {
+    /// Whether the end was seen.
+    pub fn is_over(self) -> bool {
+        self == Left::Nothing
+    }
+
+    /// Take from the front of `unread` what is of the body.
+    ///
+    /// # Errors
+    /// What is no chunk.
+    pub fn step(&mut self, unread: &mut BytesMut) -> io::Result<Step> {
+        loop {
+            match *self {
+                Left::Nothing => return Ok(Step::End),
+                Left::Length(0) => *self = Left::Nothing,
+                Left::Length(left) => {
+                    if left <= WHOLE_MAX && (unread.len() as u64) < left {
+                        return Ok(Step::Read(left as usize - unread.len()));
+                    }
+                    if unread.is_empty() {
+                        return Ok(Step::Read(ROOM));
+                    }
+                    let data = take(unread, left);
+                    let left = left - data.len() as u64;
+                    *self = if left == 0 { Left::Nothing } else { Left::Length(left) };
+                    return Ok(Step::Data(data));
+                }
+                Left::UntilClose | Left::Chunk(_) if unread.is_empty() => {
+                    return Ok(Step::Read(READ_SIZE));
+                }
+                Left::UntilClose => return Ok(Step::Data(unread.split().freeze())),
+                Left::Size => {
+                    let Some(line) = line(unread)? else { return Ok(Step::Read(READ_SIZE)) };
+                    *self = match size(&line)? {
+                        0 => Left::Trailers(0),
+                        size => Left::Chunk(size),
+                    };
+                }
+                Left::Chunk(left) => {
+                    let data = take(unread, left);
+                    let left = left - data.len() as u64;
+                    *self = if left == 0 { Left::ChunkEnd } else { Left::Chunk(left) };
+                    return Ok(Step::Data(data));
+                }
+                Left::ChunkEnd => match &unread[..] {
+                    [b'\r', b'\n', ..] => {
+                        unread.advance(2);
+                        *self = Left::Size;
+                    }
+                    [] | [b'\r'] => return Ok(Step::Read(READ_SIZE)),
+                    _ => return Err(broken("a chunk that does not end where it should")),
+                },
+                Left::Trailers(seen) => {
+                    let Some(line) = line(unread)? else { return Ok(Step::Read(READ_SIZE)) };
+                    if line.is_empty() {
+                        *self = Left::Nothing;
+                        continue;
+                    }
+                    let seen = seen + line.len() + "\r\n".len();
+                    if seen > TRAILERS_MAX {
+                        return Err(broken("trailers without end"));
+                    }
+                    *self = Left::Trailers(seen);
+                }
+            }
+        }
+    }
+}
+
+fn take(unread: &mut BytesMut, most: u64) -> Bytes {
+    let n = usize::try_from(most).map_or(unread.len(), |most| most.min(unread.len()));
+    unread.split_to(n).freeze()
+}
+
+// The next line without its end; `None` while it is not all there.
+fn line(unread: &mut BytesMut) -> io::Result<Option<BytesMut>> {
+    let Some(end) = memchr::memchr(b'\n', unread) else {
+        return if unread.len() > LINE_MAX { Err(broken("a line without end")) } else { Ok(None) };
+    };
+    if end > LINE_MAX || end == 0 || unread[end - 1] != b'\r' {
+        return Err(broken("a line that does not end as it should"));
+    }
+    let mut line = unread.split_to(end + 1);
+    line.truncate(end - 1);
+    Ok(Some(line))
+}
+
+// Without extensions, which mean nothing here.
+fn size(line: &[u8]) -> io::Result<u64> {
+    let digits = line.split(|b| *b == b';').next().unwrap_or_default().trim_ascii_end();
+    let wrong = || broken("a chunk without a size");
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return Err(wrong());
+    }
+    let text = std::str::from_utf8(digits).map_err(|_| wrong())?;
+    u64::from_str_radix(text, 16).map_err(|_| wrong())
+}
+
+/// What the headers of a message say about its framing and its connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    /// `Content-Length`.
+    pub length: Option<u64>,
+    alive: bool,
+    closes: bool,
+}
+
+impl Seen {
+    /// Nothing seen yet, in a message of HTTP/1.1 or 1.0: whose connections go on by themselves,
+    /// and do not.
+    pub fn of(is_new: bool) -> Seen {
+        Seen { length: None, alive: is_new, closes: false }
+    }
+
+    /// Whether the connection goes on afterwards. Whoever says `close` anywhere means it (RFC
+    /// 9112, 9.3).
+    pub fn alive(&self) -> bool {
+        self.alive && !self.closes
+    }
+
+    /// Read one `Content-Length`. Several that agree are one (RFC 9112, 6.3).
+    ///
+    /// # Errors
+    /// What is no length, or another one than before.
+    pub fn length(&mut self, value: &[u8]) -> io::Result<()> {
+        for part in value.split(|b| *b == b',') {
+            let text = part.trim_ascii();
+            let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+            let read = std::str::from_utf8(text).ok().filter(|_| digits);
+            let length: u64 = read
+                .and_then(|text| text.parse().ok())
+                .ok_or_else(|| broken("a Content-Length that is none"))?;
+            if self.length.is_some_and(|other| other != length) {
+                return Err(broken("two different values of Content-Length"));
+            }
+            self.length = Some(length);
+        }
+        Ok(())
+    }
+
+    /// Read one `Connection`.
+    pub fn connection(&mut self, value: &[u8]) {
+        for token in value.split(|b| *b == b',').map(<[u8]>::trim_ascii) {
+            if token.eq_ignore_ascii_case(b"close") {
+                self.closes = true;
+            } else if token.eq_ignore_ascii_case(b"keep-alive") {
+                self.alive = true;
+            }
+        }
+    }
+}
+
+/// What is no HTTP.
+pub fn broken(why: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why.into())
+}
