@@ -130,9 +130,7 @@ impl Pool {
     async fn dial(&self, uri: &Uri) -> Result<Connection, Failed> {
         let dialled = self.connector.clone().call(uri.clone());
         match tokio::time::timeout(self.dial_time, dialled).await {
-            Ok(Ok(io)) => {
-                Ok(Connection { stream: io.into_inner(), unread: BytesMut::new() })
-            }
+            Ok(Ok(io)) => Ok(Connection { stream: io.into_inner(), unread: BytesMut::new() }),
             Ok(Err(error)) => Err(Failed::Connect(super::client::chain(&error))),
             Err(_) => Err(Failed::Connect(format!("no connection within {:?}", self.dial_time))),
         }
@@ -170,7 +168,11 @@ impl Connection {
             if at > 0 && self.refused() {
                 return Err(Unwritten::Answered);
             }
-            return Err(if at == 0 { Unwritten::Nothing(failed) } else { Unwritten::Partly(failed) });
+            return Err(if at == 0 {
+                Unwritten::Nothing(failed)
+            } else {
+                Unwritten::Partly(failed)
+            });
         }
         Ok(())
     }
@@ -179,7 +181,8 @@ impl Connection {
     // has read all is not waited for by both sides. True: it has refused.
     async fn writable(&mut self) -> io::Result<bool> {
         let room = self.unread.len() < AHEAD_MAX;
-        let interest = if room { Interest::READABLE | Interest::WRITABLE } else { Interest::WRITABLE };
+        let interest =
+            if room { Interest::READABLE | Interest::WRITABLE } else { Interest::WRITABLE };
         let ready = self.stream.ready(interest).await?;
         if room && ready.is_readable() {
             self.unread.reserve(READ_SIZE);

@@ -194,7 +194,11 @@ mod tests {
         ];
         for (framing, text) in cases {
             let (read, kept) = read(framing, cut(text, 1 << 20)).await;
-            assert!(read.is_err() && !kept, "{}", String::from_utf8_lossy(&text[..9.min(text.len())]));
+            assert!(
+                read.is_err() && !kept,
+                "{}",
+                String::from_utf8_lossy(&text[..9.min(text.len())])
+            );
         }
     }
 

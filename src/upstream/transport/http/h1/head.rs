@@ -212,7 +212,8 @@ mod tests {
         configured.insert("x-team", HeaderValue::from_static("px"));
         configured.insert("mcp-name", HeaderValue::from_static("configured"));
         let name = HeaderName::from_static("mcp-name");
-        let own = [(name.clone(), HeaderValue::from_static("a")), (name, HeaderValue::from_static("b"))];
+        let own =
+            [(name.clone(), HeaderValue::from_static("a")), (name, HeaderValue::from_static("b"))];
         let head = request(&Method::POST, &uri, &configured, &own, &Bytes::from_static(b"{}"));
         insta::assert_snapshot!(String::from_utf8_lossy(&head).replace('\r', ""), @r"
         POST /mcp?key=1 HTTP/1.1
