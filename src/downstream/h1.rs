@@ -111,7 +111,7 @@ where
     let mut stop = Stop::new(said);
     let mut timer = Timer::default();
     loop {
-        let mut wait = Wait { until: Instant::now() + patience, patience, fresh: true };
+        let mut wait = Wait { until: Instant::now() + patience, patience, fresh: true, begun: false };
         let heard = poll_fn(|cx| wait.poll(&io, &mut stop, &mut timer, cx)).await;
         let (mut sending, upgrade) = match heard {
             None => return Ended::Closed,
@@ -168,6 +168,8 @@ struct Wait {
     patience: Duration,
     // There are bytes that nobody has looked at.
     fresh: bool,
+    // There is a part of a head: it has a time of its own to become one.
+    begun: bool,
 }
 
 impl Wait {
@@ -191,6 +193,10 @@ impl Wait {
                 if heard.is_some() {
                     return Poll::Ready(heard);
                 }
+                if !self.begun && !io.unread.is_empty() {
+                    self.begun = true;
+                    self.until = Instant::now() + self.patience;
+                }
             }
             let before = io.unread.len();
             match io.poll_fill(cx) {
@@ -203,10 +209,6 @@ impl Wait {
                     self.fresh = before == 0
                         || io.unread.len() > head::HEAD_MAX
                         || memchr::memchr(b'\n', more).is_some();
-                    if before == 0 {
-                        // It has begun.
-                        self.until = Instant::now() + self.patience;
-                    }
                 }
             }
         }
