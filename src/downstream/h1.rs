@@ -54,8 +54,10 @@ use send::Sending;
 /// Who answers the requests of a connection.
 pub trait Answers {
     /// Answer one. Dropped when the client goes away.
-    fn answer(&self, request: Request<InBody>)
-    -> impl Future<Output = Response<OutBody>> + Send + 'static;
+    fn answer(
+        &self,
+        request: Request<InBody>,
+    ) -> impl Future<Output = Response<OutBody>> + Send + 'static;
 
     /// Say why what came is not taken as a request.
     fn refuse(&self, wrong: Wrong) -> Response<OutBody>;
@@ -74,7 +76,9 @@ pub enum Ended {
 
 /// In the extensions of a request that would become something else: the stream, once the response
 /// has said so, and what was read of it.
-pub struct Upgrade<S>(Arc<Mutex<Option<oneshot::Receiver<(S, Bytes)>>>>);
+pub struct Upgrade<S>(Arc<Mutex<Option<Coming<S>>>>);
+
+type Coming<S> = oneshot::Receiver<(S, Bytes)>;
 
 impl<S> Clone for Upgrade<S> {
     fn clone(&self) -> Upgrade<S> {
@@ -84,7 +88,7 @@ impl<S> Clone for Upgrade<S> {
 
 impl<S> Upgrade<S> {
     /// The stream to come, for the first who asks.
-    pub fn take(&self) -> Option<oneshot::Receiver<(S, Bytes)>> {
+    pub fn take(&self) -> Option<Coming<S>> {
         self.0.lock().expect("no panic while held").take()
     }
 }
@@ -107,14 +111,14 @@ where
     let mut stop = Stop::new(said);
     let mut timer = Timer::default();
     loop {
-        let mut wait = Wait { until: Instant::now() + patience, patience, fresh: true };
+        let mut wait = Wait { until: Instant::now() + patience, patience, fresh: true, begun: false };
         let heard = poll_fn(|cx| wait.poll(&io, &mut stop, &mut timer, cx)).await;
         let (mut sending, upgrade) = match heard {
-            Heard::Nothing => return Ended::Closed,
-            Heard::Wrong(wrong) => {
+            None => return Ended::Closed,
+            Some(Err(wrong)) => {
                 return Box::pin(refuse(&io, &mut timer, answers.refuse(wrong))).await;
             }
-            Heard::Request(parsed) => {
+            Some(Ok(parsed)) => {
                 let Parsed { mut parts, keep, upgrades, .. } = parsed;
                 let (version, is_head) = (parts.version, parts.method == Method::HEAD);
                 let upgrade = upgrades.then(|| offer(&mut parts.extensions));
@@ -155,13 +159,8 @@ where
     }
 }
 
-// What a wait for a request ends with.
-enum Heard {
-    Request(Parsed),
-    Wrong(Wrong),
-    // Closed, for too long or because the gateway stops.
-    Nothing,
-}
+// What a wait for a request ends with. Nothing: closed, for too long, or the gateway stops.
+type Heard = Option<Result<Parsed, Wrong>>;
 
 // The wait for a request's head.
 struct Wait {
@@ -169,6 +168,8 @@ struct Wait {
     patience: Duration,
     // There are bytes that nobody has looked at.
     fresh: bool,
+    // There is a part of a head: it has a time of its own to become one.
+    begun: bool,
 }
 
 impl Wait {
@@ -188,16 +189,19 @@ impl Wait {
         let mut io = shared.lock();
         loop {
             if std::mem::take(&mut self.fresh) {
-                match head_of(&mut io) {
-                    Ok(Some(parsed)) => return Poll::Ready(Heard::Request(parsed)),
-                    Ok(None) => {}
-                    Err(wrong) => return Poll::Ready(Heard::Wrong(wrong)),
+                let heard = head_of(&mut io).transpose();
+                if heard.is_some() {
+                    return Poll::Ready(heard);
+                }
+                if !self.begun && !io.unread.is_empty() {
+                    self.begun = true;
+                    self.until = Instant::now() + self.patience;
                 }
             }
             let before = io.unread.len();
             match io.poll_fill(cx) {
                 Poll::Pending => break,
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Heard::Nothing),
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
                 Poll::Ready(Ok(_)) => {
                     let more = &io.unread[before..];
                     // Read again when another line is there: a head that comes byte by byte would
@@ -205,10 +209,6 @@ impl Wait {
                     self.fresh = before == 0
                         || io.unread.len() > head::HEAD_MAX
                         || memchr::memchr(b'\n', more).is_some();
-                    if before == 0 {
-                        // It has begun.
-                        self.until = Instant::now() + self.patience;
-                    }
                 }
             }
         }
@@ -216,11 +216,11 @@ impl Wait {
         drop(io);
         if stop.poll(cx) {
             if !half_said {
-                return Poll::Ready(Heard::Nothing);
+                return Poll::Ready(None);
             }
             self.until = self.until.min(stop.since() + HALF_SAID);
         }
-        timer.poll(cx, self.until).map(|()| Heard::Nothing)
+        timer.poll(cx, self.until).map(|()| None)
     }
 }
 

@@ -112,8 +112,8 @@ pub fn parse(bytes: &Bytes) -> Result<Option<(Parsed, usize)>, Wrong> {
         Some(length) => Left::Length(length),
     };
     let method = request.method.unwrap_or_default();
-    let method = Method::from_bytes(method.as_bytes())
-        .map_err(|_| wrong(400, "the method is not valid"))?;
+    let method =
+        Method::from_bytes(method.as_bytes()).map_err(|_| wrong(400, "the method is not valid"))?;
     let (mut parts, ()) = hyper::Request::new(()).into_parts();
     parts.method = method;
     parts.uri = uri(bytes, request.path.unwrap_or_default())?;
@@ -363,10 +363,14 @@ mod tests {
 
     #[test]
     fn names_are_read_without_regard_to_case() {
-        let text = "GET / HTTP/1.1\r\nMCP-Method: a\r\nmcp-NAME: b\r\nx-Team: c\r\nX-TEAM: d\r\n\r\n";
+        let text =
+            "GET / HTTP/1.1\r\nMCP-Method: a\r\nmcp-NAME: b\r\nx-Team: c\r\nX-TEAM: d\r\n\r\n";
         let (parsed, _) = read(text).unwrap().unwrap();
         let headers = parsed.parts.headers;
-        assert_eq!((&headers[header::METHOD], &headers[header::NAME]), (&"a".parse().unwrap(), &"b".parse().unwrap()));
+        assert_eq!(
+            (&headers[header::METHOD], &headers[header::NAME]),
+            (&"a".parse().unwrap(), &"b".parse().unwrap())
+        );
         assert_eq!(headers.get_all("x-team").iter().count(), 2);
     }
 
@@ -386,12 +390,27 @@ mod tests {
         };
         let (new, old) = (Version::HTTP_11, Version::HTTP_10);
         for (got, want) in [
-            (head(new, 200, Sends::Length(1234), true), "HTTP/1.1 200 OK|content-type: a/b|content-length: 1234||"),
-            (head(new, 202, Sends::Length(0), true), "HTTP/1.1 202 Accepted|content-type: a/b|content-length: 0||"),
-            (head(new, 200, Sends::Chunks, false), "HTTP/1.1 200 OK|content-type: a/b|transfer-encoding: chunked|connection: close||"),
+            (
+                head(new, 200, Sends::Length(1234), true),
+                "HTTP/1.1 200 OK|content-type: a/b|content-length: 1234||",
+            ),
+            (
+                head(new, 202, Sends::Length(0), true),
+                "HTTP/1.1 202 Accepted|content-type: a/b|content-length: 0||",
+            ),
+            (
+                head(new, 200, Sends::Chunks, false),
+                "HTTP/1.1 200 OK|content-type: a/b|transfer-encoding: chunked|connection: close||",
+            ),
             (head(new, 204, Sends::Nothing, true), "HTTP/1.1 204 No Content|content-type: a/b||"),
-            (head(new, 405, Sends::HeadOnly(Some(9)), true), "HTTP/1.1 405 Method Not Allowed|content-type: a/b|content-length: 9||"),
-            (head(old, 200, Sends::Length(1), true), "HTTP/1.0 200 OK|content-type: a/b|content-length: 1|connection: keep-alive||"),
+            (
+                head(new, 405, Sends::HeadOnly(Some(9)), true),
+                "HTTP/1.1 405 Method Not Allowed|content-type: a/b|content-length: 9||",
+            ),
+            (
+                head(old, 200, Sends::Length(1), true),
+                "HTTP/1.0 200 OK|content-type: a/b|content-length: 1|connection: keep-alive||",
+            ),
             (head(old, 200, Sends::UntilClose, false), "HTTP/1.0 200 OK|content-type: a/b||"),
         ] {
             assert_eq!(got, want);

@@ -37,13 +37,18 @@ pub struct Sending {
 
 impl Sending {
     /// The answer to a request of this version; `keep`: the connection goes on if it can.
-    pub fn new(response: Response<OutBody>, version: Version, is_head: bool, keep: bool) -> Sending {
+    pub fn new(
+        response: Response<OutBody>,
+        version: Version,
+        is_head: bool,
+        keep: bool,
+    ) -> Sending {
         let (parts, body) = response.into_parts();
         let length = body.size_hint().exact();
         let sends = match parts.status {
-            StatusCode::SWITCHING_PROTOCOLS
-            | StatusCode::NO_CONTENT
-            | StatusCode::NOT_MODIFIED => Sends::Nothing,
+            StatusCode::SWITCHING_PROTOCOLS | StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => {
+                Sends::Nothing
+            }
             _ if is_head => Sends::HeadOnly(length),
             _ => match length {
                 Some(length) => Sends::Length(length),

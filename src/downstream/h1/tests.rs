@@ -49,19 +49,25 @@ impl Answers for Scripted {
                 "/none" => return with(204, OutBody::empty()),
                 "/large" => return with(200, Bytes::from(vec![b'x'; 1 << 20]).into()),
                 "/ticks" => {
-                    return with(200, OutBody::Events(Events::new(|tx| async move {
-                        for n in 0..3 {
-                            let _ = tx.send(format!("tick {n}\n").into()).await;
-                            tokio::time::sleep(Duration::from_secs(1)).await;
-                        }
-                        drop(held);
-                    })));
+                    return with(
+                        200,
+                        OutBody::Events(Events::new(|tx| async move {
+                            for n in 0..3 {
+                                let _ = tx.send(format!("tick {n}\n").into()).await;
+                                tokio::time::sleep(Duration::from_secs(1)).await;
+                            }
+                            drop(held);
+                        })),
+                    );
                 }
                 "/open" => {
-                    return with(200, OutBody::Events(Events::new(|tx| async move {
-                        std::future::pending::<()>().await;
-                        drop((tx, held));
-                    })));
+                    return with(
+                        200,
+                        OutBody::Events(Events::new(|tx| async move {
+                            std::future::pending::<()>().await;
+                            drop((tx, held));
+                        })),
+                    );
                 }
                 "/breaks" => {
                     let (tx, rx) = mpsc::channel(2);
@@ -113,9 +119,10 @@ impl Peer {
         let (stop, calls) = (CancellationToken::new(), Arc::new(()));
         let answers = Scripted { stop: stop.clone(), held: calls.clone() };
         let heard = stop.clone();
-        let served = tokio::spawn(async move {
-            serve(ours, BytesMut::new(), &heard, PATIENCE, answers).await
-        });
+        let served =
+            tokio::spawn(
+                async move { serve(ours, BytesMut::new(), &heard, PATIENCE, answers).await },
+            );
         Peer { stream, served, stop, calls }
     }
 
@@ -354,9 +361,11 @@ async fn what_is_left_of_a_body_is_let_run_out_or_ends_the_connection() {
     // Nobody asked for it to be read.
     let (got, _) = talk(&[b"POST /drop HTTP/1.1\r\nContent-Length: 300000\r\n\r\nx"]).await;
     assert!(got.ends_with("dropped") && got.contains("connection: close"), "{got}");
-    let (got, _) =
-        talk(&[b"POST /drop HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n", next.as_bytes()])
-            .await;
+    let (got, _) = talk(&[
+        b"POST /drop HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n",
+        next.as_bytes(),
+    ])
+    .await;
     assert!(got.ends_with("dropped") && got.contains("connection: close"), "{got}");
 }
 
@@ -399,7 +408,10 @@ async fn answers_end_as_they_say() {
             "GET /ticks HTTP/1.1",
             "HTTP/1.1 200 OK|x-team: px|transfer-encoding: chunked||7|tick 0\n|7|tick 1\n|7|tick 2\n|0||",
         ),
-        ("GET /a HTTP/1.0\r\nConnection: keep-alive", "HTTP/1.0 200 OK|x-team: px|content-length: 5|connection: keep-alive||/a []"),
+        (
+            "GET /a HTTP/1.0\r\nConnection: keep-alive",
+            "HTTP/1.0 200 OK|x-team: px|content-length: 5|connection: keep-alive||/a []",
+        ),
     ] {
         let mut peer = Peer::new(1 << 16);
         let next = "GET /next HTTP/1.1\r\nConnection: close\r\n\r\n";
