@@ -15,9 +15,9 @@
 //!
 //! - limits on headers and their size: [`head::HEADERS_MAX`], [`head::HEAD_MAX`];
 //! - time for a head and for an idle connection: `header_timeout`, here;
-//! - `100 Continue` when a body is asked for, and the end of a client that is gone: [`io`];
-//! - a response's framing, its date, `HEAD` and HTTP/1.0: [`head::write`], [`send`];
-//! - a body that breaks off is never ended as if it were whole: [`send`].
+//! - `100 Continue` when a body is asked for, and the end of a client that is gone: `io`;
+//! - a response's framing, its date, `HEAD` and HTTP/1.0: [`head::write`], `send`;
+//! - a body that breaks off is never ended as if it were whole: `send`.
 //!
 //! HTTP/2 stays with hyper (see [`super::listener`]), and so does the operators' port.
 
