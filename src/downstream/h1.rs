@@ -111,7 +111,8 @@ where
     let mut stop = Stop::new(said);
     let mut timer = Timer::default();
     loop {
-        let mut wait = Wait { until: Instant::now() + patience, patience, fresh: true, begun: false };
+        let mut wait =
+            Wait { until: Instant::now() + patience, patience, fresh: true, begun: false };
         let heard = poll_fn(|cx| wait.poll(&io, &mut stop, &mut timer, cx)).await;
         let (mut sending, upgrade) = match heard {
             None => return Ended::Closed,
