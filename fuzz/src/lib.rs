@@ -15,6 +15,7 @@ pub mod protocol {
     pub mod exchange;
     pub mod form;
     pub mod header;
+    pub mod json;
     pub mod message;
     pub mod meta;
     pub mod method;
