@@ -143,7 +143,7 @@ fn uri(bytes: &Bytes, target: &str) -> Result<Uri, Wrong> {
 
 // Those that each request has, without an allocation; the standard ones have none anyway.
 fn name(text: &str) -> Option<HeaderName> {
-    const OURS: [HeaderName; 5] = [
+    static OURS: [HeaderName; 5] = [
         header::METHOD,
         header::NAME,
         header::PROTOCOL_VERSION,
