@@ -61,7 +61,8 @@ fn answer(edge: &Edge, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let listen = edge.gateway.current.load().config.admin.listen;
     let authority = request.uri().authority().map(hyper::http::uri::Authority::as_str);
     if listen.is_some_and(|at| {
-        at.ip().is_loopback() && !checks::host_at(&[], at.ip(), request.headers(), authority)
+        at.ip().is_loopback()
+            && !checks::host_at(&[], at.ip(), &request.headers().into(), authority)
     }) {
         return text(403, "this Host is not served here\n");
     }

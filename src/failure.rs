@@ -249,6 +249,7 @@ pub struct Refusal {
 
 impl Refusal {
     /// A refusal that is about no upstream.
+    #[cold]
     pub fn new(reason: Reason, text: impl Into<String>) -> Refusal {
         Refusal { reason, upstream: None, text: text.into(), retry_after: None }
     }
@@ -296,6 +297,7 @@ pub struct Fault {
 
 impl Fault {
     /// A fault whose public and internal texts are the same.
+    #[cold]
     pub fn new(reason: Reason, delivery: Delivery, text: impl Into<String>) -> Fault {
         let text = text.into();
         Fault { reason, delivery, cause: text.clone(), text, retry_after: None }
@@ -303,6 +305,7 @@ impl Fault {
 
     /// The same, with what only the log may say.
     #[must_use]
+    #[cold]
     pub fn because(mut self, cause: impl fmt::Display) -> Fault {
         self.cause = format!("{}: {cause}", self.text);
         self
@@ -413,11 +416,13 @@ impl Failure {
     }
 
     /// As a JSON-RPC error.
+    #[cold]
     pub fn to_error(&self) -> ErrorObject {
         ErrorObject::new(self.reason.code(), self.sentence()).with_data(self.data())
     }
 
     /// As the raw result of a `tools/call`, canonical form.
+    #[cold]
     pub fn to_tool_result(&self) -> Vec<u8> {
         let result = serde_json::json!({
             "resultType": "complete",

@@ -470,6 +470,7 @@ impl Upstream {
     }
 }
 
+#[cold]
 fn not_there(state: &State, why: &str) -> Fault {
     let reason = match state {
         State::Dormant => Reason::Dormant,
