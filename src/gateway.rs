@@ -9,6 +9,7 @@
 //! nothing here asks which era a peer is of.
 
 pub mod builtin;
+pub mod memory;
 pub mod router;
 pub mod snapshot;
 pub mod subscriptions;
@@ -35,6 +36,8 @@ pub struct Gateway {
     pub current: Current,
     /// Records, metrics, traces.
     pub observe: Arc<Observe>,
+    /// Whether there is room for more.
+    pub memory: memory::Memory,
     /// Which resources are watched, and who is told.
     pub subscriptions: Arc<Subscriptions>,
     in_flight: Arc<AtomicU64>,
@@ -53,6 +56,7 @@ impl Gateway {
         Gateway {
             current: Current::new(first),
             observe,
+            memory: memory::Memory::default(),
             subscriptions,
             in_flight: Arc::default(),
             carried: Arc::default(),
@@ -177,6 +181,7 @@ impl Gateway {
     // Only what is carried counts: answers from memory are there also for who is refused here. One
     // consumer of several gets half at most, so that the others are served whatever it does.
     fn admit(&self, snapshot: &Snapshot, consumer: &Consumer) -> Result<Carried, Refusal> {
+        self.memory.admit(0, snapshot.config.gateway.max_memory)?;
         let max = snapshot.config.gateway.max_calls;
         let alone = snapshot.config.consumers.len() <= 1;
         let share = if alone { max } else { max.div_ceil(2) };
@@ -202,6 +207,7 @@ struct Carried {
 }
 
 /// How a failure reaches the caller: a tool result that the model reads, or an error.
+#[cold]
 pub fn told(call: &Call, failure: &Failure) -> Terminal {
     if call.method.name == "tools/call" && failure.reason.as_tool_result() {
         Terminal::Own(failure.to_tool_result().into(), crate::call::Form::Canonical)

@@ -170,6 +170,8 @@ fn gateway(s: &Section<'_>, env: Env<'_>, read_file: ReadFile<'_>) -> Gateway {
         max_sessions: s.count("max_sessions", 10_000, "Most sessions of old clients; the longest idle makes room for a new one."),
         session_idle: s.duration("session_idle", seconds(1800), "After how long without request or stream a session ends."),
         max_calls: s.count("max_calls", 4096, "Most calls in flight over all upstreams."),
+        // Ten thousand sessions and four thousand calls take half of it.
+        max_memory: s.size("max_memory", 1 << 30, "Memory of the gateway itself, children not included, from which on new requests are refused."),
         max_streams: s.count("max_streams", 12_000, "Most open notification streams."),
         // Load balancers cut silent connections after 30 to 60 s.
         keep_alive: s.duration("keep_alive", seconds(15), "Interval of keep-alive comments on event streams."),

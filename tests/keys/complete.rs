@@ -16,6 +16,10 @@ const TRIED: &[(&str, &str)] = &[
     ("gateway.max_sessions", "edge::the_longest_idle_session_makes_room"),
     ("gateway.session_idle", "edge::idle_sessions_end"),
     ("gateway.max_calls", "max_calls_bounds_what_is_in_flight"),
+    (
+        "gateway.max_memory",
+        "edge::beyond_the_memory_that_may_be_used_requests_are_refused_until_there_is_room",
+    ),
     ("gateway.max_streams", "edge::open_streams_show_signs_of_life_and_are_bounded"),
     ("gateway.keep_alive", "edge::open_streams_show_signs_of_life_and_are_bounded"),
     ("gateway.page_size", "edge::lists_come_in_pages"),
