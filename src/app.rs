@@ -551,6 +551,8 @@ async fn call_on(
         tasks: Tasks::None,
         task: None,
         owner: std::sync::OnceLock::new(),
+        earlier: None,
+        key: std::sync::OnceLock::new(),
         asides: None,
         strays: crate::call::Strays::default(),
         session: None,

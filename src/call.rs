@@ -56,6 +56,15 @@ impl TaskName {
     }
 }
 
+/// What a round of a call leaves for the next one.
+#[derive(Clone, Debug, Default)]
+pub struct Earlier {
+    /// Whose conversation it was in, if that is not everybody's.
+    pub owner: Option<Box<str>>,
+    /// The key by which the upstream knows the call again.
+    pub key: Option<Box<str>>,
+}
+
 /// One downstream request in canonical form.
 pub struct Call {
     /// Who calls.
@@ -78,6 +87,10 @@ pub struct Call {
     pub task: Option<TaskName>,
     /// See [`TaskName::owner`], once the call has become a task.
     pub owner: OnceLock<Arc<str>>,
+    /// What an earlier round of it left (2026-07-28 basic/patterns/mrtr).
+    pub earlier: Option<Box<Earlier>>,
+    /// The key by which its upstream knows it again, once it has one.
+    pub key: OnceLock<Box<str>>,
     /// The caller's session, if it has one: a conversation with an upstream may belong to it.
     pub session: Option<Arc<str>>,
     /// Where notices for the caller go that belong to none of its calls, if it has such a way.

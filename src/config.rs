@@ -21,6 +21,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::header::HeaderName;
+
 use secret::{ConsumerKey, Secret, Template};
 
 /// The whole configuration.
@@ -175,6 +177,8 @@ pub struct UpstreamConfig {
     pub max_message: usize,
     /// `[upstreams.NAME.guard]` and its neighbours.
     pub guard: GuardConfig,
+    /// Where its calls carry a key by which it knows them again; `None`: nowhere.
+    pub idempotency: Option<KeyPlace>,
     /// `[upstreams.NAME.tools."PATTERN"]`, in the order of the file; the first match counts.
     pub tools: Vec<ToolRule>,
 }
@@ -395,6 +399,38 @@ pub struct ToolRule {
     pub read_only: Option<bool>,
     /// A bucket of their own, besides the upstream's.
     pub rate: Option<RateConfig>,
+    /// Overrides the upstream's.
+    pub idempotency: Option<KeyPlace>,
+}
+
+/// Where a call carries the key by which its upstream knows it again, and does it once only however
+/// often it comes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum KeyPlace {
+    /// An argument of the tool, by its name. It is filled for tools whose schema declares it.
+    Argument(Box<str>),
+    /// A header of the request; over streamable HTTP only.
+    Header(HeaderName),
+}
+
+/// What decides where the calls of an upstream carry a key.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct KeyRules {
+    tools: Vec<(String, Option<KeyPlace>)>,
+    others: Option<KeyPlace>,
+}
+
+impl KeyRules {
+    /// Where a call of this tool carries its key.
+    pub fn place(&self, native: &str) -> Option<&KeyPlace> {
+        let rule = self.tools.iter().find(|(pattern, _)| matches(pattern, native));
+        rule.and_then(|(_, place)| place.as_ref()).or(self.others.as_ref())
+    }
+
+    /// Whether no call carries one.
+    pub fn is_empty(&self) -> bool {
+        self.others.is_none() && self.tools.iter().all(|(_, place)| place.is_none())
+    }
 }
 
 /// Allow and deny lists. `*` stands for any run of characters; deny wins; an empty allow list
@@ -499,6 +535,13 @@ impl UpstreamConfig {
                 .collect(),
         };
         templates.into_iter().flat_map(Template::secrets).collect()
+    }
+
+    /// Where its calls carry a key.
+    pub fn key_rules(&self) -> KeyRules {
+        let tools = self.tools.iter().map(|r| (r.pattern.clone(), r.idempotency.clone()));
+        let rules = KeyRules { tools: tools.collect(), others: self.idempotency.clone() };
+        if rules.is_empty() { KeyRules::default() } else { rules }
     }
 
     /// The first tool rule that matches.

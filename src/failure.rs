@@ -335,6 +335,8 @@ pub struct Failure {
     /// The call may have taken effect although no answer came: it was a write and may have
     /// arrived. Told to the agent in plain words, so that it checks and does not just repeat.
     pub outcome_unknown: bool,
+    /// It was tried more than once, each time under the same idempotency key.
+    pub keyed: bool,
     /// It was a fault and not a refusal.
     pub fault: bool,
 }
@@ -348,6 +350,7 @@ impl From<Refusal> for Failure {
             text: r.text,
             retry_after: r.retry_after,
             outcome_unknown: false,
+            keyed: false,
             fault: false,
         }
     }
@@ -363,6 +366,7 @@ impl Failure {
             cause: fault.cause,
             retry_after: fault.retry_after,
             outcome_unknown: write && fault.delivery == Delivery::Unknown,
+            keyed: false,
             fault: true,
         }
     }
@@ -409,8 +413,13 @@ impl Failure {
         if self.outcome_unknown {
             s.push_str(
                 ". The outcome is unknown: the request may have taken effect. \
-                 Check before you repeat it; the gateway did not repeat it.",
+                 Check before you repeat it; ",
             );
+            s.push_str(if self.keyed {
+                "the gateway repeated it only under the same idempotency key."
+            } else {
+                "the gateway did not repeat it."
+            });
         }
         s
     }

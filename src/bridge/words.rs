@@ -36,6 +36,7 @@ pub fn failure(fault: Fault, status: Option<u16>, repeatable: bool) -> Failure {
         cause: fault.cause,
         retry_after: fault.retry_after,
         outcome_unknown: !repeatable && fault.delivery == Delivery::Unknown,
+        keyed: false,
         fault: true,
     }
 }

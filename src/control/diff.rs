@@ -201,6 +201,7 @@ pub fn builtin_config(order: usize) -> UpstreamConfig {
             retry: RetryConfig { attempts: 0, backoff: long, backoff_max: long, budget: 0.0 },
             throttle: ThrottleConfig { texts: vec![], pause: long, pause_max: long },
         },
+        idempotency: None,
         tools: vec![],
     }
 }
