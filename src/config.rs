@@ -9,6 +9,7 @@ pub mod problem;
 pub mod schema;
 pub mod secret;
 pub mod section;
+pub mod upkeep;
 pub mod validate;
 
 pub use validate::consumers::consumer_name;
@@ -143,6 +144,8 @@ pub struct UpstreamConfig {
     pub prefixed: bool,
     /// `false` takes the upstream out without deleting its section.
     pub enabled: bool,
+    /// Why it gets no calls for a while, if it does not.
+    pub upkeep: Option<upkeep::Upkeep>,
     /// How to reach it.
     pub transport: TransportConfig,
     /// Which revisions to try.

@@ -138,7 +138,7 @@ impl Gateway {
                 record.upstream(series);
             }
             // What is known of the upstream itself says more.
-            let own = snapshot.upstreams.get(name).and_then(|upstream| upstream.refusal());
+            let own = snapshot.upstreams.get(name).and_then(|upstream| upstream.refusal(call));
             own.unwrap_or(unplanned.refusal)
         })?;
         match plan {
@@ -158,7 +158,7 @@ impl Gateway {
                 let Some(upstream) = snapshot.upstreams.get(route.upstream()) else {
                     return Err(Refusal::new(Reason::Retired, "the upstream is gone").into());
                 };
-                if let Some(refusal) = upstream.refusal() {
+                if let Some(refusal) = upstream.refusal(call) {
                     return Err(refusal.into());
                 }
                 let (parent, state) = (

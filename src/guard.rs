@@ -35,6 +35,7 @@ mod deadline;
 mod limiter;
 mod retry;
 mod throttle;
+mod upkeep;
 mod window;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,6 +48,7 @@ pub use breaker::{BreakerSnapshot, State, Why};
 pub use concurrency::Lent;
 pub use deadline::{Deadline, Elapsed, Paused};
 pub use limiter::{Dry, Limiter, Rate, Token};
+pub use upkeep::{Term, Upkeep};
 
 use breaker::{Admission, Breaker};
 use concurrency::{Concurrency, Crowded, Permit};
@@ -65,6 +67,7 @@ pub struct Guard {
     limiter: Limiter,
     retry: Retry,
     throttle: ArcSwap<Throttle>,
+    upkeep: Upkeep,
     tally: Tally,
 }
 
@@ -170,6 +173,7 @@ impl Guard {
             limiter: Limiter::new(config.rate.as_ref()),
             retry: Retry::new(config.retry, jitter),
             throttle: ArcSwap::from_pointee(Throttle::new(&config.throttle)),
+            upkeep: Upkeep::default(),
             tally: Tally::default(),
             upstream,
         }
@@ -183,6 +187,23 @@ impl Guard {
         self.limiter.reconfigure(config.rate.as_ref());
         self.retry.reconfigure(config.retry);
         self.throttle.store(Arc::new(Throttle::new(&config.throttle)));
+    }
+
+    /// Take what the upstream's operators say of it.
+    pub fn keep_up(&self, settings: Option<&crate::config::upkeep::Upkeep>) {
+        self.upkeep.set(&self.upstream, settings);
+    }
+
+    /// The time without calls that its operators set, if it is now.
+    pub fn upkeep(&self) -> Option<Term> {
+        self.upkeep.now(&self.upstream)
+    }
+
+    /// Why the operators let a call not through. One that `goes_on` began before: draining lets it
+    /// end. For callers that have reasons of their own to refuse; [`Guard::run`] asks only about
+    /// what it has let in.
+    pub fn barred(&self, goes_on: impl FnOnce() -> bool) -> Option<Refusal> {
+        self.upkeep.refusal(&self.upstream, goes_on)
     }
 
     /// Take a call to the upstream, if it is let through, and again where that is sound.
@@ -315,7 +336,12 @@ impl Guard {
 
     /// A place among the calls in flight.
     async fn place(&self, deadline: &Deadline, spent: &mut Spent) -> Result<Permit<'_>, Refusal> {
-        match self.concurrency.acquire(deadline).await {
+        let place = tokio::select! {
+            biased;
+            place = self.concurrency.acquire(deadline) => place,
+            refusal = self.upkeep.halt(&self.upstream) => return Err(refusal),
+        };
+        match place {
             Ok(permit) => {
                 spent.queued = permit.waited;
                 Ok(permit)
@@ -338,6 +364,9 @@ impl Guard {
         deadline: &Deadline,
         spent: &mut Spent,
     ) -> Result<Admission<'_>, Refusal> {
+        if let Some(refusal) = self.upkeep.halted(&self.upstream) {
+            return Err(refusal);
+        }
         self.breaker.check().map_err(|wait| self.resting(wait))?;
         let own = match ask.tool {
             Some(tool) => Some(self.token(tool, deadline, spent).await?),
@@ -362,7 +391,11 @@ impl Guard {
         deadline: &Deadline,
         spent: &mut Spent,
     ) -> Result<Token<'l>, Refusal> {
-        let outcome = limiter.take(deadline.end()).await;
+        let outcome = tokio::select! {
+            biased;
+            outcome = limiter.take(deadline.end()) => outcome,
+            refusal = self.upkeep.halt(&self.upstream) => return Err(refusal),
+        };
         let waited = match &outcome {
             Ok(token) => token.waited,
             Err(dry) => dry.waited,

@@ -182,6 +182,7 @@ impl Upstream {
             pipe,
             http,
         });
+        upstream.guard.keep_up(upstream.config().upkeep.as_ref());
         let keeper = keeper::Keeper {
             config: Arc::downgrade(&upstream),
             name: upstream.name.clone(),
@@ -235,6 +236,11 @@ impl Upstream {
     /// The guard's counters and state.
     pub fn guard(&self) -> crate::guard::GuardSnapshot {
         self.guard.snapshot()
+    }
+
+    /// The time without calls that its operators set, if it is now.
+    pub fn upkeep(&self) -> Option<crate::guard::Term> {
+        self.guard.upkeep()
     }
 
     /// It asked for a pause outside any call.
@@ -293,6 +299,7 @@ impl Upstream {
     /// breaker state and counters stay.
     pub fn reconfigure(&self, config: Arc<UpstreamConfig>) {
         self.guard.reconfigure(&config.guard);
+        self.guard.keep_up(config.upkeep.as_ref());
         let old = self.tool_limiters.load_full();
         self.tool_limiters.store(Arc::new(limiters(&config.tools, Some(&old))));
         self.config.store(config);
@@ -444,8 +451,17 @@ impl Upstream {
     }
 
     /// The refusal that stands for the state, before anything is tried: dormant and retired
-    /// upstreams are no faults and must not move the breaker.
-    pub fn refusal(&self) -> Option<Refusal> {
+    /// upstreams are no faults and must not move the breaker. What its operators say of it goes
+    /// before what the gateway sees of it.
+    pub fn refusal(&self, call: &Call) -> Option<Refusal> {
+        if let Some(refusal) = self.guard.barred(|| goes_on(call)) {
+            return Some(refusal);
+        }
+        self.absence()
+    }
+
+    /// Why it cannot be called for its own state, if it cannot.
+    pub fn absence(&self) -> Option<Refusal> {
         let now = self.condition.borrow();
         match now.state {
             State::Dormant => {
@@ -468,6 +484,12 @@ impl Upstream {
             State::Starting | State::Ready => None,
         }
     }
+}
+
+// Whether it is about what began before: a task, or a call whose caller comes back with an answer
+// (2026-07-28 basic/patterns/mrtr).
+fn goes_on(call: &Call) -> bool {
+    call.task.is_some() || call.frame.part("requestState").is_some()
 }
 
 fn not_there(state: &State, why: &str) -> Fault {

@@ -1,6 +1,7 @@
 //! The file becomes a [`Config`], or a list of everything that is wrong with it.
 
 pub(super) mod consumers;
+mod upkeep;
 mod upstream;
 
 use std::net::SocketAddr;

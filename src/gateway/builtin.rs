@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::call::{Call, Form, Terminal};
+use crate::catalog::freshness::rfc3339;
 use crate::catalog::slice::{About, Slice, SliceBuilder};
 use crate::catalog::view::View;
 use crate::failure::{Reason, Refusal};
@@ -134,6 +135,18 @@ pub fn upstream_status(snapshot: &Snapshot, name: &Arc<str>) -> Value {
     let set = |out: &mut Value, key: &str, value: Value| {
         out.as_object_mut().expect("an object").insert(key.into(), value);
     };
+    if let Some(term) = upstream.upkeep() {
+        // What callers meet goes before what the gateway sees; that stands beside it.
+        set(&mut out, "state", term.settings.state.as_str().into());
+        set(&mut out, "since", rfc3339(term.since).into());
+        set(&mut out, "connection", condition.state.as_str().into());
+        if let Some(message) = &term.settings.message {
+            set(&mut out, "message", (**message).into());
+        }
+        if let Some(until) = term.settings.until {
+            set(&mut out, "until", rfc3339(until).into());
+        }
+    }
     if !condition.why.is_empty() {
         set(&mut out, "why", (*condition.why).into());
     }

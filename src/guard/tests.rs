@@ -764,3 +764,57 @@ fn what_the_agent_reads() {
     stripe: no answer came in time; 0.0 s have passed (reason: deadline_exceeded). The outcome is unknown: the request may have taken effect. Check before you repeat it; the gateway did not repeat it.
     ");
 }
+
+fn maintenance() -> crate::config::upkeep::Upkeep {
+    let state = crate::config::upkeep::UpkeepState::Maintenance;
+    crate::config::upkeep::Upkeep { state, message: None, until: None }
+}
+
+#[tokio::test(start_paused = true)]
+async fn maintenance_sends_away_who_waits_in_any_line_and_lets_finish_who_has_left() {
+    for line in ["place", "token"] {
+        let guard = guard(|c| match line {
+            "place" => c.concurrency = ConcurrencyConfig { max: n(1), queue: 9 },
+            _ => c.rate = Some(rate(0.1, 1, 60 * S)),
+        });
+        let work = |guard: Arc<Guard>| {
+            tokio::spawn(async move {
+                let attempt = |_| async {
+                    sleep(5 * S).await;
+                    Ok(Done::fine(()))
+                };
+                guard.run(&WRITE, &soon(), attempt).await
+            })
+        };
+        let left = work(guard.clone());
+        yield_now().await;
+        let waits = work(guard.clone());
+        yield_now().await;
+        let before = guard.snapshot();
+        assert_eq!(before.queued + before.limited, 1, "{line}");
+        guard.keep_up(Some(&maintenance()));
+        let (refused, spent) = waits.await.unwrap();
+        let refused = refused.unwrap_err();
+        assert_eq!((refused.reason, spent.attempts), (Reason::Maintenance, 0), "{line}");
+        assert!(!refused.fault && !refused.outcome_unknown);
+        assert!(left.await.unwrap().0.is_ok(), "{line}");
+        let after = guard.snapshot();
+        assert_eq!((after.queued, after.limited, after.breaker.failed), (0, 0, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_lets_finish_who_waits() {
+    let guard = guard(|c| c.concurrency = ConcurrencyConfig { max: n(1), queue: 9 });
+    let held = busy(&guard, 5 * S).await;
+    let waits = {
+        let guard = guard.clone();
+        tokio::spawn(async move { script(&guard, &WRITE, &[Ok(())]).await.0 })
+    };
+    yield_now().await;
+    let state = crate::config::upkeep::UpkeepState::Draining;
+    guard.keep_up(Some(&crate::config::upkeep::Upkeep { state, ..maintenance() }));
+    assert!(waits.await.unwrap().is_ok());
+    assert!(held.await.unwrap().0.is_ok());
+    assert_eq!(guard.barred(|| false).unwrap().reason, Reason::UpstreamDraining);
+}

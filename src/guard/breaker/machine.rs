@@ -58,6 +58,8 @@ pub(super) fn counts(reason: Reason) -> bool {
             | Reason::CapabilityMissing
             | Reason::HeaderMismatch
             | Reason::Draining
+            | Reason::UpstreamDraining
+            | Reason::Maintenance
             // The keeper knows it already, and tells calls without asking the breaker.
             | Reason::Dormant
             | Reason::UpstreamDown
