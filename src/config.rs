@@ -408,11 +408,29 @@ pub struct Patterns {
     pub deny: Vec<String>,
 }
 
+/// What keeps a name out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Objection {
+    /// This pattern of `deny`.
+    Denied(String),
+    /// No pattern of `allow` describes it.
+    NotAllowed,
+}
+
 impl Patterns {
     /// Whether `name` is let through.
     pub fn admits(&self, name: &str) -> bool {
         (self.allow.is_empty() || self.allow.iter().any(|p| matches(p, name)))
             && !self.deny.iter().any(|p| matches(p, name))
+    }
+
+    /// Why `name` is not let through, if it is not.
+    pub fn objection(&self, name: &str) -> Option<Objection> {
+        let denied = self.deny.iter().find(|p| matches(p, name));
+        match denied {
+            Some(pattern) => Some(Objection::Denied(pattern.clone())),
+            None => (!self.admits(name)).then_some(Objection::NotAllowed),
+        }
     }
 }
 
@@ -547,5 +565,8 @@ mod tests {
         }
         let p = Patterns { allow: vec!["a*".into()], deny: vec!["*z".into()] };
         assert!(p.admits("ab") && !p.admits("az") && !p.admits("b"));
+        assert_eq!(p.objection("ab"), None);
+        assert_eq!(p.objection("az"), Some(Objection::Denied("*z".into())));
+        assert_eq!(p.objection("b"), Some(Objection::NotAllowed));
     }
 }

@@ -33,6 +33,7 @@ mod breaker;
 mod concurrency;
 mod deadline;
 mod limiter;
+mod look;
 mod retry;
 mod throttle;
 mod upkeep;
@@ -48,6 +49,7 @@ pub use breaker::{BreakerSnapshot, State, Why};
 pub use concurrency::Lent;
 pub use deadline::{Deadline, Elapsed, Paused};
 pub use limiter::{Dry, Limiter, Rate, Token};
+pub use look::{Look, Part};
 pub use upkeep::{Term, Upkeep};
 
 use breaker::{Admission, Breaker};
@@ -346,10 +348,7 @@ impl Guard {
                 spent.queued = permit.waited;
                 Ok(permit)
             }
-            Err(Crowded::QueueFull) => Err(self.refusal(
-                Reason::QueueFull,
-                "it was not called: as many calls are waiting for it as may",
-            )),
+            Err(Crowded::QueueFull) => Err(self.crowded()),
             Err(Crowded::Late(waited)) => {
                 spent.queued = waited;
                 Err(self.late())
@@ -405,17 +404,7 @@ impl Guard {
             self.tally.waits.fetch_add(1, Ordering::Relaxed);
             self.tally.waited.fetch_add(waited.as_nanos() as u64, Ordering::Relaxed);
         }
-        outcome.map_err(|dry| {
-            let refusal = if dry.paused {
-                self.refusal(Reason::Throttled, "it was not called: it asked for a pause")
-            } else {
-                self.refusal(
-                    Reason::RateLimited,
-                    "it was not called: its rate limit leaves no room for the call in time",
-                )
-            };
-            refusal.retry_after(dry.retry_after)
-        })
+        outcome.map_err(|dry| self.dry(dry))
     }
 
     /// Pause the bucket for as long as was asked, or else as configured; returns the pause.
@@ -432,6 +421,21 @@ impl Guard {
     fn resting(&self, wait: Duration) -> Refusal {
         let text = "it was not called: it is given a rest after recent calls failed or were slow";
         self.refusal(Reason::BreakerOpen, text).retry_after(wait)
+    }
+
+    fn crowded(&self) -> Refusal {
+        let text = "it was not called: as many calls are waiting for it as may";
+        self.refusal(Reason::QueueFull, text)
+    }
+
+    fn dry(&self, dry: Dry) -> Refusal {
+        let refusal = if dry.paused {
+            self.refusal(Reason::Throttled, "it was not called: it asked for a pause")
+        } else {
+            let text = "it was not called: its rate limit leaves no room for the call in time";
+            self.refusal(Reason::RateLimited, text)
+        };
+        refusal.retry_after(dry.retry_after)
     }
 
     fn late(&self) -> Refusal {

@@ -25,6 +25,7 @@ pub mod link;
 pub mod loader;
 mod mirror;
 pub mod outbound;
+pub mod outlook;
 mod pages;
 pub mod subscriptions;
 mod tasks;
@@ -50,7 +51,6 @@ use crate::guard::{Ask, Deadline, Guard, Limiter, Spent};
 use crate::observe::metrics::Totals;
 use crate::protocol::address::Parsed;
 use crate::protocol::message::Frame;
-use crate::protocol::method::ListKind;
 use crate::protocol::task::{TaskSupport, Tasks};
 
 use asking::Asking;
@@ -62,6 +62,7 @@ use keeper::Note;
 use lease::Leases;
 use link::Link;
 use outbound::Trace;
+use outlook::Terms;
 use pages::Pages;
 use subscriptions::Subscriptions;
 use transport::http::HttpCounters;
@@ -343,15 +344,12 @@ impl Upstream {
     ) -> (Result<Terminal, Failure>, Sent) {
         let _count = Counted::new(&self.in_flight);
         let config = self.config.load_full();
-        let rule =
-            (route.kind() == ListKind::Tools).then(|| config.tool_rule(route.native())).flatten();
-        let read_only = call.method.read_only
-            || rule.and_then(|r| r.read_only).or(route.read_only()).unwrap_or(false);
+        let Terms { rule, read_only, timeout } = Terms::of(&config, &route);
+        let read_only = call.method.read_only || read_only;
         let limiter = rule
             // What is asked about a task is no call of the tool.
             .filter(|r| r.rate.is_some() && call.task.is_none())
             .and_then(|r| self.tool_limiters.load().get(&r.pattern).cloned());
-        let timeout = rule.and_then(|r| r.call_timeout).unwrap_or(config.call_timeout);
         let deadline = Deadline::new(timeout, config.max_call_timeout.max(timeout));
         let ask = Ask { repeatable: read_only, write: !read_only, tool: limiter.as_deref() };
         // 2025-11-25 basic/utilities/tasks, "tool-level negotiation".
@@ -460,8 +458,8 @@ impl Upstream {
         self.absence()
     }
 
-    /// Why it cannot be called for its own state, if it cannot.
-    pub fn absence(&self) -> Option<Refusal> {
+    // Why it cannot be called for its own state, if it cannot.
+    fn absence(&self) -> Option<Refusal> {
         let now = self.condition.borrow();
         match now.state {
             State::Dormant => {

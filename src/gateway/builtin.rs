@@ -21,6 +21,9 @@ use super::snapshot::Snapshot;
 /// Its name; no configured upstream may have it.
 pub const NAME: &str = "weir";
 
+/// The tool that says why another cannot be called.
+pub const WHY: &str = "why";
+
 /// Most hits of a search: a model reads them all.
 const HITS_MAX: usize = 25;
 
@@ -44,6 +47,20 @@ pub fn slice() -> Arc<Slice> {
                 "type": "object",
                 "properties": {"query": {"type": "string", "description": "Words to look for"}},
                 "required": ["query"],
+                "additionalProperties": false,
+            },
+            "annotations": {"readOnlyHint": true, "openWorldHint": false},
+        },
+        {
+            "name": WHY,
+            "title": "Why a tool cannot be called",
+            "description": "Says whether you can call a tool now; if not, what refuses it, since \
+                when, and what would change it; if so, which limits apply and how near they are. \
+                It calls nothing and costs nothing.",
+            "inputSchema": {
+                "type": "object",
+                "properties": {"tool": {"type": "string", "description": "Name of the tool"}},
+                "required": ["tool"],
                 "additionalProperties": false,
             },
             "annotations": {"readOnlyHint": true, "openWorldHint": false},
@@ -73,13 +90,7 @@ pub fn call(
     let value = match tool {
         "status" => status(gateway, snapshot, view, false),
         "search" => {
-            let params = call.frame.params().unwrap_or_default();
-            let query = Members::read(&params).ok().and_then(|m| {
-                let arguments = m.get("arguments")?;
-                let arguments: Value = serde_json::from_str(arguments.get()).ok()?;
-                Some(arguments.get("query")?.as_str()?.to_owned())
-            });
-            let Some(query) = query else {
+            let Some(query) = argument(call, "query") else {
                 return Ok((text("search needs the argument `query`, a string", true), true));
             };
             search(view, &query)
@@ -90,7 +101,16 @@ pub fn call(
     Ok((text(&pretty, false), false))
 }
 
-fn text(text: &str, is_error: bool) -> Terminal {
+/// A string among the arguments of a call.
+pub(super) fn argument(call: &Call, name: &str) -> Option<String> {
+    let params = call.frame.params().unwrap_or_default();
+    let members = Members::read(&params).ok()?;
+    let arguments: Value = serde_json::from_str(members.get("arguments")?.get()).ok()?;
+    Some(arguments.get(name)?.as_str()?.to_owned())
+}
+
+/// A result with this text.
+pub(super) fn text(text: &str, is_error: bool) -> Terminal {
     let result = json!({
         "resultType": "complete",
         "content": [{"type": "text", "text": text}],

@@ -30,7 +30,7 @@ async fn the_handshake_agrees_on_a_revision() {
         assert_eq!(result["capabilities"]["tools"], json!({"listChanged": true}));
         assert!(result.get("resultType").is_none(), "{result}");
         let old = Old::open(&weir.url, asked).await;
-        assert_eq!(old.tools().await, ["weir__status", "weir__search"]);
+        assert_eq!(old.tools().await, ["weir__status", "weir__search", "weir__why"]);
     }
     // The header alone makes no handshake modern.
     let headers = [("mcp-protocol-version", "2026-07-28")];

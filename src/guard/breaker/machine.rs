@@ -278,6 +278,7 @@ impl Machine {
             calls,
             failed,
             slow,
+            in_a_row: self.in_a_row,
             opened: self.opened,
             half_opened: self.half_opened,
             closed: self.closed,
