@@ -138,14 +138,14 @@ async fn a_session_is_its_consumers_own() {
         ),
     );
     let mut old = Old::open_as(&weir.url, "2025-11-25", Some(one.expose())).await;
-    assert_eq!(old.tools().await.len(), 2);
+    assert_eq!(old.tools().await.len(), 3);
     old.key = Some(two.expose().into());
     assert_eq!(old.ask("tools/list", json!({})).await.status, 404);
     old.key = None;
     assert_eq!(old.ask("tools/list", json!({})).await.status, 401);
     assert_eq!(old.delete().await, 401);
     old.key = Some(one.expose().into());
-    assert_eq!(old.tools().await.len(), 2);
+    assert_eq!(old.tools().await.len(), 3);
 }
 
 #[tokio::test]
