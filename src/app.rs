@@ -3,6 +3,7 @@
 pub mod findings;
 pub mod limits;
 pub mod report;
+pub mod why;
 
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;

@@ -26,6 +26,7 @@ pub mod link;
 pub mod loader;
 mod mirror;
 pub mod outbound;
+pub mod outlook;
 mod pages;
 pub mod subscriptions;
 mod tasks;
@@ -51,7 +52,6 @@ use crate::guard::{Ask, Deadline, Guard, Limiter, Spent};
 use crate::observe::metrics::Totals;
 use crate::protocol::address::Parsed;
 use crate::protocol::message::Frame;
-use crate::protocol::method::ListKind;
 use crate::protocol::task::{TaskSupport, Tasks};
 
 use asking::Asking;
@@ -64,6 +64,7 @@ use keeper::Note;
 use lease::Leases;
 use link::Link;
 use outbound::Trace;
+use outlook::Terms;
 use pages::Pages;
 use subscriptions::Subscriptions;
 use transport::http::HttpCounters;
@@ -184,6 +185,7 @@ impl Upstream {
             pipe,
             http,
         });
+        upstream.guard.keep_up(upstream.config().upkeep.as_ref());
         let keeper = keeper::Keeper {
             config: Arc::downgrade(&upstream),
             name: upstream.name.clone(),
@@ -237,6 +239,11 @@ impl Upstream {
     /// The guard's counters and state.
     pub fn guard(&self) -> crate::guard::GuardSnapshot {
         self.guard.snapshot()
+    }
+
+    /// The time without calls that its operators set, if it is now.
+    pub fn upkeep(&self) -> Option<crate::guard::Term> {
+        self.guard.upkeep()
     }
 
     /// It asked for a pause outside any call.
@@ -295,6 +302,7 @@ impl Upstream {
     /// breaker state and counters stay.
     pub fn reconfigure(&self, config: Arc<UpstreamConfig>) {
         self.guard.reconfigure(&config.guard);
+        self.guard.keep_up(config.upkeep.as_ref());
         let old = self.tool_limiters.load_full();
         self.tool_limiters.store(Arc::new(limiters(&config.tools, Some(&old))));
         self.config.store(config);
@@ -338,15 +346,12 @@ impl Upstream {
     ) -> (Result<Terminal, Failure>, Sent) {
         let _count = Counted::new(&self.in_flight);
         let config = self.config.load_full();
-        let rule =
-            (route.kind() == ListKind::Tools).then(|| config.tool_rule(route.native())).flatten();
-        let read_only = call.method.read_only
-            || rule.and_then(|r| r.read_only).or(route.read_only()).unwrap_or(false);
+        let Terms { rule, read_only, timeout } = Terms::of(&config, &route);
+        let read_only = call.method.read_only || read_only;
         let limiter = rule
             // What is asked about a task is no call of the tool.
             .filter(|r| r.rate.is_some() && call.task.is_none())
             .and_then(|r| self.tool_limiters.load().get(&r.pattern).cloned());
-        let timeout = rule.and_then(|r| r.call_timeout).unwrap_or(config.call_timeout);
         let deadline = Deadline::new(timeout, config.max_call_timeout.max(timeout));
         let place = rule.and_then(|r| r.idempotency.as_ref()).or(config.idempotency.as_ref());
         let key = place.and_then(|place| Key::of(place, &route, call));
@@ -454,8 +459,17 @@ impl Upstream {
     }
 
     /// The refusal that stands for the state, before anything is tried: dormant and retired
-    /// upstreams are no faults and must not move the breaker.
-    pub fn refusal(&self) -> Option<Refusal> {
+    /// upstreams are no faults and must not move the breaker. What its operators say of it goes
+    /// before what the gateway sees of it.
+    pub fn refusal(&self, call: &Call) -> Option<Refusal> {
+        if let Some(refusal) = self.guard.barred(|| goes_on(call)) {
+            return Some(refusal);
+        }
+        self.absence()
+    }
+
+    // Why it cannot be called for its own state, if it cannot.
+    fn absence(&self) -> Option<Refusal> {
         let now = self.condition.borrow();
         match now.state {
             State::Dormant => {
@@ -478,6 +492,12 @@ impl Upstream {
             State::Starting | State::Ready => None,
         }
     }
+}
+
+// Whether it is about what began before: a task, or a call whose caller comes back with an answer
+// (2026-07-28 basic/patterns/mrtr).
+fn goes_on(call: &Call) -> bool {
+    call.task.is_some() || call.frame.part("requestState").is_some()
 }
 
 #[cold]

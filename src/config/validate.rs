@@ -1,6 +1,7 @@
 //! The file becomes a [`Config`], or a list of everything that is wrong with it.
 
 pub(super) mod consumers;
+mod upkeep;
 mod upstream;
 
 use std::net::SocketAddr;
@@ -178,7 +179,7 @@ fn gateway(s: &Section<'_>, env: Env<'_>, read_file: ReadFile<'_>) -> Gateway {
         page_size: s.count("page_size", 1000, "Most items in one page of a list."),
         instructions: s.flag("instructions", true, "Whether upstreams' instructions are handed on."),
         instructions_max: s.size("instructions_max", 4 << 10, "Most bytes of one upstream's instructions."),
-        builtin: s.flag("builtin", true, "Whether the gateway's own read-only tools are offered (weir__status, weir__search)."),
+        builtin: s.flag("builtin", true, "Whether the gateway's own read-only tools are offered (weir__status, weir__search, weir__why)."),
         list_changed_debounce: s.duration("list_changed_debounce", Duration::from_millis(250), "Quiet time before a change of lists is told to clients."),
         drain_timeout: s.duration("drain_timeout", seconds(10), "How long calls in flight may take to finish when the gateway stops or an upstream is replaced."),
         sealing_key: sealing_key(s, env, read_file),

@@ -15,7 +15,7 @@ async fn list(weir: &Weir, body: impl Into<bytes::Bytes>) -> Got {
 }
 
 async fn still_serves(weir: &Weir) {
-    assert_eq!(tool_names(&weir.url, None).await, ["weir__status", "weir__search"]);
+    assert_eq!(tool_names(&weir.url, None).await, ["weir__status", "weir__search", "weir__why"]);
 }
 
 #[tokio::test]
