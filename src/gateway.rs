@@ -11,10 +11,13 @@
 pub mod builtin;
 pub mod router;
 pub mod snapshot;
+pub mod standing;
 pub mod subscriptions;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
 
 use crate::call::{Call, Consumer, Counted, Notices, Terminal};
 use crate::config::secret::Scrubber;
@@ -28,6 +31,7 @@ use crate::upstream::subscriptions::Subscriptions;
 
 use router::Plan;
 use snapshot::{Current, Snapshot};
+use standing::Standing;
 
 /// The heart: answers calls from the newest snapshot.
 pub struct Gateway {
@@ -37,6 +41,8 @@ pub struct Gateway {
     pub observe: Arc<Observe>,
     /// Which resources are watched, and who is told.
     pub subscriptions: Arc<Subscriptions>,
+    /// Whether the file is in force, and if not, why.
+    pub standing: ArcSwap<Standing>,
     in_flight: Arc<AtomicU64>,
     // Of these, what is carried to an upstream.
     carried: Arc<AtomicU64>,
@@ -54,6 +60,7 @@ impl Gateway {
             current: Current::new(first),
             observe,
             subscriptions,
+            standing: ArcSwap::default(),
             in_flight: Arc::default(),
             carried: Arc::default(),
             draining: AtomicBool::new(false),
