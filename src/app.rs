@@ -1,7 +1,9 @@
 //! The composition root: a configuration in, a running gateway out.
 
+mod boot;
 pub mod findings;
 pub mod limits;
+pub mod plan;
 pub mod report;
 pub mod why;
 
@@ -20,6 +22,7 @@ use crate::bridge;
 use crate::call::{Call, Consumer, Form, Notices, Terminal};
 use crate::config::secret::{Scrubber, Template};
 use crate::config::{Config, LogFormat};
+use crate::control::good::Place;
 use crate::control::{self, Control, Order, watch};
 use crate::downstream::{Edge, UNREAD_TIME, listener, stdio};
 use crate::gateway::Gateway;
@@ -62,6 +65,9 @@ pub struct ServeOptions {
     pub listen: Option<SocketAddr>,
     /// Instead of `log.format`.
     pub log_format: Option<LogFormat>,
+    /// With a broken configuration serve the last good one. It is looked for in this folder of
+    /// state; an empty path is the one that the configuration names, as far as it can be read.
+    pub last_good: Option<PathBuf>,
 }
 
 /// Why the gateway could not start or go on. The text is for the operator.
@@ -132,10 +138,19 @@ fn tell_hidden(options: &ServeOptions, before: FileSays, now: FileSays) {
     }
 }
 
+// How a configuration came, and where it comes from again.
+struct Origin {
+    options: ServeOptions,
+    says: FileSays,
+    seen: watch::Seen,
+    // What is wrong with the file, if the last good one took its place.
+    broken: Option<String>,
+}
+
 /// Start everything but the listeners.
 fn start(
     config: Config,
-    reload: Option<(ServeOptions, FileSays, watch::Seen)>,
+    origin: Option<Origin>,
     log: Option<LogHandle>,
     shim: PathBuf,
 ) -> Result<Running, AppError> {
@@ -152,11 +167,17 @@ fn start(
     }
     let observe = Arc::new(Observe::new(tracer, log));
     let (mut control, events) = Control::new(site.clone(), observe.clone());
+    if let Some(origin) = &origin {
+        control.keep_good(Place::of(&site.state_dir, &origin.options.config));
+        if let Some(problems) = &origin.broken {
+            control.on_last_good(problems);
+        }
+    }
     let gateway =
         Arc::new(Gateway::new(control.first(config.clone()), observe, site.subscriptions.clone()));
     let (orders, orders_rx) = mpsc::channel(ORDERS_MAX);
-    let load: control::Load = match reload {
-        Some((options, says, seen)) => {
+    let load: control::Load = match origin {
+        Some(Origin { options, says, seen, .. }) => {
             tokio::spawn(watch::file(options.config.clone(), seen, orders.clone()));
             tokio::spawn(watch::hangup(orders.clone()));
             let said = Mutex::new(says);
@@ -295,10 +316,10 @@ fn init_log(level: &str, format: LogFormat) -> Result<LogHandle, AppError> {
 /// `weir serve`: run until SIGTERM or SIGINT. `ready` gets the lines that say what is served.
 pub async fn serve(options: ServeOptions, ready: impl FnOnce(&str)) -> Result<(), AppError> {
     let mut signals = Signals::listen();
-    let seen = watch::look(&options.config);
-    let (config, says) = read(&options)?;
+    let (config, origin) = boot::read(&options)?;
     let log = init_log(&config.log.level, config.log.format)?;
     limits::raise();
+    boot::tell_last_good(&config, &origin);
     if let Some(open) = findings::open_admin(&config) {
         tracing::warn!("admin.listen {open}");
     }
@@ -310,9 +331,10 @@ pub async fn serve(options: ServeOptions, ready: impl FnOnce(&str)) -> Result<()
     };
     let local = socket.local_addr().map_err(|e| AppError::Start(e.to_string()))?;
     let admin_local = admin_socket.as_ref().and_then(|s| s.local_addr().ok());
-    let running = start(config, Some((options, says, seen)), Some(log), own_program())?;
+    let running = start(config, Some(origin), Some(log), own_program())?;
     if let Some(admin_socket) = admin_socket {
-        tokio::spawn(admin::run(running.edge.clone(), admin_socket));
+        let planner = plan::planner(options);
+        tokio::spawn(admin::run(running.edge.clone(), admin_socket, planner));
     }
     let serving = tokio::spawn(listener::run(running.edge.clone(), socket));
     let snapshot = running.edge.gateway.current.load();
@@ -353,11 +375,10 @@ impl Signals {
 /// `weir stdio`: the same gateway over stdin and stdout.
 pub async fn serve_stdio(options: ServeOptions, consumer: Option<String>) -> Result<(), AppError> {
     let mut signals = Signals::listen();
-    let seen = watch::look(&options.config);
-    let (config, says) = read(&options)?;
+    let (config, origin) = boot::read(&options)?;
     let log = init_log(&config.log.level, config.log.format)?;
     limits::raise();
-    let running = start(config, Some((options, says, seen)), Some(log), own_program())?;
+    let running = start(config, Some(origin), Some(log), own_program())?;
     let consumer = match whose(&running, consumer.as_deref()) {
         Ok(consumer) => consumer,
         Err(e) => {
@@ -415,6 +436,10 @@ fn whose(running: &Running, name: Option<&str>) -> Result<Arc<Consumer>, AppErro
 
 fn quiet(options: &ServeOptions) -> Result<Running, AppError> {
     let (config, _) = read(options)?;
+    quiet_with(config)
+}
+
+fn quiet_with(config: Config) -> Result<Running, AppError> {
     let log = init_log("warn", LogFormat::Text)?;
     limits::raise();
     start(config, None, Some(log), own_program())

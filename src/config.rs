@@ -9,11 +9,13 @@ pub mod problem;
 pub mod schema;
 pub mod secret;
 pub mod section;
+pub mod trouble;
 pub mod upkeep;
 pub mod validate;
 
+pub use trouble::Trouble;
 pub use validate::consumers::consumer_name;
-pub use validate::{load, parse};
+pub use validate::{FILE_MAX, load, parse, read_secret, read_text, state_dir};
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -29,6 +31,8 @@ use secret::{ConsumerKey, Secret, Template};
 /// The whole configuration.
 #[derive(Clone)]
 pub struct Config {
+    /// What it was read from, as it is written: with its references, not what they stand for.
+    pub text: Arc<str>,
     /// `[gateway]`
     pub gateway: Gateway,
     /// `[admin]`
@@ -91,6 +95,9 @@ pub struct Gateway {
     pub list_changed_debounce: Duration,
     /// How long calls in flight may take to finish when the gateway stops.
     pub drain_timeout: Duration,
+    /// How long the new instance of a changed upstream may take to become ready; then it is given
+    /// up, and the old one goes on.
+    pub rollback_after: Duration,
     /// What session ids and request states are sealed with; `None`: a key made and kept in
     /// `state_dir`. Gateways that stand for one another need the same. Restart.
     pub sealing_key: Option<Template>,
@@ -548,14 +555,24 @@ impl UpstreamConfig {
     }
 
     fn referenced(&self) -> Vec<Secret> {
-        let templates: Vec<&Template> = match &self.transport {
-            TransportConfig::Stdio(s) => s.args.iter().chain(s.env.values()).collect(),
-            TransportConfig::Http(h) => std::iter::once(&h.url)
-                .chain(h.headers.iter().map(|(_, t)| t))
-                .chain(&h.bearer)
-                .collect(),
-        };
-        templates.into_iter().flat_map(Template::secrets).collect()
+        self.templates().into_iter().flat_map(|(_, t)| t.secrets()).collect()
+    }
+
+    /// Everything that may hold references, with its key below the section.
+    pub fn templates(&self) -> Vec<(Vec<&str>, &Template)> {
+        match &self.transport {
+            TransportConfig::Stdio(child) => {
+                let args = child.args.iter().map(|t| (vec!["args"], t));
+                let env = child.env.iter().map(|(name, t)| (vec!["env", name.as_str()], t));
+                args.chain(env).collect()
+            }
+            TransportConfig::Http(http) => {
+                let named = |(name, t)| (vec!["headers", String::as_str(name)], t);
+                let headers = http.headers.iter().map(|(name, t)| (name, t)).map(named);
+                let bearer = http.bearer.iter().map(|t| (vec!["bearer"], t));
+                [(vec!["url"], &http.url)].into_iter().chain(headers).chain(bearer).collect()
+            }
+        }
     }
 
     /// Where its calls carry a key.

@@ -12,12 +12,15 @@ pub mod builtin;
 pub mod memory;
 pub mod router;
 pub mod snapshot;
+pub mod standing;
 pub mod subscriptions;
 pub mod why;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
 
 use crate::call::{Call, Consumer, Counted, Notices, Terminal};
 use crate::config::Config;
@@ -32,6 +35,7 @@ use crate::upstream::subscriptions::Subscriptions;
 
 use router::Plan;
 use snapshot::{Current, Snapshot};
+use standing::Standing;
 
 /// The heart: answers calls from the newest snapshot.
 pub struct Gateway {
@@ -43,6 +47,8 @@ pub struct Gateway {
     pub memory: memory::Memory,
     /// Which resources are watched, and who is told.
     pub subscriptions: Arc<Subscriptions>,
+    /// Whether the file is in force, and if not, why.
+    pub standing: ArcSwap<Standing>,
     in_flight: Arc<AtomicU64>,
     // Of these, what is carried to an upstream.
     carried: Arc<AtomicU64>,
@@ -62,6 +68,7 @@ impl Gateway {
             observe,
             memory: memory::Memory::default(),
             subscriptions,
+            standing: ArcSwap::default(),
             in_flight: Arc::default(),
             carried: Arc::default(),
             draining: AtomicBool::new(false),
