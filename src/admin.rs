@@ -20,12 +20,15 @@ use crate::downstream::stall::Impatient;
 use crate::downstream::{Edge, checks};
 use crate::gateway::builtin;
 use crate::guard::State;
-use crate::observe::metrics::{BreakerState, CatalogFacts, Gathered, UpstreamFacts};
+use crate::observe::metrics::{BreakerState, CatalogFacts, ChildFacts, Gathered, UpstreamFacts};
 use crate::protocol::method::ListKind;
 use crate::upstream::condition;
+use crate::upstream::transport::stdio::FamilyUsage;
 
 /// Most connections at once: a scraper, a probe and a few curious people.
 const CONNECTIONS_MAX: usize = 64;
+/// How long a look at the children may take before what was seen last is told instead.
+const LOOK_TIME: Duration = Duration::from_secs(2);
 /// Time for a request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -41,8 +44,8 @@ pub async fn run(edge: Arc<Edge>, listener: TcpListener) {
         let edge = edge.clone();
         tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let out = answer(&edge, &request);
-                async move { Ok::<_, Infallible>(out) }
+                let edge = edge.clone();
+                async move { Ok::<_, Infallible>(answer(&edge, &request).await) }
             });
             let (read, write) = stream.into_split();
             let io = tokio::io::join(read, Impatient::new(write, Arc::default()));
@@ -56,7 +59,7 @@ pub async fn run(edge: Arc<Edge>, listener: TcpListener) {
     }
 }
 
-fn answer(edge: &Edge, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(edge: &Edge, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     // A page in a browser on this machine must not read it by another name.
     let listen = edge.gateway.current.load().config.admin.listen;
     let authority = request.uri().authority().map(hyper::http::uri::Authority::as_str);
@@ -72,6 +75,7 @@ fn answer(edge: &Edge, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         "/readyz" if edge.gateway.is_draining() => text(503, "draining\n"),
         "/livez" | "/readyz" => text(200, "ok\n"),
         "/metrics" => {
+            look_at_children(edge).await;
             let mut out = text(200, &edge.gateway.observe.render(gather(edge)));
             out.headers_mut().insert(
                 CONTENT_TYPE,
@@ -80,12 +84,22 @@ fn answer(edge: &Edge, request: &Request<Incoming>) -> Response<Full<Bytes>> {
             out
         }
         "/status" => {
+            look_at_children(edge).await;
             let body = serde_json::to_string_pretty(&status(edge)).expect("our own values");
             let mut out = text(200, &(body + "\n"));
             out.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
             out
         }
         _ => text(404, "served here: /livez /readyz /metrics /status\n"),
+    }
+}
+
+// A walk over the system's processes takes milliseconds; the admin's answers are not for long waits.
+async fn look_at_children(edge: &Edge) {
+    let snapshot = edge.gateway.current.load();
+    // One look is at the children of all.
+    if let Some(any) = snapshot.upstreams.values().find(|u| u.children().is_some()) {
+        let _ = tokio::time::timeout(LOOK_TIME, any.look_at_children()).await;
     }
 }
 
@@ -109,6 +123,9 @@ pub fn status(edge: &Edge) -> Value {
         let Some(name) = told["upstream"].as_str().map(str::to_owned) else { continue };
         if let Some(cause) = snapshot.upstreams.get(&*name).and_then(|u| cause(&u.condition())) {
             set(told, "cause", cause);
+        }
+        if let Some(used) = snapshot.upstreams.get(&*name).and_then(|u| u.children()) {
+            set(told, "child", child(&used));
         }
         if let Some(successor) = snapshot.successors.get(&*name) {
             let now = successor.condition();
@@ -139,6 +156,16 @@ pub fn status(edge: &Edge) -> Value {
     out
 }
 
+fn child(used: &FamilyUsage) -> Value {
+    json!({
+        "children": used.children,
+        "processes": used.usage.processes,
+        "resident_bytes": used.usage.resident,
+        "cpu_seconds": used.usage.cpu_ms as f64 / 1000.0,
+        "uptime_seconds": used.uptime.map(|t| t.as_secs()),
+    })
+}
+
 fn cause(now: &condition::Condition) -> Option<Value> {
     (!now.cause.is_empty()).then(|| (*now.cause).into())
 }
@@ -155,8 +182,10 @@ fn gather(edge: &Edge) -> Gathered {
             let catalog = &snapshot.catalog;
             UpstreamFacts {
                 name: u.name.clone(),
-                up: (condition.state != condition::State::Dormant)
-                    .then_some(condition.link.is_some()),
+                up: match condition.state {
+                    condition::State::Dormant | condition::State::Idle => None,
+                    _ => Some(condition.link.is_some()),
+                },
                 in_flight: guard.in_flight.into(),
                 queued: guard.queued.into(),
                 breaker: match guard.breaker.state {
@@ -179,6 +208,17 @@ fn gather(edge: &Edge) -> Gathered {
                     as u64,
                 incarnation: u.incarnation,
                 totals: u.totals(),
+                child: u.children().map(|used| ChildFacts {
+                    children: used.children,
+                    processes: used.usage.processes,
+                    resident: used.usage.resident,
+                    uptime: used.uptime,
+                    idle: u
+                        .config()
+                        .child
+                        .idle_stop
+                        .map(|_| condition.state == condition::State::Idle),
+                }),
             }
         })
         .collect();

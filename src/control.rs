@@ -371,6 +371,7 @@ impl Control {
             tracing::info!(?why, "the configuration is unchanged");
             return Ok("unchanged".into());
         }
+        self.site.starts.resize(config.gateway.max_starting);
         let plan = diff::upstreams(&before.config, &config);
         let scrubber = self.scrubber(&config);
         gateway.scrub_logs(scrubber.clone());

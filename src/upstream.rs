@@ -16,6 +16,7 @@ pub mod connector;
 mod errand;
 mod events;
 pub mod handshake;
+mod idle;
 pub mod inbound;
 mod inputs;
 pub mod keeper;
@@ -26,6 +27,7 @@ pub mod loader;
 mod mirror;
 pub mod outbound;
 mod pages;
+pub mod starts;
 pub mod subscriptions;
 mod tasks;
 pub mod transport;
@@ -44,7 +46,7 @@ use crate::call::{Call, Consumer, Counted, Notices, Passed, Terminal};
 use crate::catalog::slice::Slice;
 use crate::catalog::view::Route;
 use crate::config::secret::Scrubber;
-use crate::config::{ToolRule, UpstreamConfig};
+use crate::config::{ToolRule, TransportConfig, UpstreamConfig};
 use crate::failure::{Delivery, Failure, Fault, Reason, Refusal};
 use crate::guard::{Ask, Deadline, Guard, Limiter, Spent};
 use crate::observe::metrics::Totals;
@@ -57,15 +59,18 @@ use asking::Asking;
 use condition::{Condition, State};
 use connector::Connector;
 use errand::Errand;
+use idle::Uses;
 use inputs::Inputs;
 use keeper::Note;
 use lease::Leases;
 use link::Link;
 use outbound::Trace;
 use pages::Pages;
-use subscriptions::Subscriptions;
+use starts::{Cause, Starts};
+use subscriptions::{Subject, Subscriptions};
 use transport::http::HttpCounters;
 use transport::pipe::PipeCounters;
+use transport::stdio::{Children, Family, FamilyUsage};
 
 /// What all upstreams share of the machine.
 #[derive(Clone)]
@@ -76,6 +81,10 @@ pub struct Site {
     pub state_dir: PathBuf,
     /// Installed packages.
     pub cache_dir: PathBuf,
+    /// The running child processes.
+    pub children: Arc<Children>,
+    /// How many of them start at once.
+    pub starts: Arc<Starts>,
     /// Which resources are watched, and who is told.
     pub subscriptions: Arc<Subscriptions>,
 }
@@ -108,6 +117,8 @@ pub struct Upstream {
     born: tokio::time::Instant,
     // Milliseconds after `born`, rounded up; 0: not yet.
     lists_at: Arc<AtomicU64>,
+    // Whether anybody uses it, where that counts.
+    uses: Arc<Uses>,
     // Who waits to hear that a page was visited.
     pages: Pages,
     // What tasks want to know.
@@ -149,6 +160,8 @@ impl Upstream {
         let restarts = Arc::new(AtomicU64::new(0));
         let pipe = Arc::new(PipeCounters::default());
         let http = Arc::new(HttpCounters::default());
+        let family = Arc::<Family>::default();
+        family.ceiling.store(ceiling(&config), Ordering::Relaxed);
         let (notes, notes_rx) = tokio::sync::mpsc::channel(NOTES_MAX);
         let connector = Arc::new(Connector {
             name: config.name.clone(),
@@ -156,6 +169,7 @@ impl Upstream {
             scrubber,
             ids: Arc::new(AtomicU64::new(1)),
             notes,
+            family,
             pipe: pipe.clone(),
             http: http.clone(),
             sse: AtomicBool::new(kept.as_ref().is_some_and(|s| s.about.sse)),
@@ -171,6 +185,7 @@ impl Upstream {
             in_flight: Arc::default(),
             born: tokio::time::Instant::now(),
             lists_at: Arc::default(),
+            uses: Arc::default(),
             lists: watch::Sender::new(None),
             pages: Pages::default(),
             inputs: Arc::default(),
@@ -188,6 +203,8 @@ impl Upstream {
             connector,
             notes: notes_rx,
             events,
+            uses: upstream.uses.clone(),
+            cause: Cause::Configured,
             condition: condition_tx,
             stop,
             restarts,
@@ -227,9 +244,18 @@ impl Upstream {
         }
     }
 
-    /// Whether it serves now.
+    /// Whether it serves now, if only after a start.
     pub fn is_ready(&self) -> bool {
-        matches!(self.condition.borrow().state, State::Ready)
+        matches!(self.condition.borrow().state, State::Ready | State::Idle)
+    }
+
+    /// Whether anybody uses it or waits for it at this moment.
+    fn is_busy(&self) -> bool {
+        let wished = |subject| !self.connector.site.subscriptions.nothing_of(subject, &self.name);
+        self.in_flight() > 0
+            || !self.leases.is_empty()
+            || wished(Subject::Resource)
+            || wished(Subject::Task)
     }
 
     /// The guard's counters and state.
@@ -248,6 +274,8 @@ impl Upstream {
         let breaker = self.guard.snapshot().breaker;
         Totals {
             restarts: load(&self.restarts),
+            cpu_ms: self.connector.site.children.of(&self.connector.family).usage.cpu_ms,
+            memory_restarts: load(&self.connector.family.over),
             stdout_noise: load(&self.pipe.noise_lines),
             stderr_dropped_bytes: load(&self.pipe.stderr_dropped_bytes),
             unmatched_answers: load(&self.pipe.unmatched_answers)
@@ -265,6 +293,17 @@ impl Upstream {
             ],
             breaker_to: [breaker.closed, breaker.half_opened, breaker.opened],
         }
+    }
+
+    /// What its processes use, as last seen; `None`: it has none, but a URL.
+    pub fn children(&self) -> Option<FamilyUsage> {
+        let is_child = matches!(self.config.load().transport, TransportConfig::Stdio(_));
+        is_child.then(|| self.connector.site.children.of(&self.connector.family))
+    }
+
+    /// See what the processes of all upstreams use now.
+    pub async fn look_at_children(&self) {
+        self.connector.site.children.look().await;
     }
 
     /// Time since its lists were last confirmed; `None`: never by this process.
@@ -295,7 +334,9 @@ impl Upstream {
         self.guard.reconfigure(&config.guard);
         let old = self.tool_limiters.load_full();
         self.tool_limiters.store(Arc::new(limiters(&config.tools, Some(&old))));
+        self.connector.family.ceiling.store(ceiling(&config), Ordering::Relaxed);
         self.config.store(config);
+        self.uses.wake();
     }
 
     /// From now on its keeper tells nothing: another upstream may have its name.
@@ -336,6 +377,9 @@ impl Upstream {
     ) -> (Result<Terminal, Failure>, Sent) {
         let _count = Counted::new(&self.in_flight);
         let config = self.config.load_full();
+        if config.child.idle_stop.is_some() {
+            self.uses.add();
+        }
         let rule =
             (route.kind() == ListKind::Tools).then(|| config.tool_rule(route.native())).flatten();
         let read_only = call.method.read_only
@@ -424,6 +468,7 @@ impl Upstream {
                 (State::Ready, Some(link)) if !link.is_lost() => return Ok(link),
                 // A lost one is about to be renewed.
                 (State::Starting | State::Ready, _) => {}
+                (State::Idle, _) => self.uses.wake(),
                 (state, _) => return Err(not_there(state, &now.why)),
             }
             match deadline.run(rx.changed()).await {
@@ -465,9 +510,13 @@ impl Upstream {
                     None => refusal,
                 })
             }
-            State::Starting | State::Ready => None,
+            State::Starting | State::Ready | State::Idle => None,
         }
     }
+}
+
+fn ceiling(config: &UpstreamConfig) -> u64 {
+    config.child.memory_max.map_or(0, |max| max as u64)
 }
 
 fn not_there(state: &State, why: &str) -> Fault {

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use crate::config::secret::{ConsumerKey, Template};
 use crate::config::{
-    BreakerConfig, ConcurrencyConfig, Config, ConsumerConfig, EraChoice, GuardConfig, HttpConfig,
-    Isolation, Patterns, RateConfig, RetryConfig, ThrottleConfig, TransportConfig, UpstreamConfig,
-    UrlTransport,
+    BreakerConfig, ChildConfig, ConcurrencyConfig, Config, ConsumerConfig, EraChoice, GuardConfig,
+    HttpConfig, Isolation, Patterns, RateConfig, RetryConfig, ThrottleConfig, TransportConfig,
+    UpstreamConfig, UrlTransport,
 };
 use crate::gateway::builtin;
 
@@ -171,6 +171,7 @@ pub fn builtin_config(order: usize) -> UpstreamConfig {
             pool_idle: long,
             dial_timeout: long,
         }),
+        child: ChildConfig::default(),
         era: EraChoice::Auto,
         isolation: Isolation::Shared,
         instructions: false,
