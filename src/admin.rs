@@ -23,14 +23,17 @@ use crate::downstream::stall::Impatient;
 use crate::downstream::{Edge, checks};
 use crate::gateway::builtin;
 use crate::guard::State;
-use crate::observe::metrics::{BreakerState, CatalogFacts, Gathered, UpstreamFacts};
+use crate::observe::metrics::{BreakerState, CatalogFacts, ChildFacts, Gathered, UpstreamFacts};
 use crate::protocol::method::ListKind;
 use crate::upstream::condition;
+use crate::upstream::transport::stdio::FamilyUsage;
 
 use plan::Planner;
 
 /// Most connections at once: a scraper, a probe and a few curious people.
 const CONNECTIONS_MAX: usize = 64;
+/// How long a look at the children may take before what was seen last is told instead.
+const LOOK_TIME: Duration = Duration::from_secs(2);
 /// Time for a request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -82,6 +85,7 @@ async fn answer(edge: &Edge, planner: &Arc<Planner>, request: Request<Incoming>)
         "/readyz" if edge.gateway.is_draining() => text(503, "draining\n"),
         "/livez" | "/readyz" => text(200, "ok\n"),
         "/metrics" => {
+            look_at_children(edge).await;
             let mut out = text(200, &edge.gateway.observe.render(gather(edge)));
             out.headers_mut().insert(
                 CONTENT_TYPE,
@@ -89,12 +93,24 @@ async fn answer(edge: &Edge, planner: &Arc<Planner>, request: Request<Incoming>)
             );
             out
         }
-        "/status" => json(200, &status(edge)),
+        "/status" => {
+            look_at_children(edge).await;
+            json(200, &status(edge))
+        }
         "/why" => match why::answer(&edge.gateway, request.uri().query()) {
             Some(body) => json_text(200, &body),
             None => text(400, why::USAGE),
         },
         _ => text(404, "served here: /livez /readyz /metrics /status /why, and POST /plan\n"),
+    }
+}
+
+// A walk over the system's processes takes milliseconds; the admin's answers are not for long waits.
+async fn look_at_children(edge: &Edge) {
+    let snapshot = edge.gateway.current.load();
+    // One look is at the children of all.
+    if let Some(any) = snapshot.upstreams.values().find(|u| u.children().is_some()) {
+        let _ = tokio::time::timeout(LOOK_TIME, any.look_at_children()).await;
     }
 }
 
@@ -133,6 +149,9 @@ pub fn status(edge: &Edge) -> Value {
         if let Some(cause) = snapshot.upstreams.get(&*name).and_then(|u| cause(&u.condition())) {
             set(told, "cause", cause);
         }
+        if let Some(used) = snapshot.upstreams.get(&*name).and_then(|u| u.children()) {
+            set(told, "child", child(&used));
+        }
         if let Some(given_up) = standing.rolled_back.get(&*name) {
             set(told, "rolled_back", given_up.to_json());
         }
@@ -167,6 +186,16 @@ pub fn status(edge: &Edge) -> Value {
     out
 }
 
+fn child(used: &FamilyUsage) -> Value {
+    serde_json::json!({
+        "children": used.children,
+        "processes": used.usage.processes,
+        "resident_bytes": used.usage.resident,
+        "cpu_seconds": used.usage.cpu_ms as f64 / 1000.0,
+        "uptime_seconds": used.uptime.map(|t| t.as_secs()),
+    })
+}
+
 fn cause(now: &condition::Condition) -> Option<Value> {
     (!now.cause.is_empty()).then(|| (*now.cause).into())
 }
@@ -183,8 +212,10 @@ fn gather(edge: &Edge) -> Gathered {
             let catalog = &snapshot.catalog;
             UpstreamFacts {
                 name: u.name.clone(),
-                up: (condition.state != condition::State::Dormant)
-                    .then_some(condition.link.is_some()),
+                up: match condition.state {
+                    condition::State::Dormant | condition::State::Idle => None,
+                    _ => Some(condition.link.is_some()),
+                },
                 in_flight: guard.in_flight.into(),
                 queued: guard.queued.into(),
                 breaker: match guard.breaker.state {
@@ -207,6 +238,17 @@ fn gather(edge: &Edge) -> Gathered {
                     as u64,
                 incarnation: u.incarnation,
                 totals: u.totals(),
+                child: u.children().map(|used| ChildFacts {
+                    children: used.children,
+                    processes: used.usage.processes,
+                    resident: used.usage.resident,
+                    uptime: used.uptime,
+                    idle: u
+                        .config()
+                        .child
+                        .idle_stop
+                        .map(|_| condition.state == condition::State::Idle),
+                }),
             }
         })
         .collect();

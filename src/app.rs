@@ -39,6 +39,7 @@ use crate::protocol::revision::Revision;
 use crate::protocol::task::Tasks;
 use crate::seal::Sealer;
 use crate::upstream::Site;
+use crate::upstream::starts::Starts;
 
 use findings::Findings;
 use report::{CallReport, CatalogReport, ConsumerReport, ListReport, UpstreamReport};
@@ -159,6 +160,8 @@ fn start(
         shim,
         state_dir: config.gateway.state_dir.clone(),
         cache_dir: config.gateway.cache_dir.clone(),
+        children: Arc::default(),
+        starts: Arc::new(Starts::new(config.gateway.max_starting)),
         subscriptions: Arc::default(),
     };
     let tracer = Tracer::new(&config.trace).map_err(|e| AppError::Start(e.to_string()))?;

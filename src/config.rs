@@ -79,6 +79,8 @@ pub struct Gateway {
     pub max_calls: usize,
     /// Bytes of memory, children's not included, from which on new requests are refused.
     pub max_memory: usize,
+    /// Most children that start at once, and as many again that a call waits for.
+    pub max_starting: usize,
     /// Most open notification streams (`subscriptions/listen`, GET) at once.
     pub max_streams: usize,
     /// Interval of keep-alive comments on open event streams.
@@ -159,6 +161,8 @@ pub struct UpstreamConfig {
     pub upkeep: Option<upkeep::Upkeep>,
     /// How to reach it.
     pub transport: TransportConfig,
+    /// What its processes may use.
+    pub child: ChildConfig,
     /// Which revisions to try.
     pub era: EraChoice,
     /// Who shares a conversation with it that can be asked back.
@@ -233,6 +237,15 @@ pub struct StdioConfig {
     pub restart_backoff: Duration,
     /// Longest pause before a restart.
     pub restart_backoff_max: Duration,
+}
+
+/// What a child process may use; can change while it runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ChildConfig {
+    /// Most memory in bytes that it and all it started may use; `None`: no ceiling.
+    pub memory_max: Option<usize>,
+    /// After how long without a use it is stopped, until the next call; `None`: never.
+    pub idle_stop: Option<Duration>,
 }
 
 /// What a child process runs.

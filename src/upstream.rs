@@ -17,6 +17,7 @@ mod errand;
 mod events;
 pub mod handshake;
 mod idempotency;
+mod idle;
 pub mod inbound;
 mod inputs;
 pub mod keeper;
@@ -28,6 +29,7 @@ mod mirror;
 pub mod outbound;
 pub mod outlook;
 mod pages;
+pub mod starts;
 pub mod subscriptions;
 mod tasks;
 pub mod transport;
@@ -46,7 +48,7 @@ use crate::call::{Call, Consumer, Counted, Notices, Passed, Terminal};
 use crate::catalog::slice::Slice;
 use crate::catalog::view::Route;
 use crate::config::secret::Scrubber;
-use crate::config::{ToolRule, UpstreamConfig};
+use crate::config::{ToolRule, TransportConfig, UpstreamConfig};
 use crate::failure::{Delivery, Failure, Fault, Reason, Refusal};
 use crate::guard::{Ask, Deadline, Guard, Limiter, Spent};
 use crate::observe::metrics::Totals;
@@ -59,6 +61,7 @@ use condition::{Condition, State};
 use connector::Connector;
 use errand::Errand;
 use idempotency::Key;
+use idle::Uses;
 use inputs::Inputs;
 use keeper::Note;
 use lease::Leases;
@@ -66,9 +69,11 @@ use link::Link;
 use outbound::Trace;
 use outlook::Terms;
 use pages::Pages;
-use subscriptions::Subscriptions;
+use starts::{Cause, Starts};
+use subscriptions::{Subject, Subscriptions};
 use transport::http::HttpCounters;
 use transport::pipe::PipeCounters;
+use transport::stdio::{Children, Family, FamilyUsage};
 
 /// What all upstreams share of the machine.
 #[derive(Clone)]
@@ -79,6 +84,10 @@ pub struct Site {
     pub state_dir: PathBuf,
     /// Installed packages.
     pub cache_dir: PathBuf,
+    /// The running child processes.
+    pub children: Arc<Children>,
+    /// How many of them start at once.
+    pub starts: Arc<Starts>,
     /// Which resources are watched, and who is told.
     pub subscriptions: Arc<Subscriptions>,
 }
@@ -111,6 +120,8 @@ pub struct Upstream {
     born: tokio::time::Instant,
     // Milliseconds after `born`, rounded up; 0: not yet.
     lists_at: Arc<AtomicU64>,
+    // Whether anybody uses it, where that counts.
+    uses: Arc<Uses>,
     // Who waits to hear that a page was visited.
     pages: Pages,
     // What tasks want to know.
@@ -152,6 +163,8 @@ impl Upstream {
         let restarts = Arc::new(AtomicU64::new(0));
         let pipe = Arc::new(PipeCounters::default());
         let http = Arc::new(HttpCounters::default());
+        let family = Arc::<Family>::default();
+        family.ceiling.store(ceiling(&config), Ordering::Relaxed);
         let (notes, notes_rx) = tokio::sync::mpsc::channel(NOTES_MAX);
         let connector = Arc::new(Connector {
             name: config.name.clone(),
@@ -159,6 +172,7 @@ impl Upstream {
             scrubber,
             ids: Arc::new(AtomicU64::new(1)),
             notes,
+            family,
             pipe: pipe.clone(),
             http: http.clone(),
             sse: AtomicBool::new(kept.as_ref().is_some_and(|s| s.about.sse)),
@@ -174,6 +188,7 @@ impl Upstream {
             in_flight: Arc::default(),
             born: tokio::time::Instant::now(),
             lists_at: Arc::default(),
+            uses: Arc::default(),
             lists: watch::Sender::new(None),
             pages: Pages::default(),
             inputs: Arc::default(),
@@ -192,6 +207,8 @@ impl Upstream {
             connector,
             notes: notes_rx,
             events,
+            uses: upstream.uses.clone(),
+            cause: Cause::Configured,
             condition: condition_tx,
             stop,
             restarts,
@@ -231,9 +248,18 @@ impl Upstream {
         }
     }
 
-    /// Whether it serves now.
+    /// Whether it serves now, if only after a start.
     pub fn is_ready(&self) -> bool {
-        matches!(self.condition.borrow().state, State::Ready)
+        matches!(self.condition.borrow().state, State::Ready | State::Idle)
+    }
+
+    /// Whether anybody uses it or waits for it at this moment.
+    fn is_busy(&self) -> bool {
+        let wished = |subject| !self.connector.site.subscriptions.nothing_of(subject, &self.name);
+        self.in_flight() > 0
+            || !self.leases.is_empty()
+            || wished(Subject::Resource)
+            || wished(Subject::Task)
     }
 
     /// The guard's counters and state.
@@ -257,6 +283,8 @@ impl Upstream {
         let breaker = self.guard.snapshot().breaker;
         Totals {
             restarts: load(&self.restarts),
+            cpu_ms: self.connector.site.children.of(&self.connector.family).usage.cpu_ms,
+            memory_restarts: load(&self.connector.family.over),
             stdout_noise: load(&self.pipe.noise_lines),
             stderr_dropped_bytes: load(&self.pipe.stderr_dropped_bytes),
             unmatched_answers: load(&self.pipe.unmatched_answers)
@@ -274,6 +302,17 @@ impl Upstream {
             ],
             breaker_to: [breaker.closed, breaker.half_opened, breaker.opened],
         }
+    }
+
+    /// What its processes use, as last seen; `None`: it has none, but a URL.
+    pub fn children(&self) -> Option<FamilyUsage> {
+        let is_child = matches!(self.config.load().transport, TransportConfig::Stdio(_));
+        is_child.then(|| self.connector.site.children.of(&self.connector.family))
+    }
+
+    /// See what the processes of all upstreams use now.
+    pub async fn look_at_children(&self) {
+        self.connector.site.children.look().await;
     }
 
     /// Time since its lists were last confirmed; `None`: never by this process.
@@ -305,7 +344,9 @@ impl Upstream {
         self.guard.keep_up(config.upkeep.as_ref());
         let old = self.tool_limiters.load_full();
         self.tool_limiters.store(Arc::new(limiters(&config.tools, Some(&old))));
+        self.connector.family.ceiling.store(ceiling(&config), Ordering::Relaxed);
         self.config.store(config);
+        self.uses.wake();
     }
 
     /// From now on its keeper tells nothing: another upstream may have its name.
@@ -346,6 +387,9 @@ impl Upstream {
     ) -> (Result<Terminal, Failure>, Sent) {
         let _count = Counted::new(&self.in_flight);
         let config = self.config.load_full();
+        if config.child.idle_stop.is_some() {
+            self.uses.add();
+        }
         let Terms { rule, read_only, timeout } = Terms::of(&config, &route);
         let read_only = call.method.read_only || read_only;
         let limiter = rule
@@ -439,6 +483,7 @@ impl Upstream {
                 (State::Ready, Some(link)) if !link.is_lost() => return Ok(link),
                 // A lost one is about to be renewed.
                 (State::Starting | State::Ready, _) => {}
+                (State::Idle, _) => self.uses.wake(),
                 (state, _) => return Err(not_there(state, &now.why)),
             }
             match deadline.run(rx.changed()).await {
@@ -489,9 +534,13 @@ impl Upstream {
                     None => refusal,
                 })
             }
-            State::Starting | State::Ready => None,
+            State::Starting | State::Ready | State::Idle => None,
         }
     }
+}
+
+fn ceiling(config: &UpstreamConfig) -> u64 {
+    config.child.memory_max.map_or(0, |max| max as u64)
 }
 
 // Whether it is about what began before: a task, or a call whose caller comes back with an answer

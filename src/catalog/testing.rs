@@ -92,6 +92,7 @@ pub fn upstream(name: &str, order: usize) -> UpstreamConfig {
             restart_backoff: second,
             restart_backoff_max: second,
         }),
+        child: crate::config::ChildConfig::default(),
         era: EraChoice::Auto,
         isolation: crate::config::Isolation::Shared,
         instructions: true,

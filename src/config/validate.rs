@@ -196,6 +196,9 @@ fn gateway(s: &Section<'_>, env: Env<'_>, read_file: ReadFile<'_>) -> Gateway {
         max_calls: s.count("max_calls", 4096, "Most calls in flight over all upstreams."),
         // Ten thousand sessions and four thousand calls take half of it.
         max_memory: s.size("max_memory", 1 << 30, "Memory of the gateway itself, children not included, from which on new requests are refused."),
+        // An interpreter takes a core for a second or two while it starts: four of them keep a
+        // small machine busy, and leave each enough of it to make its connect_timeout.
+        max_starting: s.count("max_starting", 4, "Most child processes that start at once; as many again may start because a call waits for them."),
         max_streams: s.count("max_streams", 12_000, "Most open notification streams."),
         // Load balancers cut silent connections after 30 to 60 s.
         keep_alive: s.duration("keep_alive", seconds(15), "Interval of keep-alive comments on event streams."),

@@ -11,9 +11,9 @@ use crate::catalog::merge::Part;
 use crate::catalog::slice::Slice;
 use crate::config::secret::{ConsumerKey, Template};
 use crate::config::{
-    BreakerConfig, ConcurrencyConfig, Config, ConsumerConfig, EraChoice, GuardConfig, HttpConfig,
-    Isolation, Patterns, RateConfig, RetryConfig, ThrottleConfig, TransportConfig, UpstreamConfig,
-    UrlTransport,
+    BreakerConfig, ChildConfig, ConcurrencyConfig, Config, ConsumerConfig, EraChoice, GuardConfig,
+    HttpConfig, Isolation, Patterns, RateConfig, RetryConfig, ThrottleConfig, TransportConfig,
+    UpstreamConfig, UrlTransport,
 };
 use crate::gateway::builtin;
 
@@ -232,6 +232,7 @@ pub fn builtin_config(order: usize) -> UpstreamConfig {
             pool_idle: long,
             dial_timeout: long,
         }),
+        child: ChildConfig::default(),
         era: EraChoice::Auto,
         isolation: Isolation::Shared,
         instructions: false,

@@ -122,6 +122,7 @@ impl Control {
         config: &Arc<Config>,
         plan: &diff::Plan,
     ) -> Vec<Arc<Upstream>> {
+        self.site.starts.resize(config.gateway.max_starting);
         let scrubber = self.scrubber(config);
         gateway.scrub_logs(scrubber.clone());
         let mut upstreams = HashMap::new();

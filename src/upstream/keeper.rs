@@ -1,5 +1,7 @@
 //! The one task that owns an upstream's link: connect, agree, load the lists, wait, again.
 
+mod rest;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
@@ -22,7 +24,9 @@ use crate::protocol::task;
 
 use super::condition::{Condition, State};
 use super::connector::Connector;
+use super::idle::{self, Quiet, Uses};
 use super::link::{Link, Wire};
+use super::starts::Cause;
 use super::subscriptions::{Subscriptions, TaskNews};
 use super::transport::Unasked;
 use super::{Upstream, events, loader};
@@ -82,6 +86,9 @@ pub struct Keeper {
     // What calls and other conversations heard that is for all.
     pub(super) notes: mpsc::Receiver<Note>,
     pub(super) events: Events,
+    pub(super) uses: Arc<Uses>,
+    // Why it is started next.
+    pub(super) cause: Cause,
     pub(super) condition: watch::Sender<Condition>,
     pub(super) stop: CancellationToken,
     pub(super) restarts: Arc<AtomicU64>,
@@ -96,6 +103,8 @@ pub struct Keeper {
 enum Ended {
     Stopped,
     Lost(Fault),
+    // Nobody used it; the conversation is to be closed.
+    Idle(Arc<Link>),
 }
 
 impl Keeper {
@@ -131,6 +140,15 @@ impl Keeper {
                     }
                     return;
                 }
+                Ended::Idle(link) => {
+                    if !self.rest(link).await {
+                        self.set(Condition::new(State::Retired, "")).await;
+                        return;
+                    }
+                    // Started again on purpose, and it had done well.
+                    (again, early_deaths, self.ready_at) = (false, 0, None);
+                    continue;
+                }
                 Ended::Lost(fault) => fault,
             };
             if let Some(link) = link.as_ref().filter(|l| l.is_lost()) {
@@ -140,6 +158,15 @@ impl Keeper {
                 continue;
             }
             let steady = self.ready_at.take().is_some_and(|at| at.elapsed() >= STEADY_AFTER);
+            if steady && fault.reason == Reason::MemoryExceeded {
+                // Our own doing, and long after its start: calls wait for the next one.
+                early_deaths = 0;
+                self.set(Condition::new(State::Starting, fault.text.as_str())).await;
+                if let Some(link) = link {
+                    tokio::spawn(async move { link.close().await });
+                }
+                continue;
+            }
             early_deaths = if steady { 1 } else { early_deaths + 1 };
             let (least, most) = match &config.transport {
                 TransportConfig::Stdio(s) => (s.restart_backoff, s.restart_backoff_max),
@@ -267,9 +294,11 @@ impl Keeper {
         let mut last = Instant::now();
         let mut sooner: Option<Instant> = None;
         let mut failures = 0u32;
+        let mut quiet = Quiet::new(&self.uses);
         loop {
             let Some(config) = self.settings() else { return Ended::Stopped };
             let due = sooner.map_or(last + config.refresh, |at| at.min(last + config.refresh));
+            let idle_stop = config.child.idle_stop;
             tokio::select! {
                 fault = ended(link) => return Ended::Lost(fault),
                 Some(note) = self.notes.recv() => {
@@ -283,6 +312,15 @@ impl Keeper {
                     let wait = CHANGE_DEBOUNCE.max(RELOAD_PAUSE.saturating_sub(last.elapsed()));
                     sooner.get_or_insert_with(|| Instant::now() + wait);
                     continue;
+                }
+                () = self.uses.woken() => continue,
+                () = tokio::time::sleep(idle_stop.map_or(config.refresh, idle::pause)) => {
+                    match idle_stop {
+                        Some(limit) if self.begins_to_rest(&mut quiet, limit).await => {
+                            return Ended::Idle(link.clone());
+                        }
+                        _ => continue,
+                    }
                 }
                 () = link.doubted() => {
                     sooner = Some(last + RELOAD_PAUSE);
@@ -348,6 +386,7 @@ impl Keeper {
             (EraChoice::Auto, Some(Era::Legacy)) => EraChoice::Legacy,
             (chosen, _) => chosen,
         };
+        let _place = self.place(config).await;
         let connected = self.connector.connect(config, era, Askable::default()).await;
         if connected.is_err() {
             // A remembered verdict can be out of date: forget it and probe next time.
@@ -434,6 +473,8 @@ pub(super) async fn ended(link: &Link) -> Fault {
     };
     match &link.wire {
         Wire::Pipe(pipe) => tokio::select! {
+            biased;
+            fault = pipe.doomed() => fault,
             fault = pipe.ended() => fault,
             fault = lost => fault,
         },

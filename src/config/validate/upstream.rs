@@ -10,8 +10,8 @@ use std::time::Duration;
 use crate::config::secret::{Missing, Template};
 use crate::config::section::{At, Section};
 use crate::config::{
-    BreakerConfig, ConcurrencyConfig, EraChoice, GuardConfig, HttpConfig, Isolation, PackageSpec,
-    Patterns, Program, RateConfig, Registry, RetryConfig, StdioConfig, ThrottleConfig,
+    BreakerConfig, ChildConfig, ConcurrencyConfig, EraChoice, GuardConfig, HttpConfig, Isolation,
+    PackageSpec, Patterns, Program, RateConfig, Registry, RetryConfig, StdioConfig, ThrottleConfig,
     TransportConfig, UpstreamConfig, UrlTransport,
 };
 
@@ -210,6 +210,10 @@ fn one(
         guard: guard(s),
         idempotency: tools::idempotency(s, &transport),
         tools: tools::all(s, &transport),
+        child: ChildConfig {
+            memory_max: s.maybe_size("memory_max", None, "Most memory of its process and all that it started; beyond it they are ended and started again. Absent: no ceiling."),
+            idle_stop: s.maybe_duration("idle_stop", None, "After how long without calls and subscriptions its process is stopped; its lists stay and the next call starts it. Absent: never."),
+        },
         dormant: (!resolver.absent.is_empty()).then(|| resolver.absent.join("; ")),
         transport,
     }
@@ -246,6 +250,8 @@ fn transport(s: &Section<'_>, r: &mut Resolver<'_, '_>) -> TransportConfig {
             "stderr_per_minute",
             "restart_backoff",
             "restart_backoff_max",
+            "memory_max",
+            "idle_stop",
         ],
         Some(_) => &["transport", "headers", "bearer", "pool_idle", "dial_timeout"],
         None => &[],

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use super::page::Page;
 use super::{
-    BREAKER, BREAKER_TO, CATALOG_AGE, CATALOG_BYTES, CATALOG_DROPPED, CATALOG_ENTRIES, CONNECTIONS,
-    DROPPED, IN_FLIGHT, LOG_DROPPED, NOISE, ON_LAST_GOOD, OPEN_FDS, QUEUE_DEPTH, RECEIVED,
-    RESIDENT, RESTARTS, ROLLED_BACK, SENT, SESSIONS, SPANS_DROPPED, STDERR_DROPPED, STREAMS, TASKS,
-    UNMATCHED, UP, UpstreamSeries,
+    BREAKER, BREAKER_TO, CATALOG_AGE, CATALOG_BYTES, CATALOG_DROPPED, CATALOG_ENTRIES, CHILD_CPU,
+    CHILD_RESIDENT, CHILDREN, CONNECTIONS, DROPPED, IDLE, IN_FLIGHT, LOG_DROPPED, MEMORY_RESTARTS,
+    NOISE, ON_LAST_GOOD, OPEN_FDS, PROCESSES, QUEUE_DEPTH, RECEIVED, RESIDENT, RESTARTS,
+    ROLLED_BACK, SENT, SESSIONS, SPANS_DROPPED, STDERR_DROPPED, STREAMS, TASKS, UNMATCHED, UP,
+    UPTIME, UpstreamSeries,
 };
 
 /// Everything that is only known elsewhere.
@@ -40,7 +41,7 @@ pub struct UpstreamFacts {
     /// Its name.
     pub name: Arc<str>,
     /// Whether it is connected; `None` for one that is not meant to be, since it has no
-    /// credential yet. It gets no series, so that nobody is woken for it.
+    /// credential yet or is stopped while nobody uses it. It gets no series, so that nobody is woken for it.
     pub up: Option<bool>,
     /// Calls under way.
     pub in_flight: u64,
@@ -58,6 +59,23 @@ pub struct UpstreamFacts {
     pub incarnation: u64,
     /// What it counted since then.
     pub totals: Totals,
+    /// Its processes, if it has some and no URL.
+    pub child: Option<ChildFacts>,
+}
+
+/// The processes of an upstream now.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ChildFacts {
+    /// Children that run: one, and one more for each conversation that can ask back.
+    pub children: u64,
+    /// These and all that they started.
+    pub processes: u64,
+    /// Bytes of their memory that are in RAM.
+    pub resident: u64,
+    /// How long the oldest child has been running.
+    pub uptime: Option<Duration>,
+    /// Whether it is stopped because nobody uses it; `None`: that never happens to it.
+    pub idle: Option<bool>,
 }
 
 /// A part of the catalog.
@@ -107,6 +125,10 @@ pub const DROPPED_WHY: [&str; 5] = ["notice", "unread", "oversize", "question", 
 pub struct Totals {
     /// Starts or connections besides the first.
     pub restarts: u64,
+    /// Milliseconds of processor time that its processes used.
+    pub cpu_ms: u64,
+    /// Children that were ended because they used too much memory.
+    pub memory_restarts: u64,
     /// Lines on stdout, frames and events that were no message.
     pub stdout_noise: u64,
     /// Bytes of stderr that were not relayed.
@@ -127,6 +149,8 @@ impl Totals {
     fn with(self, other: Totals, f: impl Fn(u64, u64) -> u64) -> Totals {
         Totals {
             restarts: f(self.restarts, other.restarts),
+            cpu_ms: f(self.cpu_ms, other.cpu_ms),
+            memory_restarts: f(self.memory_restarts, other.memory_restarts),
             stdout_noise: f(self.stdout_noise, other.stdout_noise),
             stderr_dropped_bytes: f(self.stderr_dropped_bytes, other.stderr_dropped_bytes),
             unmatched_answers: f(self.unmatched_answers, other.unmatched_answers),
@@ -197,6 +221,19 @@ impl UpstreamFacts {
         for part in &self.catalog {
             page.value(&CATALOG_ENTRIES, &[&*self.name, part.kind], part.entries as f64);
             page.value(&CATALOG_BYTES, &[&*self.name, part.kind], part.bytes as f64);
+        }
+        if let Some(child) = &self.child {
+            page.value(&CHILDREN, &name, child.children as f64);
+            page.value(&PROCESSES, &name, child.processes as f64);
+            page.value(&CHILD_RESIDENT, &name, child.resident as f64);
+            if let Some(uptime) = child.uptime {
+                page.value(&UPTIME, &name, uptime.as_secs_f64());
+            }
+            if let Some(idle) = child.idle {
+                page.value(&IDLE, &name, f64::from(u8::from(idle)));
+            }
+            page.value(&CHILD_CPU, &name, totals.cpu_ms as f64 / 1000.0);
+            page.value(&MEMORY_RESTARTS, &name, totals.memory_restarts as f64);
         }
         if let Some(age) = self.catalog_age {
             page.value(&CATALOG_AGE, &name, age.as_secs_f64());
