@@ -84,6 +84,8 @@ pub struct Gateway {
     pub builtin: bool,
     /// Quiet time before a change of lists is told to clients.
     pub list_changed_debounce: Duration,
+    /// How long calls are still taken after SIGTERM, so that clients and balancers can go elsewhere.
+    pub drain_notice: Duration,
     /// How long calls in flight may take to finish when the gateway stops.
     pub drain_timeout: Duration,
     /// What session ids and request states are sealed with; `None`: a key made and kept in

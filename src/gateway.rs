@@ -40,6 +40,7 @@ pub struct Gateway {
     in_flight: Arc<AtomicU64>,
     // Of these, what is carried to an upstream.
     carried: Arc<AtomicU64>,
+    leaving: AtomicBool,
     draining: AtomicBool,
 }
 
@@ -56,6 +57,7 @@ impl Gateway {
             subscriptions,
             in_flight: Arc::default(),
             carried: Arc::default(),
+            leaving: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         }
     }
@@ -65,8 +67,19 @@ impl Gateway {
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    /// From now on clients are asked to go elsewhere; calls that come all the same are answered.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the gateway is about to stop, or stopping.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
     /// From now on no call is admitted.
     pub fn drain(&self) {
+        self.leave();
         self.draining.store(true, Ordering::Relaxed);
     }
 

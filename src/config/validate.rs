@@ -178,6 +178,8 @@ fn gateway(s: &Section<'_>, env: Env<'_>, read_file: ReadFile<'_>) -> Gateway {
         instructions_max: s.size("instructions_max", 4 << 10, "Most bytes of one upstream's instructions."),
         builtin: s.flag("builtin", true, "Whether the gateway's own read-only tools are offered (weir__status, weir__search)."),
         list_changed_debounce: s.duration("list_changed_debounce", Duration::from_millis(250), "Quiet time before a change of lists is told to clients."),
+        // Who runs one gateway alone would only wait for nobody.
+        drain_notice: s.wait("drain_notice", Duration::ZERO, "How long calls are still taken after SIGTERM, each answer saying that the connection ends and /readyz that the gateway is not ready: for those who run several."),
         drain_timeout: s.duration("drain_timeout", seconds(10), "How long calls in flight may take to finish when the gateway stops or an upstream is replaced."),
         sealing_key: sealing_key(s, env, read_file),
         state_dir: dir(s, "state_dir", env, "XDG_STATE_HOME", ".local/state", "Where last seen catalogs are kept. Needs a restart."),
