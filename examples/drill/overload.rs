@@ -31,12 +31,21 @@ const CALLERS: usize = 1500;
 const EARLY: f64 = 100.0;
 /// Memory that the overload may cost, in KiB: for each call that is carried or refused at once.
 const EACH_KIB: u64 = 64;
+/// `max_memory`, what may come between two looks at it, and calls that would take far more.
+const CEILING_MIB: f64 = 128.0;
+/// See [`CEILING_MIB`].
+const OVER: f64 = 1.5;
+/// See [`CEILING_MIB`].
+const LARGE: usize = 2 << 20;
+/// See [`CEILING_MIB`].
+const LARGE_CALLERS: usize = 200;
 /// What a session with an open stream may cost, in KiB.
 const SESSION_KIB: f64 = 20.0;
 
 /// The story.
 pub async fn run(options: &Options, promises: &mut Promises) -> Result<(), String> {
     calls(options, promises).await?;
+    memory(options, promises).await?;
     sessions(options, promises).await
 }
 
@@ -105,6 +114,67 @@ async fn calls(options: &Options, promises: &mut Promises) -> Result<(), String>
         "memory has a ceiling",
         &format!("{:.1} MiB more than {:.1} MiB", grown as f64 / 1024.0, before as f64 / 1024.0),
         grown <= EACH_KIB * CALLERS as u64,
+    );
+    Ok(())
+}
+
+// Large calls, far more of them at once than there is memory for.
+async fn memory(options: &Options, promises: &mut Promises) -> Result<(), String> {
+    let dir = options.dir.join("memory");
+    std::fs::create_dir_all(&dir).map_err(|e| e.to_string())?;
+    let mut peer = Peer::new("http");
+    (peer.ports, peer.table) = (vec![free_port()], Some(dir.join("table")));
+    std::fs::write(dir.join("table"), format!("tools/call => delay {}ms\n", EACH.as_millis()))
+        .map_err(|e| e.to_string())?;
+    let rest = section("up", &url(peer.ports[0]), "concurrency = { max = 400, queue = 400 }");
+    let _peer = Running::start(peer)?;
+    let gateway = format!("max_memory = \"{CEILING_MIB}MiB\"");
+    let gate = Gate::start(Setup { dir: dir.join("weir"), gateway, rest, ..Setup::default() })?;
+    gate.ready(&["up"]).await?;
+    let (at, time) = (gate.at, Duration::from_secs(if options.short { 3 } else { 10 }));
+    let padding = Arc::new("x".repeat(LARGE));
+    let watch = tokio::spawn(highest(gate.pid(), time));
+    let begun = Instant::now();
+    let lanes: Vec<_> = (0..LARGE_CALLERS)
+        .map(|lane| {
+            let padding = padding.clone();
+            tokio::spawn(async move {
+                let mut client = Client::new(at);
+                let (mut good, mut refused, mut wrong) = (0, 0, Vec::new());
+                while begun.elapsed() < time {
+                    let id = format!("m{lane}");
+                    let arguments = format!("{{\"id\":\"{id}\",\"p\":\"{padding}\"}}");
+                    let request = client::modern(at, "tools/call", "up__pay", &arguments);
+                    match client.ask(&request).await.map(|a| a.message()) {
+                        Ok(m) if client::text(&m) == Some(&id) => good += 1,
+                        Ok(m) if is_clear(&m) => {
+                            refused += 1;
+                            tokio::time::sleep(Duration::from_millis(500)).await;
+                        }
+                        Ok(m) => wrong.push(m.to_string()),
+                        Err(e) => wrong.push(e.to_string()),
+                    }
+                }
+                (good, refused, wrong)
+            })
+        })
+        .collect();
+    let (mut good, mut refused, mut wrong) = (0, 0, Vec::new());
+    for lane in lanes {
+        let (g, r, w) = lane.await.map_err(|e| e.to_string())?;
+        (good, refused) = (good + g, refused + r);
+        wrong.extend(w);
+    }
+    let most = watch.await.map_err(|e| e.to_string())? as f64 / 1024.0;
+    let example = wrong.first().map_or(String::new(), |e| format!(": {e}"));
+    promises.keep(
+        NAME,
+        &format!("memory stays near max_memory, {CEILING_MIB} MiB"),
+        &format!(
+            "{most:.0} MiB; {good} done, {refused} refused, {} otherwise{example}",
+            wrong.len()
+        ),
+        most <= CEILING_MIB * OVER && good > 0 && refused > 0 && wrong.is_empty(),
     );
     Ok(())
 }
