@@ -335,6 +335,13 @@ impl Control {
         false
     }
 
+    // Whether calls are answered by it: also by one that has just taken over, and is told only
+    // after its lists are shown.
+    fn serves(&self, upstream: &Upstream) -> bool {
+        let shown = self.offers.get(&upstream.name).map(|offer| &offer.freshness);
+        upstream.is_ready() || matches!(shown, Some(Freshness::Live))
+    }
+
     fn retire(&self, old: Arc<Upstream>, patience: Duration) {
         old.silence();
         self.observe.metrics.settle(&old.name, old.incarnation, old.totals());
@@ -391,7 +398,7 @@ impl Control {
                     }
                     upstreams.insert(c.name.clone(), kept.clone());
                 }
-                Some(old) if old.is_ready() && c.dormant.is_none() => {
+                Some(old) if self.serves(old) && c.dormant.is_none() => {
                     let (events, site) = (self.events_tx.clone(), &self.site);
                     let new = Upstream::start(c.clone(), site, scrubber.clone(), events, None);
                     retired.extend(self.successors.insert(c.name.clone(), new));
@@ -476,4 +483,51 @@ pub fn load_from(
         adjust(&mut config)?;
         Ok(config)
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn file(port: u16) -> Config {
+        let dir = std::env::temp_dir().join("no-such-folder-of-weirkeeper");
+        let text = format!(
+            "[gateway]\nstate_dir = \"{0}\"\ncache_dir = \"{0}\"\n\
+             [upstreams.up]\nurl = \"http://127.0.0.1:{port}/mcp\"\n",
+            dir.display()
+        );
+        crate::config::parse(&text, "t", &|_| None, &|_| unreachable!()).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_just_taken_over_is_kept_until_the_next_one_is_ready() {
+        let first = file(1);
+        let site = Site {
+            shim: "/nonexistent".into(),
+            state_dir: first.gateway.state_dir.clone(),
+            cache_dir: first.gateway.cache_dir.clone(),
+            subscriptions: Arc::default(),
+        };
+        let observe = Arc::new(Observe::quiet());
+        let (mut control, _events) = Control::new(site, observe.clone());
+        let gateway = Gateway::new(control.first(Arc::new(first)), observe, Arc::default());
+        let old = gateway.current.load().upstreams["up"].clone();
+        // Its lists are shown; that they are, it does not know yet.
+        let (done, _waits) = oneshot::channel();
+        let event = Event::Fresh(builtin::slice());
+        let told =
+            Told { name: old.name.clone(), incarnation: old.incarnation, event, done: Some(done) };
+        let mut shown = Vec::new();
+        assert!(control.take(&gateway, told, &mut shown));
+        control.republish(&gateway);
+        assert!(!old.is_ready());
+
+        let load: Load = Box::new(|| Ok(file(2)));
+        control.reload(&gateway, Why::Signal, &load).unwrap();
+        let now = gateway.current.load();
+        assert!(Arc::ptr_eq(&now.upstreams["up"], &old), "it serves on");
+        assert!(control.successors.contains_key("up"));
+        assert!(!now.catalog.exposed_names("up", ListKind::Tools).is_empty());
+    }
 }

@@ -190,10 +190,10 @@ async fn call(at: std::net::SocketAddr, lane: usize, over: Arc<AtomicBool>) -> T
     told
 }
 
-// The second quarter against the last: the first is warming up.
+// The third quarter against the last: before, the allocator is still finding out what it needs.
 fn grown(seen: &[(f64, Held)], promises: &mut Promises) {
     let quarter = seen.len() / 4;
-    let (early, late) = (&seen[quarter..quarter * 2], &seen[quarter * 3..]);
+    let (early, late) = (&seen[quarter * 2..quarter * 3], &seen[quarter * 3..]);
     let of =
         |part: &[(f64, Held)], what: fn(&Held) -> f64| median(part.iter().map(|(_, h)| what(h)));
     let (rss, fds, tasks, children) = (
@@ -202,7 +202,7 @@ fn grown(seen: &[(f64, Held)], promises: &mut Promises) {
         |h: &Held| h.tasks as f64,
         |h: &Held| h.children as f64,
     );
-    let slope = slope(&seen[quarter..]) * 3600.0;
+    let slope = slope(&seen[quarter * 2..]) * 3600.0;
     let (before, now) = (of(early, rss), of(late, rss));
     promises.keep(
         NAME,
