@@ -239,7 +239,10 @@ async fn both(at: SocketAddr, rate: f64, time: Duration) -> (Wave, Wave) {
 }
 
 fn is_clear(message: &serde_json::Value) -> bool {
-    let data = &message["result"]["_meta"]["io.weirkeeper/failure"];
+    let data = match message.get("error") {
+        Some(error) => &error["data"],
+        None => &message["result"]["_meta"]["io.weirkeeper/failure"],
+    };
     client::failure(message) == Some(("overloaded", "no_effect")) && data["retryAfterMs"].is_u64()
 }
 

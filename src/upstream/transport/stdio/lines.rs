@@ -14,9 +14,9 @@ const CHUNK: usize = 64 * 1024;
 /// Bytes of one line that are read before others have a turn.
 const TURN: usize = 1 << 20;
 /// How long it is rested after so many bytes of a line that is thrown away. Reading as fast as they
-/// come would cost everybody else their part of the processor; a hundred megabytes a second leave
+/// come would cost everybody else their part of the processor; twenty-five megabytes a second leave
 /// them nearly all of it, and it is the sender who waits.
-const REST: Duration = Duration::from_millis(10);
+const REST: Duration = Duration::from_millis(40);
 
 /// A reader of lines that never holds more than `max` bytes of one.
 pub(super) struct Lines<R> {
