@@ -39,9 +39,7 @@ use super::listen::{Feed, Listener};
 use super::refused::{NOBODY, Refused};
 use super::render::Said;
 use super::replay::Reader;
-use super::reply::{
-    Denied, Out, busy, deny, draining, empty, events, full, json, not_allowed, shared,
-};
+use super::reply::{Denied, Out, busy, deny, draining, empty, events, json, not_allowed, shared};
 use super::session::{Found, Session};
 use super::{Edge, Slot, checks, mirror, modern, park, sse, websocket};
 
@@ -602,11 +600,6 @@ async fn read(
     if incoming.size_hint().lower() > max as u64 {
         *body = Some(incoming);
         return Err(too_large());
-    }
-    // What is already here costs nothing more; what is still to come would.
-    if edge.gateway.is_full() && !matches!(incoming, InBody::Whole(_)) {
-        *body = Some(incoming);
-        return Err(full());
     }
     let whole = tokio::select! {
         // Mostly it is there; then nothing needs to be waited for.

@@ -49,13 +49,6 @@ pub fn busy() -> Denied {
     Denied { retry_after: Some(BUSY_TIME), ..Denied::new(503, refusal.into()) }
 }
 
-/// There is as much memory in use as may be.
-pub fn full() -> Denied {
-    let refusal = Refusal::new(Reason::Overloaded, "the gateway has as much memory as it may")
-        .retry_after(BUSY_TIME);
-    Denied { retry_after: Some(BUSY_TIME), ..Denied::new(503, refusal.into()) }
-}
-
 /// Nothing new begins.
 pub fn draining() -> Denied {
     let refusal = Refusal::new(Reason::Draining, "the gateway is stopping").retry_after(DRAIN_TIME);
