@@ -26,7 +26,6 @@ use crate::gateway::Gateway;
 use crate::identity::OPERATOR;
 use crate::observe::Observe;
 use crate::observe::log::LogHandle;
-use crate::observe::metrics::resident;
 use crate::observe::record::Record;
 use crate::observe::trace::Tracer;
 use crate::protocol::capability::Askable;
@@ -45,9 +44,6 @@ use report::{CallReport, CatalogReport, ConsumerReport, ListReport, UpstreamRepo
 const ORDERS_MAX: usize = 16;
 /// How often idle sessions are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
-/// How often the gateway looks how much memory it has, if there is a limit: it takes some ten
-/// microseconds, and between two looks little more can come than a network brings.
-const MEMORY_LOOK: Duration = Duration::from_millis(50);
 /// How long answers that came at the end of the drain time may take to leave.
 const LAST_BYTES: Duration = Duration::from_secs(1);
 /// How often it is looked at whether anybody is still connected when the gateway is leaving.
@@ -176,7 +172,6 @@ fn start(
     tokio::spawn(control.run(gateway.clone(), events, orders_rx, load));
     let edge = Edge::new(gateway, sealer(&config));
     tokio::spawn(sweep(edge.clone()));
-    tokio::spawn(watch_memory(edge.clone()));
     Ok(Running { edge, orders, site, shares: false })
 }
 
@@ -201,33 +196,6 @@ async fn sweep(edge: Arc<Edge>) {
         edge.parks.expire();
         edge.gateway.observe.metrics.unread_dropped(edge.unread.take_back(UNREAD_TIME));
         edge.sessions.expire(edge.gateway.current.load().config.gateway.session_idle);
-    }
-}
-
-// Bounds hold for each thing that is kept; this one holds for all of them together.
-async fn watch_memory(edge: Arc<Edge>) {
-    let gateway = &edge.gateway;
-    loop {
-        let max = gateway.current.load().config.gateway.max_memory;
-        let has = max.and_then(|_| resident());
-        // What is given back must be felt before more is taken.
-        let full = max.zip(has).is_some_and(|(max, has)| {
-            let max = max as u64;
-            has > max || (has > max / 16 * 15 && gateway.is_full())
-        });
-        if gateway.set_full(full) != full {
-            let bytes = has.unwrap_or(0);
-            if full {
-                tracing::warn!(bytes, "gateway.max_memory is reached: new calls are refused");
-            } else {
-                tracing::info!(bytes, "below gateway.max_memory again: calls are taken");
-            }
-        }
-        let pause = if max.is_some() { MEMORY_LOOK } else { SWEEP_EVERY };
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = edge.stop.cancelled() => return,
-        }
     }
 }
 

@@ -70,8 +70,6 @@ pub struct Gateway {
     pub session_idle: Duration,
     /// Most calls in flight at once, over all upstreams.
     pub max_calls: usize,
-    /// With more memory than this no new call is carried; `None`: whatever it takes.
-    pub max_memory: Option<usize>,
     /// Most open notification streams (`subscriptions/listen`, GET) at once.
     pub max_streams: usize,
     /// Interval of keep-alive comments on open event streams.

@@ -42,7 +42,6 @@ pub struct Gateway {
     carried: Arc<AtomicU64>,
     leaving: AtomicBool,
     draining: AtomicBool,
-    full: AtomicBool,
 }
 
 impl Gateway {
@@ -60,7 +59,6 @@ impl Gateway {
             carried: Arc::default(),
             leaving: AtomicBool::new(false),
             draining: AtomicBool::new(false),
-            full: AtomicBool::new(false),
         }
     }
 
@@ -88,16 +86,6 @@ impl Gateway {
     /// Whether the gateway is stopping.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
-    }
-
-    /// Say whether the gateway has as much memory as it may; then no call is carried. What it was.
-    pub fn set_full(&self, full: bool) -> bool {
-        self.full.swap(full, Ordering::Relaxed)
-    }
-
-    /// Whether it has.
-    pub fn is_full(&self) -> bool {
-        self.full.load(Ordering::Relaxed)
     }
 
     /// Answer one call. Dropping the future cancels it, upstream too.
@@ -208,11 +196,8 @@ impl Gateway {
         let own = snapshot.identity.named(&consumer.name).map(|m| m.in_flight.clone());
         let all = Counted::new(&self.carried);
         let own = Counted::new(&own.unwrap_or_default());
-        let full = self.is_full();
-        if full || all.now > max as u64 || own.now > share as u64 {
-            let text = if full {
-                "the gateway has as much memory as it may"
-            } else if all.now > max as u64 {
+        if all.now > max as u64 || own.now > share as u64 {
+            let text = if all.now > max as u64 {
                 "the gateway carries as many calls as it may"
             } else {
                 "as many calls of this consumer are under way as may be"

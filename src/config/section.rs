@@ -372,24 +372,14 @@ impl<'a> Section<'a> {
 
     /// A number of bytes > 0.
     pub fn size(&self, key: &'static str, default: usize, doc: &'static str) -> usize {
-        self.maybe_size(key, Some(default), doc).unwrap_or(default)
-    }
-
-    /// A number of bytes > 0, or absent.
-    pub fn maybe_size(
-        &self,
-        key: &'static str,
-        default: Option<usize>,
-        doc: &'static str,
-    ) -> Option<usize> {
-        let shown = default.map(|n| format!("\"{}\"", show_size(n)));
-        let Some(value) = self.ask(key, Kind::Size, shown, doc) else { return default };
+        let shown = format!("\"{}\"", show_size(default));
+        let Some(value) = self.ask(key, Kind::Size, Some(shown), doc) else { return default };
         let size = match value.get_ref() {
             DeValue::String(s) => parse_size(s),
             other => whole(other).and_then(|n| usize::try_from(n).ok()),
         };
         match size {
-            Some(n) if n > 0 => Some(n),
+            Some(n) if n > 0 => n,
             _ => {
                 self.wrong(
                     key,

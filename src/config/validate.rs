@@ -170,7 +170,6 @@ fn gateway(s: &Section<'_>, env: Env<'_>, read_file: ReadFile<'_>) -> Gateway {
         max_sessions: s.count("max_sessions", 10_000, "Most sessions of old clients; the longest idle makes room for a new one."),
         session_idle: s.duration("session_idle", seconds(1800), "After how long without request or stream a session ends."),
         max_calls: s.count("max_calls", 4096, "Most calls in flight over all upstreams."),
-        max_memory: s.maybe_size("max_memory", None, "Memory of the gateway's process, children not included, with which no new call is carried."),
         max_streams: s.count("max_streams", 12_000, "Most open notification streams."),
         // Load balancers cut silent connections after 30 to 60 s.
         keep_alive: s.duration("keep_alive", seconds(15), "Interval of keep-alive comments on event streams."),

@@ -20,9 +20,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::failure::Reason;
 
-pub use gathered::{
-    BreakerState, CatalogFacts, DROPPED_WHY, Gathered, Totals, UpstreamFacts, resident,
-};
+pub use gathered::{BreakerState, CatalogFacts, DROPPED_WHY, Gathered, Totals, UpstreamFacts};
 pub use page::{Family, Kind};
 pub use series::{TOOLS_MAX, ToolSeries, UpstreamSeries};
 

@@ -16,7 +16,6 @@ const TRIED: &[(&str, &str)] = &[
     ("gateway.max_sessions", "edge::the_longest_idle_session_makes_room"),
     ("gateway.session_idle", "edge::idle_sessions_end"),
     ("gateway.max_calls", "max_calls_bounds_what_is_in_flight"),
-    ("gateway.max_memory", "max_memory_is_more_than_the_gateway_takes_calls_with"),
     ("gateway.max_streams", "edge::open_streams_show_signs_of_life_and_are_bounded"),
     ("gateway.keep_alive", "edge::open_streams_show_signs_of_life_and_are_bounded"),
     ("gateway.page_size", "edge::lists_come_in_pages"),

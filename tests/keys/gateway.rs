@@ -84,27 +84,6 @@ async fn list_changed_waits_for_quiet() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn max_memory_is_more_than_the_gateway_takes_calls_with() {
-    let up = acting().await;
-    let weir = over(&up, "max_memory = \"4GiB\"", "").await;
-    assert_eq!(text(&call(&weir.url, "up__ok", json!({})).await), "fine");
-    // No program is as small as that.
-    weir.rewrite("max_memory = \"1MiB\"", &up.section("up", ""));
-    weir.logged("gateway.max_memory is reached").await;
-    let before = up.arrived("ok");
-    let answer = call(&weir.url, "up__ok", json!({})).await;
-    assert_eq!(reason(&answer), "overloaded", "{answer}");
-    let told = &answer["result"]["_meta"]["io.weirkeeper/failure"];
-    assert_eq!((&told["retryAfterMs"], &told["outcome"]), (&json!(1000), &json!("no_effect")));
-    assert_eq!(up.arrived("ok"), before);
-    // What is answered from memory is answered.
-    assert!(tool_names(&weir.url, None).await.contains(&"up__ok".to_owned()));
-    weir.rewrite("", &up.section("up", ""));
-    weir.logged("calls are taken").await;
-    assert_eq!(text(&call(&weir.url, "up__ok", json!({})).await), "fine");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn drain_notice_is_how_long_calls_are_still_taken() {
     let up = acting().await;
     for (notice, status) in [("60s", 200), ("0s", 503)] {

@@ -213,16 +213,10 @@ impl UpstreamFacts {
 }
 
 /// What the kernel says of this process; nothing where there is no `/proc`.
-/// Bytes of the gateway's process that are in RAM, children not included; `None` where the system
-/// does not say.
-pub fn resident() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    resident_kib(&status).map(|kib| kib * 1024)
-}
-
 pub(super) fn tell_process(page: &mut Page) {
-    if let Some(bytes) = resident() {
-        page.value(&RESIDENT, &[], bytes as f64);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if let Some(kib) = resident_kib(&status) {
+        page.value(&RESIDENT, &[], (kib * 1024) as f64);
     }
     if let Ok(entries) = std::fs::read_dir("/proc/self/fd") {
         // One of them is the folder that is being read.
