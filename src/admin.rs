@@ -1,5 +1,6 @@
 //! Live, ready, metrics, status: on a listener of its own, for operators and their tools.
 
+pub mod plan;
 pub mod why;
 
 use std::convert::Infallible;
@@ -14,7 +15,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
@@ -26,13 +27,16 @@ use crate::observe::metrics::{BreakerState, CatalogFacts, Gathered, UpstreamFact
 use crate::protocol::method::ListKind;
 use crate::upstream::condition;
 
+use plan::Planner;
+
 /// Most connections at once: a scraper, a probe and a few curious people.
 const CONNECTIONS_MAX: usize = 64;
 /// Time for a request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serve until the edge has stopped. It goes on while the gateway drains, so that probes see it.
-pub async fn run(edge: Arc<Edge>, listener: TcpListener) {
+pub async fn run(edge: Arc<Edge>, listener: TcpListener, planner: Planner) {
+    let planner = Arc::new(planner);
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
@@ -40,11 +44,11 @@ pub async fn run(edge: Arc<Edge>, listener: TcpListener) {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let edge = edge.clone();
+        let (edge, planner) = (edge.clone(), planner.clone());
         tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let out = answer(&edge, &request);
-                async move { Ok::<_, Infallible>(out) }
+                let (edge, planner) = (edge.clone(), planner.clone());
+                async move { Ok::<_, Infallible>(answer(&edge, &planner, request).await) }
             });
             let (read, write) = stream.into_split();
             let io = tokio::io::join(read, Impatient::new(write, Arc::default()));
@@ -58,17 +62,21 @@ pub async fn run(edge: Arc<Edge>, listener: TcpListener) {
     }
 }
 
-fn answer(edge: &Edge, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(edge: &Edge, planner: &Arc<Planner>, request: Request<Incoming>) -> Response<Body> {
     // A page in a browser on this machine must not read it by another name.
     let listen = edge.gateway.current.load().config.admin.listen;
     let authority = request.uri().authority().map(hyper::http::uri::Authority::as_str);
     if listen.is_some_and(|at| {
-        at.ip().is_loopback() && !checks::host_at(&[], at.ip(), request.headers(), authority)
+        at.ip().is_loopback()
+            && !checks::host_at(&[], at.ip(), &request.headers().into(), authority)
     }) {
         return text(403, "this Host is not served here\n");
     }
+    if request.uri().path() == "/plan" && *request.method() == Method::POST {
+        return plan::answer(edge, planner, request).await;
+    }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return text(405, "only GET is served here\n");
+        return text(405, "only GET is served here, and POST at /plan\n");
     }
     match request.uri().path() {
         "/readyz" if edge.gateway.is_draining() => text(503, "draining\n"),
@@ -81,27 +89,31 @@ fn answer(edge: &Edge, request: &Request<Incoming>) -> Response<Full<Bytes>> {
             );
             out
         }
-        "/status" => {
-            let body = serde_json::to_string_pretty(&status(edge)).expect("our own values");
-            json_text(&(body + "\n"))
-        }
+        "/status" => json(200, &status(edge)),
         "/why" => match why::answer(&edge.gateway, request.uri().query()) {
-            Some(body) => json_text(&body),
+            Some(body) => json_text(200, &body),
             None => text(400, why::USAGE),
         },
-        _ => text(404, "served here: /livez /readyz /metrics /status /why\n"),
+        _ => text(404, "served here: /livez /readyz /metrics /status /why, and POST /plan\n"),
     }
 }
 
-fn text(status: u16, body: &str) -> Response<Full<Bytes>> {
+type Body = Full<Bytes>;
+
+fn json(status: u16, body: &impl serde::Serialize) -> Response<Body> {
+    let body = serde_json::to_string_pretty(body).expect("our own values");
+    json_text(status, &(body + "\n"))
+}
+
+fn text(status: u16, body: &str) -> Response<Body> {
     let mut out = Response::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
     *out.status_mut() = StatusCode::from_u16(status).expect("a status of ours");
     out.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     out
 }
 
-fn json_text(body: &str) -> Response<Full<Bytes>> {
-    let mut out = text(200, body);
+fn json_text(status: u16, body: &str) -> Response<Body> {
+    let mut out = text(status, body);
     out.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     out
 }
@@ -114,15 +126,20 @@ pub fn status(edge: &Edge) -> Value {
     let set = |out: &mut Value, key: &str, value: Value| {
         out.as_object_mut().expect("an object").insert(key.into(), value);
     };
+    let standing = edge.gateway.standing.load();
     // What only operators may read, beside what agents read too.
     for told in out["upstreams"].as_array_mut().into_iter().flatten() {
         let Some(name) = told["upstream"].as_str().map(str::to_owned) else { continue };
         if let Some(cause) = snapshot.upstreams.get(&*name).and_then(|u| cause(&u.condition())) {
             set(told, "cause", cause);
         }
+        if let Some(given_up) = standing.rolled_back.get(&*name) {
+            set(told, "rolled_back", given_up.to_json());
+        }
         if let Some(successor) = snapshot.successors.get(&*name) {
             let now = successor.condition();
-            let mut next = json!({"state": now.state.as_str(), "since": now.since_text()});
+            let mut next =
+                serde_json::json!({"state": now.state.as_str(), "since": now.since_text()});
             if !now.why.is_empty() {
                 set(&mut next, "why", (*now.why).into());
             }
@@ -133,6 +150,7 @@ pub fn status(edge: &Edge) -> Value {
         }
     }
     set(&mut out, "version", env!("CARGO_PKG_VERSION").into());
+    set(&mut out, "config", standing.to_json());
     set(&mut out, "snapshot", snapshot.number.into());
     set(&mut out, "calls_in_flight", edge.gateway.in_flight().into());
     set(&mut out, "sessions", edge.sessions.len().into());
@@ -141,7 +159,7 @@ pub fn status(edge: &Edge) -> Value {
         .drops()
         .iter()
         .map(|d| {
-            json!({"upstream": d.upstream, "kind": d.kind.as_str(), "native": d.native,
+            serde_json::json!({"upstream": d.upstream, "kind": d.kind.as_str(), "native": d.native,
                 "exposed": d.exposed, "why": d.why.to_string()})
         })
         .collect();
@@ -192,8 +210,12 @@ fn gather(edge: &Edge) -> Gathered {
             }
         })
         .collect();
+    let standing = edge.gateway.standing.load();
     Gathered {
         upstreams,
+        tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks() as u64,
+        rolled_back: standing.rolled_back.len() as u64,
+        on_last_good: standing.last_good.is_some(),
         sessions: edge.sessions.len() as u64,
         streams: edge.streams.load(Relaxed) as u64,
         connections: edge.connections.load(Relaxed) as u64,

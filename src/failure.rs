@@ -279,6 +279,7 @@ pub struct Refusal {
 
 impl Refusal {
     /// A refusal that is about no upstream.
+    #[cold]
     pub fn new(reason: Reason, text: impl Into<String>) -> Refusal {
         Refusal { reason, upstream: None, text: text.into(), retry_after: None, until: None }
     }
@@ -333,6 +334,7 @@ pub struct Fault {
 
 impl Fault {
     /// A fault whose public and internal texts are the same.
+    #[cold]
     pub fn new(reason: Reason, delivery: Delivery, text: impl Into<String>) -> Fault {
         let text = text.into();
         Fault { reason, delivery, cause: text.clone(), text, retry_after: None }
@@ -340,6 +342,7 @@ impl Fault {
 
     /// The same, with what only the log may say.
     #[must_use]
+    #[cold]
     pub fn because(mut self, cause: impl fmt::Display) -> Fault {
         self.cause = format!("{}: {cause}", self.text);
         self
@@ -371,6 +374,8 @@ pub struct Failure {
     /// The call may have taken effect although no answer came: it was a write and may have
     /// arrived. Told to the agent in plain words, so that it checks and does not just repeat.
     pub outcome_unknown: bool,
+    /// It was tried more than once, each time under the same idempotency key.
+    pub keyed: bool,
     /// It was a fault and not a refusal.
     pub fault: bool,
 }
@@ -385,6 +390,7 @@ impl From<Refusal> for Failure {
             retry_after: r.retry_after,
             until: r.until,
             outcome_unknown: false,
+            keyed: false,
             fault: false,
         }
     }
@@ -401,6 +407,7 @@ impl Failure {
             retry_after: fault.retry_after,
             until: None,
             outcome_unknown: write && fault.delivery == Delivery::Unknown,
+            keyed: false,
             fault: true,
         }
     }
@@ -458,18 +465,25 @@ impl Failure {
         if self.outcome_unknown {
             s.push_str(
                 ". The outcome is unknown: the request may have taken effect. \
-                 Check before you repeat it; the gateway did not repeat it.",
+                 Check before you repeat it; ",
             );
+            s.push_str(if self.keyed {
+                "the gateway repeated it only under the same idempotency key."
+            } else {
+                "the gateway did not repeat it."
+            });
         }
         s
     }
 
     /// As a JSON-RPC error.
+    #[cold]
     pub fn to_error(&self) -> ErrorObject {
         ErrorObject::new(self.reason.code(), self.sentence()).with_data(self.data())
     }
 
     /// As the raw result of a `tools/call`, canonical form.
+    #[cold]
     pub fn to_tool_result(&self) -> Vec<u8> {
         let result = serde_json::json!({
             "resultType": "complete",

@@ -9,14 +9,18 @@
 //! nothing here asks which era a peer is of.
 
 pub mod builtin;
+pub mod memory;
 pub mod router;
 pub mod snapshot;
+pub mod standing;
 pub mod subscriptions;
 pub mod why;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
 
 use crate::call::{Call, Consumer, Counted, Notices, Terminal};
 use crate::config::Config;
@@ -31,6 +35,7 @@ use crate::upstream::subscriptions::Subscriptions;
 
 use router::Plan;
 use snapshot::{Current, Snapshot};
+use standing::Standing;
 
 /// The heart: answers calls from the newest snapshot.
 pub struct Gateway {
@@ -38,8 +43,12 @@ pub struct Gateway {
     pub current: Current,
     /// Records, metrics, traces.
     pub observe: Arc<Observe>,
+    /// Whether there is room for more.
+    pub memory: memory::Memory,
     /// Which resources are watched, and who is told.
     pub subscriptions: Arc<Subscriptions>,
+    /// Whether the file is in force, and if not, why.
+    pub standing: ArcSwap<Standing>,
     in_flight: Arc<AtomicU64>,
     // Of these, what is carried to an upstream.
     carried: Arc<AtomicU64>,
@@ -57,7 +66,9 @@ impl Gateway {
         Gateway {
             current: Current::new(first),
             observe,
+            memory: memory::Memory::default(),
             subscriptions,
+            standing: ArcSwap::default(),
             in_flight: Arc::default(),
             carried: Arc::default(),
             draining: AtomicBool::new(false),
@@ -189,6 +200,7 @@ impl Gateway {
     // Only what is carried counts: answers from memory are there also for who is refused here. One
     // consumer of several gets half at most, so that the others are served whatever it does.
     fn admit(&self, snapshot: &Snapshot, consumer: &Consumer) -> Result<Carried, Refusal> {
+        self.memory.admit(0, snapshot.config.gateway.max_memory)?;
         let own = snapshot.identity.named(&consumer.name).map(|m| m.in_flight.clone());
         let all = Counted::new(&self.carried);
         let own = Counted::new(&own.unwrap_or_default());
@@ -242,6 +254,7 @@ struct Carried {
 }
 
 /// How a failure reaches the caller: a tool result that the model reads, or an error.
+#[cold]
 pub fn told(call: &Call, failure: &Failure) -> Terminal {
     if call.method.name == "tools/call" && failure.reason.as_tool_result() {
         Terminal::Own(failure.to_tool_result().into(), crate::call::Form::Canonical)

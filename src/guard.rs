@@ -39,7 +39,7 @@ mod throttle;
 mod upkeep;
 mod window;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -80,8 +80,11 @@ pub struct Ask<'a> {
     /// a write.
     pub repeatable: bool,
     /// It may change something: it is never sent twice unless the first request provably never
-    /// left, and its outcome is unknown when no answer came.
+    /// left or `keyed` says so, and its outcome is unknown when no answer came.
     pub write: bool,
+    /// It carries a key by which the upstream knows it again: whether it may be repeated although
+    /// it is a write, as things stand.
+    pub keyed: Option<&'a AtomicBool>,
     /// The bucket of the tool's own, besides the upstream's.
     pub tool: Option<&'a Limiter>,
 }
@@ -237,6 +240,9 @@ impl Guard {
         self.breaker.check().map_err(|wait| self.refuse(self.resting(wait)))?;
         let _permit = self.place(deadline, spent).await.map_err(|refusal| self.refuse(refusal))?;
         let mut last: Option<Failure> = None;
+        // A write that carries a key is repeated when it may have arrived; what a later attempt
+        // proves of itself proves nothing of the earlier one.
+        let mut doubt = false;
         loop {
             let admission = match self.admit(ask, deadline, spent).await {
                 Ok(admission) => admission,
@@ -271,15 +277,20 @@ impl Guard {
                 at_least = self.throttled(fault.retry_after);
                 fault.retry_after.get_or_insert(at_least);
             }
+            let keyed = ask.keyed.is_some_and(|keyed| keyed.load(Ordering::Relaxed));
+            let repeatable = ask.repeatable && !ask.write || keyed;
+            doubt |= fault.delivery == Delivery::Unknown;
             let pause = self
                 .retry
-                .pause(&fault, ask.repeatable && !ask.write, spent.attempts, at_least)
+                .pause(&fault, repeatable, spent.attempts, at_least)
                 .filter(|pause| *pause < deadline.remaining())
                 .filter(|_| self.breaker.check().is_ok())
                 // Last, because it takes from the budget.
                 .filter(|_| self.retry.draw());
             let reason = fault.reason;
-            let failure = Failure::from_fault(fault, &self.upstream, ask.write);
+            let mut failure = Failure::from_fault(fault, &self.upstream, ask.write);
+            failure.outcome_unknown = ask.write && doubt;
+            failure.keyed = ask.keyed.is_some() && spent.attempts > 1;
             let Some(pause) = pause else { return Err(failure) };
             tracing::debug!(
                 upstream = &*self.upstream,

@@ -16,6 +16,7 @@ pub mod connector;
 mod errand;
 mod events;
 pub mod handshake;
+mod idempotency;
 pub mod inbound;
 mod inputs;
 pub mod keeper;
@@ -57,6 +58,7 @@ use asking::Asking;
 use condition::{Condition, State};
 use connector::Connector;
 use errand::Errand;
+use idempotency::Key;
 use inputs::Inputs;
 use keeper::Note;
 use lease::Leases;
@@ -351,14 +353,21 @@ impl Upstream {
             .filter(|r| r.rate.is_some() && call.task.is_none())
             .and_then(|r| self.tool_limiters.load().get(&r.pattern).cloned());
         let deadline = Deadline::new(timeout, config.max_call_timeout.max(timeout));
-        let ask = Ask { repeatable: read_only, write: !read_only, tool: limiter.as_deref() };
+        let place = rule.and_then(|r| r.idempotency.as_ref()).or(config.idempotency.as_ref());
+        let key = place.and_then(|place| Key::of(place, &route, call));
+        let ask = Ask {
+            repeatable: read_only,
+            write: !read_only,
+            keyed: key.as_ref().map(|key| &key.repeatable),
+            tool: limiter.as_deref(),
+        };
         // 2025-11-25 basic/utilities/tasks, "tool-level negotiation".
         if call.tasks == Tasks::Asked && route.task() == TaskSupport::Forbidden {
             let text = "the tool does not run as a task";
             let refusal = Refusal::new(Reason::UnknownMethod, text).at(&self.name);
             return (Err(refusal.into()), Sent::default());
         }
-        let mirrored = match mirror::headers(route.params(), call) {
+        let mirrored = match mirror::headers(route.params(), call, key.as_ref()) {
             Ok(headers) => headers,
             Err(unfit) => {
                 let refusal = Refusal::new(Reason::InvalidParams, unfit.to_string());
@@ -370,6 +379,7 @@ impl Upstream {
             route: &route,
             parsed,
             mirrored: &mirrored,
+            key: key.as_ref(),
             trace,
             asking: Asking {
                 call,
@@ -490,6 +500,7 @@ fn goes_on(call: &Call) -> bool {
     call.task.is_some() || call.frame.part("requestState").is_some()
 }
 
+#[cold]
 fn not_there(state: &State, why: &str) -> Fault {
     let reason = match state {
         State::Dormant => Reason::Dormant,

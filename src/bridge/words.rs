@@ -37,6 +37,7 @@ pub fn failure(fault: Fault, status: Option<u16>, repeatable: bool) -> Failure {
         retry_after: fault.retry_after,
         until: None,
         outcome_unknown: !repeatable && fault.delivery == Delivery::Unknown,
+        keyed: false,
         fault: true,
     }
 }

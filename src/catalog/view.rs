@@ -116,7 +116,7 @@ impl View {
         let exposed = merged.list(list)?;
         let number = place.entry as usize;
         let entry = &exposed.entries[number];
-        let (public, params) = (entry.exposed.clone(), entry.params.clone());
+        let (public, params) = (entry.exposed.clone(), (entry.params.clone(), entry.declares_key));
         let route = Route::listed(kind, public, exposed.item(number), params, &merged.part.config);
         if route.task() == TaskSupport::Forbidden {
             return Some(route);

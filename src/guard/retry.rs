@@ -1,8 +1,8 @@
 //! Whether a failed attempt is followed by another, and after what pause.
 //!
-//! Two keys open it, and no setting does: the call changes nothing, so that it may be repeated
-//! whatever happened; or the fault proves that the request never left us. A write that may have
-//! arrived is never repeated.
+//! Two keys open it, and no setting of retries does: the call does nothing twice, since it changes
+//! nothing or carries an idempotency key, so that it may be repeated whatever happened; or the fault
+//! proves that the request never left us. Any other write that may have arrived is never repeated.
 //!
 //! Retries have a budget, not only a count: three attempts for each call are three times the
 //! load just when the upstream can bear it least. Over the last ten seconds retries may be a

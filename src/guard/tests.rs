@@ -13,8 +13,8 @@ use crate::config::{BreakerConfig, ConcurrencyConfig, RateConfig, RetryConfig, T
 
 const S: Duration = Duration::from_secs(1);
 
-const READ: Ask<'static> = Ask { repeatable: true, write: false, tool: None };
-const WRITE: Ask<'static> = Ask { repeatable: false, write: true, tool: None };
+const READ: Ask<'static> = Ask { repeatable: true, write: false, keyed: None, tool: None };
+const WRITE: Ask<'static> = Ask { repeatable: false, write: true, keyed: None, tool: None };
 
 fn n(n: u32) -> NonZeroU32 {
     NonZeroU32::new(n).unwrap()
@@ -548,7 +548,7 @@ async fn a_refused_credential_counts_and_a_timeout_counts() {
 
 #[tokio::test(start_paused = true)]
 async fn only_what_changes_nothing_or_never_left_is_repeated() {
-    let both = Ask { repeatable: true, write: true, tool: None };
+    let both = Ask { repeatable: true, write: true, keyed: None, tool: None };
     for (ask, delivery, attempts) in [
         (READ, Delivery::Unknown, 2),
         (READ, Delivery::Refused, 2),
@@ -570,6 +570,33 @@ async fn only_what_changes_nothing_or_never_left_is_repeated() {
         }
         assert_eq!(guard.snapshot().retries, u64::from(attempts - 1));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_with_a_key_is_repeated_and_its_doubt_stays() {
+    use Delivery::{NotSent, Refused, Unknown};
+    for (ends, unknown) in [
+        (vec![Unknown, NotSent], true),
+        (vec![Unknown, Refused], true),
+        (vec![NotSent, Refused], false),
+        (vec![Refused, Unknown], true),
+    ] {
+        let guard = guard(|c| c.retry.attempts = 1);
+        let key = AtomicBool::new(true);
+        let ask = Ask { keyed: Some(&key), ..WRITE };
+        let ends: Vec<Result<(), Fault>> = ends.into_iter().map(|d| Err(lost(d))).collect();
+        let (result, spent) = script(&guard, &ask, &ends).await;
+        let failure = result.unwrap_err();
+        assert_eq!((spent.attempts, failure.outcome_unknown), (2, unknown), "{ends:?}");
+        let told = failure.sentence().contains("same idempotency key");
+        assert_eq!((failure.keyed, told), (true, unknown));
+    }
+    // The answer to the first attempt has come, or nothing carried the key.
+    let guard = guard(|c| c.retry.attempts = 1);
+    let key = AtomicBool::new(false);
+    let ask = Ask { keyed: Some(&key), ..WRITE };
+    let (result, spent) = script(&guard, &ask, &[Err(lost(Unknown)), Ok(())]).await;
+    assert_eq!((spent.attempts, result.unwrap_err().keyed), (1, false));
 }
 
 #[tokio::test(start_paused = true)]
