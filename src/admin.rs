@@ -20,9 +20,10 @@ use crate::downstream::stall::Impatient;
 use crate::downstream::{Edge, checks};
 use crate::gateway::builtin;
 use crate::guard::State;
-use crate::observe::metrics::{BreakerState, CatalogFacts, Gathered, UpstreamFacts};
+use crate::observe::metrics::{BreakerState, CatalogFacts, Gathered, ReplicaFacts, UpstreamFacts};
 use crate::protocol::method::ListKind;
 use crate::upstream::condition;
+use crate::upstream::replicas::Standing;
 
 /// Most connections at once: a scraper, a probe and a few curious people.
 const CONNECTIONS_MAX: usize = 64;
@@ -110,6 +111,14 @@ pub fn status(edge: &Edge) -> Value {
         if let Some(cause) = snapshot.upstreams.get(&*name).and_then(|u| cause(&u.condition())) {
             set(told, "cause", cause);
         }
+        let replicas = told["replicas"].as_array_mut().into_iter().flatten();
+        let standings = snapshot.upstreams.get(&*name).map(|u| u.standings()).unwrap_or_default();
+        for (replica, standing) in replicas.zip(standings) {
+            set(replica, "at", standing.at.into());
+            if let Some(cause) = cause(&standing.condition) {
+                set(replica, "cause", cause);
+            }
+        }
         if let Some(successor) = snapshot.successors.get(&*name) {
             let now = successor.condition();
             let mut next = json!({"state": now.state.as_str(), "since": now.since_text()});
@@ -141,6 +150,18 @@ pub fn status(edge: &Edge) -> Value {
 
 fn cause(now: &condition::Condition) -> Option<Value> {
     (!now.cause.is_empty()).then(|| (*now.cause).into())
+}
+
+fn replica_facts(replica: &Standing) -> ReplicaFacts {
+    ReplicaFacts {
+        number: replica.number,
+        up: replica.condition.link.is_some(),
+        ejected: replica.facts.ejected_for.is_some(),
+        in_flight: replica.facts.in_flight.into(),
+        calls: replica.facts.calls,
+        failures: replica.facts.failures,
+        ejections: replica.facts.ejections,
+    }
 }
 
 fn gather(edge: &Edge) -> Gathered {
@@ -179,6 +200,7 @@ fn gather(edge: &Edge) -> Gathered {
                     as u64,
                 incarnation: u.incarnation,
                 totals: u.totals(),
+                replicas: u.standings().iter().map(replica_facts).collect(),
             }
         })
         .collect();

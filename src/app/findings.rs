@@ -229,7 +229,9 @@ fn templates(upstream: &UpstreamConfig) -> Vec<(Vec<&str>, &Template)> {
         TransportConfig::Http(http) => {
             let headers = http.headers.iter().map(|(name, t)| (vec!["headers", name.as_str()], t));
             let bearer = http.bearer.iter().map(|t| (vec!["bearer"], t));
-            [(vec!["url"], &http.url)].into_iter().chain(headers).chain(bearer).collect()
+            let urls = http.replicas.iter().map(|t| (vec!["urls"], t));
+            let url = http.replicas.is_empty().then_some((vec!["url"], &http.url));
+            urls.chain(url).chain(headers).chain(bearer).collect()
         }
     }
 }

@@ -165,6 +165,7 @@ pub fn builtin_config(order: usize) -> UpstreamConfig {
         enabled: true,
         transport: TransportConfig::Http(HttpConfig {
             url: Template::literal(""),
+            replicas: Vec::new(),
             transport: UrlTransport::Auto,
             headers: vec![],
             bearer: None,
@@ -201,6 +202,7 @@ pub fn builtin_config(order: usize) -> UpstreamConfig {
             retry: RetryConfig { attempts: 0, backoff: long, backoff_max: long, budget: 0.0 },
             throttle: ThrottleConfig { texts: vec![], pause: long, pause_max: long },
         },
+        ejection: crate::config::EjectionConfig::default(),
         idempotency: None,
         tools: vec![],
     }
