@@ -1,5 +1,7 @@
 //! Live, ready, metrics, status: on a listener of its own, for operators and their tools.
 
+pub mod why;
+
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +64,8 @@ fn answer(edge: &Edge, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let listen = edge.gateway.current.load().config.admin.listen;
     let authority = request.uri().authority().map(hyper::http::uri::Authority::as_str);
     if listen.is_some_and(|at| {
-        at.ip().is_loopback() && !checks::host_at(&[], at.ip(), request.headers(), authority)
+        at.ip().is_loopback()
+            && !checks::host_at(&[], at.ip(), &request.headers().into(), authority)
     }) {
         return text(403, "this Host is not served here\n");
     }
@@ -82,11 +85,13 @@ fn answer(edge: &Edge, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         }
         "/status" => {
             let body = serde_json::to_string_pretty(&status(edge)).expect("our own values");
-            let mut out = text(200, &(body + "\n"));
-            out.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            out
+            json_text(&(body + "\n"))
         }
-        _ => text(404, "served here: /livez /readyz /metrics /status\n"),
+        "/why" => match why::answer(&edge.gateway, request.uri().query()) {
+            Some(body) => json_text(&body),
+            None => text(400, why::USAGE),
+        },
+        _ => text(404, "served here: /livez /readyz /metrics /status /why\n"),
     }
 }
 
@@ -94,6 +99,12 @@ fn text(status: u16, body: &str) -> Response<Full<Bytes>> {
     let mut out = Response::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
     *out.status_mut() = StatusCode::from_u16(status).expect("a status of ours");
     out.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    out
+}
+
+fn json_text(body: &str) -> Response<Full<Bytes>> {
+    let mut out = text(200, body);
+    out.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     out
 }
 

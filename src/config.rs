@@ -9,6 +9,7 @@ pub mod problem;
 pub mod schema;
 pub mod secret;
 pub mod section;
+pub mod upkeep;
 pub mod validate;
 
 pub use validate::consumers::consumer_name;
@@ -72,6 +73,8 @@ pub struct Gateway {
     pub session_idle: Duration,
     /// Most calls in flight at once, over all upstreams.
     pub max_calls: usize,
+    /// Bytes of memory, children's not included, from which on new requests are refused.
+    pub max_memory: usize,
     /// Most open notification streams (`subscriptions/listen`, GET) at once.
     pub max_streams: usize,
     /// Interval of keep-alive comments on open event streams.
@@ -145,6 +148,8 @@ pub struct UpstreamConfig {
     pub prefixed: bool,
     /// `false` takes the upstream out without deleting its section.
     pub enabled: bool,
+    /// Why it gets no calls for a while, if it does not.
+    pub upkeep: Option<upkeep::Upkeep>,
     /// How to reach it.
     pub transport: TransportConfig,
     /// Which revisions to try.
@@ -467,11 +472,29 @@ pub struct Patterns {
     pub deny: Vec<String>,
 }
 
+/// What keeps a name out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Objection {
+    /// This pattern of `deny`.
+    Denied(String),
+    /// No pattern of `allow` describes it.
+    NotAllowed,
+}
+
 impl Patterns {
     /// Whether `name` is let through.
     pub fn admits(&self, name: &str) -> bool {
         (self.allow.is_empty() || self.allow.iter().any(|p| matches(p, name)))
             && !self.deny.iter().any(|p| matches(p, name))
+    }
+
+    /// Why `name` is not let through, if it is not.
+    pub fn objection(&self, name: &str) -> Option<Objection> {
+        let denied = self.deny.iter().find(|p| matches(p, name));
+        match denied {
+            Some(pattern) => Some(Objection::Denied(pattern.clone())),
+            None => (!self.admits(name)).then_some(Objection::NotAllowed),
+        }
     }
 }
 
@@ -635,5 +658,8 @@ mod tests {
         }
         let p = Patterns { allow: vec!["a*".into()], deny: vec!["*z".into()] };
         assert!(p.admits("ab") && !p.admits("az") && !p.admits("b"));
+        assert_eq!(p.objection("ab"), None);
+        assert_eq!(p.objection("az"), Some(Objection::Denied("*z".into())));
+        assert_eq!(p.objection("b"), Some(Objection::NotAllowed));
     }
 }

@@ -33,8 +33,10 @@ mod breaker;
 mod concurrency;
 mod deadline;
 mod limiter;
+mod look;
 mod retry;
 mod throttle;
+mod upkeep;
 mod window;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -47,6 +49,8 @@ pub use breaker::{BreakerSnapshot, State, Why};
 pub use concurrency::Lent;
 pub use deadline::{Deadline, Elapsed, Paused};
 pub use limiter::{Dry, Limiter, Rate, Token};
+pub use look::{Look, Part};
+pub use upkeep::{Term, Upkeep};
 
 use breaker::{Admission, Breaker};
 use concurrency::{Concurrency, Crowded, Permit};
@@ -65,6 +69,7 @@ pub struct Guard {
     limiter: Limiter,
     retry: Retry,
     throttle: ArcSwap<Throttle>,
+    upkeep: Upkeep,
     tally: Tally,
 }
 
@@ -173,6 +178,7 @@ impl Guard {
             limiter: Limiter::new(config.rate.as_ref()),
             retry: Retry::new(config.retry, jitter),
             throttle: ArcSwap::from_pointee(Throttle::new(&config.throttle)),
+            upkeep: Upkeep::default(),
             tally: Tally::default(),
             upstream,
         }
@@ -186,6 +192,23 @@ impl Guard {
         self.limiter.reconfigure(config.rate.as_ref());
         self.retry.reconfigure(config.retry);
         self.throttle.store(Arc::new(Throttle::new(&config.throttle)));
+    }
+
+    /// Take what the upstream's operators say of it.
+    pub fn keep_up(&self, settings: Option<&crate::config::upkeep::Upkeep>) {
+        self.upkeep.set(&self.upstream, settings);
+    }
+
+    /// The time without calls that its operators set, if it is now.
+    pub fn upkeep(&self) -> Option<Term> {
+        self.upkeep.now(&self.upstream)
+    }
+
+    /// Why the operators let a call not through. One that `goes_on` began before: draining lets it
+    /// end. For callers that have reasons of their own to refuse; [`Guard::run`] asks only about
+    /// what it has let in.
+    pub fn barred(&self, goes_on: impl FnOnce() -> bool) -> Option<Refusal> {
+        self.upkeep.refusal(&self.upstream, goes_on)
     }
 
     /// Take a call to the upstream, if it is let through, and again where that is sound.
@@ -326,15 +349,17 @@ impl Guard {
 
     /// A place among the calls in flight.
     async fn place(&self, deadline: &Deadline, spent: &mut Spent) -> Result<Permit<'_>, Refusal> {
-        match self.concurrency.acquire(deadline).await {
+        let place = tokio::select! {
+            biased;
+            place = self.concurrency.acquire(deadline) => place,
+            refusal = self.upkeep.halt(&self.upstream) => return Err(refusal),
+        };
+        match place {
             Ok(permit) => {
                 spent.queued = permit.waited;
                 Ok(permit)
             }
-            Err(Crowded::QueueFull) => Err(self.refusal(
-                Reason::QueueFull,
-                "it was not called: as many calls are waiting for it as may",
-            )),
+            Err(Crowded::QueueFull) => Err(self.crowded()),
             Err(Crowded::Late(waited)) => {
                 spent.queued = waited;
                 Err(self.late())
@@ -349,6 +374,9 @@ impl Guard {
         deadline: &Deadline,
         spent: &mut Spent,
     ) -> Result<Admission<'_>, Refusal> {
+        if let Some(refusal) = self.upkeep.halted(&self.upstream) {
+            return Err(refusal);
+        }
         self.breaker.check().map_err(|wait| self.resting(wait))?;
         let own = match ask.tool {
             Some(tool) => Some(self.token(tool, deadline, spent).await?),
@@ -373,7 +401,11 @@ impl Guard {
         deadline: &Deadline,
         spent: &mut Spent,
     ) -> Result<Token<'l>, Refusal> {
-        let outcome = limiter.take(deadline.end()).await;
+        let outcome = tokio::select! {
+            biased;
+            outcome = limiter.take(deadline.end()) => outcome,
+            refusal = self.upkeep.halt(&self.upstream) => return Err(refusal),
+        };
         let waited = match &outcome {
             Ok(token) => token.waited,
             Err(dry) => dry.waited,
@@ -383,17 +415,7 @@ impl Guard {
             self.tally.waits.fetch_add(1, Ordering::Relaxed);
             self.tally.waited.fetch_add(waited.as_nanos() as u64, Ordering::Relaxed);
         }
-        outcome.map_err(|dry| {
-            let refusal = if dry.paused {
-                self.refusal(Reason::Throttled, "it was not called: it asked for a pause")
-            } else {
-                self.refusal(
-                    Reason::RateLimited,
-                    "it was not called: its rate limit leaves no room for the call in time",
-                )
-            };
-            refusal.retry_after(dry.retry_after)
-        })
+        outcome.map_err(|dry| self.dry(dry))
     }
 
     /// Pause the bucket for as long as was asked, or else as configured; returns the pause.
@@ -410,6 +432,21 @@ impl Guard {
     fn resting(&self, wait: Duration) -> Refusal {
         let text = "it was not called: it is given a rest after recent calls failed or were slow";
         self.refusal(Reason::BreakerOpen, text).retry_after(wait)
+    }
+
+    fn crowded(&self) -> Refusal {
+        let text = "it was not called: as many calls are waiting for it as may";
+        self.refusal(Reason::QueueFull, text)
+    }
+
+    fn dry(&self, dry: Dry) -> Refusal {
+        let refusal = if dry.paused {
+            self.refusal(Reason::Throttled, "it was not called: it asked for a pause")
+        } else {
+            let text = "it was not called: its rate limit leaves no room for the call in time";
+            self.refusal(Reason::RateLimited, text)
+        };
+        refusal.retry_after(dry.retry_after)
     }
 
     fn late(&self) -> Refusal {

@@ -27,6 +27,7 @@ pub mod link;
 pub mod loader;
 mod mirror;
 pub mod outbound;
+pub mod outlook;
 mod pages;
 pub mod replicas;
 pub mod subscriptions;
@@ -53,7 +54,6 @@ use crate::guard::{Ask, Deadline, Guard, Limiter, Spent};
 use crate::observe::metrics::Totals;
 use crate::protocol::address::Parsed;
 use crate::protocol::message::Frame;
-use crate::protocol::method::ListKind;
 use crate::protocol::task::{TaskSupport, Tasks};
 
 use asking::Asking;
@@ -66,6 +66,7 @@ use keeper::Note;
 use lease::Leases;
 use link::Link;
 use outbound::Trace;
+use outlook::Terms;
 use pages::Pages;
 use replicas::{Replicas, Trip};
 use subscriptions::Subscriptions;
@@ -217,7 +218,11 @@ impl Upstream {
             name: config.name.clone(),
             connector: connector.clone(),
             leases: Arc::default(),
-            guard: Guard::new(config.name.clone(), &config.guard),
+            guard: {
+                let guard = Guard::new(config.name.clone(), &config.guard);
+                guard.keep_up(config.upkeep.as_ref());
+                guard
+            },
             tool_limiters: ArcSwap::from_pointee(limiters(&config.tools, None)),
             config: ArcSwap::new(config),
             condition,
@@ -305,6 +310,11 @@ impl Upstream {
         self.guard.snapshot()
     }
 
+    /// The time without calls that its operators set, if it is now.
+    pub fn upkeep(&self) -> Option<crate::guard::Term> {
+        self.guard.upkeep()
+    }
+
     /// It asked for a pause outside any call. The credential that it counts by is the same for all
     /// replicas.
     fn throttled(&self, how_long: Duration) {
@@ -373,6 +383,7 @@ impl Upstream {
     /// breaker state and counters stay.
     pub fn reconfigure(&self, config: Arc<UpstreamConfig>) {
         self.guard.reconfigure(&config.guard);
+        self.guard.keep_up(config.upkeep.as_ref());
         let old = self.tool_limiters.load_full();
         self.tool_limiters.store(Arc::new(limiters(&config.tools, Some(&old))));
         if let Some(replicas) = &self.replicas {
@@ -423,15 +434,12 @@ impl Upstream {
     ) -> (Result<Terminal, Failure>, Sent) {
         let _count = Counted::new(&self.in_flight);
         let config = self.config.load_full();
-        let rule =
-            (route.kind() == ListKind::Tools).then(|| config.tool_rule(route.native())).flatten();
-        let read_only = call.method.read_only
-            || rule.and_then(|r| r.read_only).or(route.read_only()).unwrap_or(false);
+        let Terms { rule, read_only, timeout } = Terms::of(&config, &route);
+        let read_only = call.method.read_only || read_only;
         let limiter = rule
             // What is asked about a task is no call of the tool.
             .filter(|r| r.rate.is_some() && call.task.is_none())
             .and_then(|r| self.tool_limiters.load().get(&r.pattern).cloned());
-        let timeout = rule.and_then(|r| r.call_timeout).unwrap_or(config.call_timeout);
         let deadline = Deadline::new(timeout, config.max_call_timeout.max(timeout));
         let place = rule.and_then(|r| r.idempotency.as_ref()).or(config.idempotency.as_ref());
         let key = place.and_then(|place| Key::of(place, &route, call));
@@ -553,8 +561,17 @@ impl Upstream {
     }
 
     /// The refusal that stands for the state, before anything is tried: dormant and retired
-    /// upstreams are no faults and must not move the breaker.
-    pub fn refusal(&self) -> Option<Refusal> {
+    /// upstreams are no faults and must not move the breaker. What its operators say of it goes
+    /// before what the gateway sees of it.
+    pub fn refusal(&self, call: &Call) -> Option<Refusal> {
+        if let Some(refusal) = self.guard.barred(|| goes_on(call)) {
+            return Some(refusal);
+        }
+        self.absence()
+    }
+
+    // Why it cannot be called for its own state, if it cannot.
+    fn absence(&self) -> Option<Refusal> {
         let now = self.condition.borrow();
         match now.state {
             State::Dormant => {
@@ -579,6 +596,13 @@ impl Upstream {
     }
 }
 
+// Whether it is about what began before: a task, or a call whose caller comes back with an answer
+// (2026-07-28 basic/patterns/mrtr).
+fn goes_on(call: &Call) -> bool {
+    call.task.is_some() || call.frame.part("requestState").is_some()
+}
+
+#[cold]
 fn not_there(state: &State, why: &str) -> Fault {
     let reason = match state {
         State::Dormant => Reason::Dormant,

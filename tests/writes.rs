@@ -129,7 +129,7 @@ async fn a_breaker_opens_for_its_own_upstream_only() {
         call(&weir.url, "good__fine", json!({})).await["result"]["content"][0]["text"],
         "fine"
     );
-    assert_eq!(tool_names(&weir.url, None).await.len(), 7 + 7 + 2, "lists do not depend on it");
+    assert_eq!(tool_names(&weir.url, None).await.len(), 7 + 7 + 3, "lists do not depend on it");
     let status = weir.status().await;
     assert_eq!(harness::upstream(&status, "bad")["breaker"], "open");
     assert!(weir.metrics().await.lines().any(|l| l.starts_with("weir_breaker_state")

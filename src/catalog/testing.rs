@@ -82,6 +82,7 @@ pub fn upstream(name: &str, order: usize) -> UpstreamConfig {
         order,
         prefixed: true,
         enabled: true,
+        upkeep: None,
         transport: TransportConfig::Stdio(StdioConfig {
             program: Program::Command("server".into()),
             args: Vec::new(),

@@ -7,12 +7,14 @@
 //! A view belongs to one catalog and lasts as long; what it prepares it prepares once.
 
 mod extensions;
+mod hidden;
 mod page;
 mod route;
 mod words;
 
 use std::sync::Arc;
 
+pub use hidden::{Hidden, HiddenBy};
 use page::Shown;
 pub use page::{BadCursor, LIST_TTL_MS};
 pub use route::Route;

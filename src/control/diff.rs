@@ -163,6 +163,7 @@ pub fn builtin_config(order: usize) -> UpstreamConfig {
         order,
         prefixed: true,
         enabled: true,
+        upkeep: None,
         transport: TransportConfig::Http(HttpConfig {
             url: Template::literal(""),
             replicas: Vec::new(),

@@ -18,8 +18,9 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::call::heard::{self, Heard};
 use crate::call::{
-    ANSWER_TIME, Call, Consumer, Earlier, Form, Heard, Notices, Question, Reply, Terminal, Word,
+    ANSWER_TIME, Call, Consumer, Earlier, Form, Notices, Question, Reply, Terminal, Word,
 };
 use crate::failure::{Reason, Refusal};
 use crate::observe::record::Record;
@@ -344,7 +345,7 @@ fn run(
     id: Bytes,
     token: Option<Box<str>>,
 ) -> Running {
-    let (tx, notices) = mpsc::channel(crate::call::NOTICES_MAX);
+    let (tx, notices) = heard::way();
     let edge = edge.clone();
     let work = Work::new(async move { Some(go_on(&edge, conversation, &id, token, tx).await) });
     Running::new(work, notices)
@@ -355,7 +356,7 @@ async fn go_on(
     mut conversation: Conversation,
     id: &[u8],
     token: Option<Box<str>>,
-    tx: mpsc::Sender<Heard>,
+    tx: heard::Teller,
 ) -> Said {
     let (method, revision) = (conversation.method, conversation.revision);
     match conversation.turn(token.as_deref(), &tx).await {
@@ -399,7 +400,7 @@ fn park(edge: &Edge, conversation: Conversation) -> Terminal {
 
 impl Conversation {
     // Until the end, or until there is something to ask (`None`).
-    async fn turn(&mut self, token: Option<&str>, tx: &mpsc::Sender<Heard>) -> Option<Terminal> {
+    async fn turn(&mut self, token: Option<&str>, tx: &heard::Teller) -> Option<Terminal> {
         let mut gathered: Option<Instant> = None;
         loop {
             self.forget();
@@ -472,7 +473,7 @@ impl Conversation {
     }
 
     // With the token of the request that is open now; without one the caller wants no progress.
-    fn tell(&self, notice: Bytes, token: Option<&str>, tx: &mpsc::Sender<Heard>) {
+    fn tell(&self, notice: Bytes, token: Option<&str>, tx: &heard::Teller) {
         let notice =
             if token == self.token.as_deref() { Some(notice) } else { with_token(notice, token) };
         if let Some(notice) = notice {

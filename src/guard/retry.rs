@@ -143,6 +143,8 @@ fn may_help(reason: Reason) -> bool {
             | Reason::Cancelled
             | Reason::Retired
             | Reason::Draining
+            | Reason::UpstreamDraining
+            | Reason::Maintenance
             | Reason::DeadlineExceeded
     )
 }
@@ -193,7 +195,7 @@ mod tests {
         let hopeless: Vec<_> = Reason::ALL.into_iter().filter(|r| !may_help(*r)).collect();
         insta::assert_snapshot!(
             hopeless.iter().map(|r| r.as_str()).collect::<Vec<_>>().join(" "),
-            @"retired deadline_exceeded draining too_large credential_refused cancelled capability_missing header_mismatch"
+            @"retired deadline_exceeded draining upstream_draining maintenance too_large credential_refused cancelled capability_missing header_mismatch"
         );
         let fault = Fault::new(Reason::CredentialRefused, Delivery::Refused, "401");
         assert!(!may_repeat(&fault, true));

@@ -22,6 +22,7 @@ use crate::failure::Reason;
 
 pub use gathered::{
     BreakerState, CatalogFacts, DROPPED_WHY, Gathered, ReplicaFacts, Totals, UpstreamFacts,
+    resident_bytes,
 };
 pub use page::{Family, Kind};
 pub use series::{TOOLS_MAX, ToolSeries, UpstreamSeries};

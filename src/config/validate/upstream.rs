@@ -17,7 +17,7 @@ use crate::config::{
     TransportConfig, UpstreamConfig, UrlTransport,
 };
 
-use super::{Env, ReadFile, seconds};
+use super::{Env, ReadFile, seconds, upkeep};
 
 /// Longest name: with `__` and a tool's name it has to fit in 64 characters.
 const NAME_MAX: usize = 16;
@@ -183,6 +183,7 @@ fn one(
         order,
         prefixed,
         enabled: s.flag("enabled", true, "false takes the upstream out without deleting its section."),
+        upkeep: upkeep::read(s),
         era,
         isolation: s.choice(
             "isolation",
