@@ -1,5 +1,8 @@
 //! Live, ready, metrics, status: on a listener of its own, for operators and their tools.
 
+pub mod plan;
+pub mod why;
+
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +15,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
@@ -25,6 +28,8 @@ use crate::protocol::method::ListKind;
 use crate::upstream::condition;
 use crate::upstream::transport::stdio::FamilyUsage;
 
+use plan::Planner;
+
 /// Most connections at once: a scraper, a probe and a few curious people.
 const CONNECTIONS_MAX: usize = 64;
 /// How long a look at the children may take before what was seen last is told instead.
@@ -33,7 +38,8 @@ const LOOK_TIME: Duration = Duration::from_secs(2);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serve until the edge has stopped. It goes on while the gateway drains, so that probes see it.
-pub async fn run(edge: Arc<Edge>, listener: TcpListener) {
+pub async fn run(edge: Arc<Edge>, listener: TcpListener, planner: Planner) {
+    let planner = Arc::new(planner);
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
@@ -41,11 +47,11 @@ pub async fn run(edge: Arc<Edge>, listener: TcpListener) {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let edge = edge.clone();
+        let (edge, planner) = (edge.clone(), planner.clone());
         tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let edge = edge.clone();
-                async move { Ok::<_, Infallible>(answer(&edge, &request).await) }
+                let (edge, planner) = (edge.clone(), planner.clone());
+                async move { Ok::<_, Infallible>(answer(&edge, &planner, request).await) }
             });
             let (read, write) = stream.into_split();
             let io = tokio::io::join(read, Impatient::new(write, Arc::default()));
@@ -59,17 +65,21 @@ pub async fn run(edge: Arc<Edge>, listener: TcpListener) {
     }
 }
 
-async fn answer(edge: &Edge, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(edge: &Edge, planner: &Arc<Planner>, request: Request<Incoming>) -> Response<Body> {
     // A page in a browser on this machine must not read it by another name.
     let listen = edge.gateway.current.load().config.admin.listen;
     let authority = request.uri().authority().map(hyper::http::uri::Authority::as_str);
     if listen.is_some_and(|at| {
-        at.ip().is_loopback() && !checks::host_at(&[], at.ip(), request.headers(), authority)
+        at.ip().is_loopback()
+            && !checks::host_at(&[], at.ip(), &request.headers().into(), authority)
     }) {
         return text(403, "this Host is not served here\n");
     }
+    if request.uri().path() == "/plan" && *request.method() == Method::POST {
+        return plan::answer(edge, planner, request).await;
+    }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return text(405, "only GET is served here\n");
+        return text(405, "only GET is served here, and POST at /plan\n");
     }
     match request.uri().path() {
         "/readyz" if edge.gateway.is_draining() => text(503, "draining\n"),
@@ -85,12 +95,13 @@ async fn answer(edge: &Edge, request: &Request<Incoming>) -> Response<Full<Bytes
         }
         "/status" => {
             look_at_children(edge).await;
-            let body = serde_json::to_string_pretty(&status(edge)).expect("our own values");
-            let mut out = text(200, &(body + "\n"));
-            out.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            out
+            json(200, &status(edge))
         }
-        _ => text(404, "served here: /livez /readyz /metrics /status\n"),
+        "/why" => match why::answer(&edge.gateway, request.uri().query()) {
+            Some(body) => json_text(200, &body),
+            None => text(400, why::USAGE),
+        },
+        _ => text(404, "served here: /livez /readyz /metrics /status /why, and POST /plan\n"),
     }
 }
 
@@ -103,10 +114,23 @@ async fn look_at_children(edge: &Edge) {
     }
 }
 
-fn text(status: u16, body: &str) -> Response<Full<Bytes>> {
+type Body = Full<Bytes>;
+
+fn json(status: u16, body: &impl serde::Serialize) -> Response<Body> {
+    let body = serde_json::to_string_pretty(body).expect("our own values");
+    json_text(status, &(body + "\n"))
+}
+
+fn text(status: u16, body: &str) -> Response<Body> {
     let mut out = Response::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
     *out.status_mut() = StatusCode::from_u16(status).expect("a status of ours");
     out.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    out
+}
+
+fn json_text(status: u16, body: &str) -> Response<Body> {
+    let mut out = text(status, body);
+    out.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     out
 }
 
@@ -118,6 +142,7 @@ pub fn status(edge: &Edge) -> Value {
     let set = |out: &mut Value, key: &str, value: Value| {
         out.as_object_mut().expect("an object").insert(key.into(), value);
     };
+    let standing = edge.gateway.standing.load();
     // What only operators may read, beside what agents read too.
     for told in out["upstreams"].as_array_mut().into_iter().flatten() {
         let Some(name) = told["upstream"].as_str().map(str::to_owned) else { continue };
@@ -127,9 +152,13 @@ pub fn status(edge: &Edge) -> Value {
         if let Some(used) = snapshot.upstreams.get(&*name).and_then(|u| u.children()) {
             set(told, "child", child(&used));
         }
+        if let Some(given_up) = standing.rolled_back.get(&*name) {
+            set(told, "rolled_back", given_up.to_json());
+        }
         if let Some(successor) = snapshot.successors.get(&*name) {
             let now = successor.condition();
-            let mut next = json!({"state": now.state.as_str(), "since": now.since_text()});
+            let mut next =
+                serde_json::json!({"state": now.state.as_str(), "since": now.since_text()});
             if !now.why.is_empty() {
                 set(&mut next, "why", (*now.why).into());
             }
@@ -140,6 +169,7 @@ pub fn status(edge: &Edge) -> Value {
         }
     }
     set(&mut out, "version", env!("CARGO_PKG_VERSION").into());
+    set(&mut out, "config", standing.to_json());
     set(&mut out, "snapshot", snapshot.number.into());
     set(&mut out, "calls_in_flight", edge.gateway.in_flight().into());
     set(&mut out, "sessions", edge.sessions.len().into());
@@ -148,7 +178,7 @@ pub fn status(edge: &Edge) -> Value {
         .drops()
         .iter()
         .map(|d| {
-            json!({"upstream": d.upstream, "kind": d.kind.as_str(), "native": d.native,
+            serde_json::json!({"upstream": d.upstream, "kind": d.kind.as_str(), "native": d.native,
                 "exposed": d.exposed, "why": d.why.to_string()})
         })
         .collect();
@@ -157,7 +187,7 @@ pub fn status(edge: &Edge) -> Value {
 }
 
 fn child(used: &FamilyUsage) -> Value {
-    json!({
+    serde_json::json!({
         "children": used.children,
         "processes": used.usage.processes,
         "resident_bytes": used.usage.resident,
@@ -222,8 +252,12 @@ fn gather(edge: &Edge) -> Gathered {
             }
         })
         .collect();
+    let standing = edge.gateway.standing.load();
     Gathered {
         upstreams,
+        tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks() as u64,
+        rolled_back: standing.rolled_back.len() as u64,
+        on_last_good: standing.last_good.is_some(),
         sessions: edge.sessions.len() as u64,
         streams: edge.streams.load(Relaxed) as u64,
         connections: edge.connections.load(Relaxed) as u64,

@@ -1,8 +1,11 @@
 //! The composition root: a configuration in, a running gateway out.
 
+mod boot;
 pub mod findings;
 pub mod limits;
+pub mod plan;
 pub mod report;
+pub mod why;
 
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
@@ -12,12 +15,14 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::admin;
 use crate::bridge;
 use crate::call::{Call, Consumer, Form, Notices, Terminal};
 use crate::config::secret::{Scrubber, Template};
 use crate::config::{Config, LogFormat};
+use crate::control::good::Place;
 use crate::control::{self, Control, Order, watch};
 use crate::downstream::{Edge, UNREAD_TIME, listener, stdio};
 use crate::gateway::Gateway;
@@ -43,6 +48,10 @@ use report::{CallReport, CatalogReport, ConsumerReport, ListReport, UpstreamRepo
 const ORDERS_MAX: usize = 16;
 /// How often idle sessions are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// How often memory that is free is given back to the system.
+const GIVE_BACK_EVERY: Duration = Duration::from_secs(1);
+/// A block of its own, and not a part of one for many.
+const BLOCK: usize = 1 << 20;
 /// How long answers that came at the end of the drain time may take to leave.
 const LAST_BYTES: Duration = Duration::from_secs(1);
 /// How long the last spans and log lines may take to leave.
@@ -57,6 +66,9 @@ pub struct ServeOptions {
     pub listen: Option<SocketAddr>,
     /// Instead of `log.format`.
     pub log_format: Option<LogFormat>,
+    /// With a broken configuration serve the last good one. It is looked for in this folder of
+    /// state; an empty path is the one that the configuration names, as far as it can be read.
+    pub last_good: Option<PathBuf>,
 }
 
 /// Why the gateway could not start or go on. The text is for the operator.
@@ -127,10 +139,19 @@ fn tell_hidden(options: &ServeOptions, before: FileSays, now: FileSays) {
     }
 }
 
+// How a configuration came, and where it comes from again.
+struct Origin {
+    options: ServeOptions,
+    says: FileSays,
+    seen: watch::Seen,
+    // What is wrong with the file, if the last good one took its place.
+    broken: Option<String>,
+}
+
 /// Start everything but the listeners.
 fn start(
     config: Config,
-    reload: Option<(ServeOptions, FileSays, watch::Seen)>,
+    origin: Option<Origin>,
     log: Option<LogHandle>,
     shim: PathBuf,
 ) -> Result<Running, AppError> {
@@ -149,11 +170,17 @@ fn start(
     }
     let observe = Arc::new(Observe::new(tracer, log));
     let (mut control, events) = Control::new(site.clone(), observe.clone());
+    if let Some(origin) = &origin {
+        control.keep_good(Place::of(&site.state_dir, &origin.options.config));
+        if let Some(problems) = &origin.broken {
+            control.on_last_good(problems);
+        }
+    }
     let gateway =
         Arc::new(Gateway::new(control.first(config.clone()), observe, site.subscriptions.clone()));
     let (orders, orders_rx) = mpsc::channel(ORDERS_MAX);
-    let load: control::Load = match reload {
-        Some((options, says, seen)) => {
+    let load: control::Load = match origin {
+        Some(Origin { options, says, seen, .. }) => {
             tokio::spawn(watch::file(options.config.clone(), seen, orders.clone()));
             tokio::spawn(watch::hangup(orders.clone()));
             let said = Mutex::new(says);
@@ -169,6 +196,7 @@ fn start(
     tokio::spawn(control.run(gateway.clone(), events, orders_rx, load));
     let edge = Edge::new(gateway, sealer(&config));
     tokio::spawn(sweep(edge.clone()));
+    tokio::spawn(give_back(edge.stop.clone()));
     Ok(Running { edge, orders, site })
 }
 
@@ -193,6 +221,18 @@ async fn sweep(edge: Arc<Edge>) {
         edge.parks.expire();
         edge.gateway.observe.metrics.unread_dropped(edge.unread.take_back(UNREAD_TIME));
         edge.sessions.expire(edge.gateway.current.load().config.gateway.session_idle);
+    }
+}
+
+// The allocator keeps what is freed for a moment, since it may be asked for again, and looks at the
+// clock only when a block comes or goes. After a rush there may be nobody who does that.
+async fn give_back(stop: CancellationToken) {
+    let mut tick = tokio::time::interval(GIVE_BACK_EVERY);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => drop(std::hint::black_box(Vec::<u8>::with_capacity(BLOCK))),
+            () = stop.cancelled() => return,
+        }
     }
 }
 
@@ -279,10 +319,10 @@ fn init_log(level: &str, format: LogFormat) -> Result<LogHandle, AppError> {
 /// `weir serve`: run until SIGTERM or SIGINT. `ready` gets the lines that say what is served.
 pub async fn serve(options: ServeOptions, ready: impl FnOnce(&str)) -> Result<(), AppError> {
     let mut signals = Signals::listen();
-    let seen = watch::look(&options.config);
-    let (config, says) = read(&options)?;
+    let (config, origin) = boot::read(&options)?;
     let log = init_log(&config.log.level, config.log.format)?;
     limits::raise();
+    boot::tell_last_good(&config, &origin);
     if let Some(open) = findings::open_admin(&config) {
         tracing::warn!("admin.listen {open}");
     }
@@ -294,9 +334,10 @@ pub async fn serve(options: ServeOptions, ready: impl FnOnce(&str)) -> Result<()
     };
     let local = socket.local_addr().map_err(|e| AppError::Start(e.to_string()))?;
     let admin_local = admin_socket.as_ref().and_then(|s| s.local_addr().ok());
-    let running = start(config, Some((options, says, seen)), Some(log), own_program())?;
+    let running = start(config, Some(origin), Some(log), own_program())?;
     if let Some(admin_socket) = admin_socket {
-        tokio::spawn(admin::run(running.edge.clone(), admin_socket));
+        let planner = plan::planner(options);
+        tokio::spawn(admin::run(running.edge.clone(), admin_socket, planner));
     }
     let serving = tokio::spawn(listener::run(running.edge.clone(), socket));
     let snapshot = running.edge.gateway.current.load();
@@ -337,11 +378,10 @@ impl Signals {
 /// `weir stdio`: the same gateway over stdin and stdout.
 pub async fn serve_stdio(options: ServeOptions, consumer: Option<String>) -> Result<(), AppError> {
     let mut signals = Signals::listen();
-    let seen = watch::look(&options.config);
-    let (config, says) = read(&options)?;
+    let (config, origin) = boot::read(&options)?;
     let log = init_log(&config.log.level, config.log.format)?;
     limits::raise();
-    let running = start(config, Some((options, says, seen)), Some(log), own_program())?;
+    let running = start(config, Some(origin), Some(log), own_program())?;
     let consumer = match whose(&running, consumer.as_deref()) {
         Ok(consumer) => consumer,
         Err(e) => {
@@ -399,6 +439,10 @@ fn whose(running: &Running, name: Option<&str>) -> Result<Arc<Consumer>, AppErro
 
 fn quiet(options: &ServeOptions) -> Result<Running, AppError> {
     let (config, _) = read(options)?;
+    quiet_with(config)
+}
+
+fn quiet_with(config: Config) -> Result<Running, AppError> {
     let log = init_log("warn", LogFormat::Text)?;
     limits::raise();
     start(config, None, Some(log), own_program())
@@ -536,6 +580,8 @@ async fn call_on(
         tasks: Tasks::None,
         task: None,
         owner: std::sync::OnceLock::new(),
+        earlier: None,
+        key: std::sync::OnceLock::new(),
         asides: None,
         strays: crate::call::Strays::default(),
         session: None,

@@ -18,7 +18,7 @@
 //!
 //! The catalog does not know how an upstream is reached, or whether it is up.
 
-mod facts;
+pub mod facts;
 pub mod freshness;
 pub mod keep;
 pub mod merge;
@@ -28,4 +28,4 @@ pub mod slice;
 pub mod view;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

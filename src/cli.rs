@@ -1,6 +1,8 @@
 //! The command line.
 
+pub mod plan;
 pub mod render;
+pub mod why;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
@@ -18,10 +20,12 @@ use crate::app::{self, AppError, ServeOptions};
 use crate::bridge;
 use crate::config::secret::{ConsumerKey, Missing, Template, new_key};
 use crate::config::{self, LogFormat};
+use crate::control::plan::Verdict;
 
 /// Exit codes, as the help says them.
 const EXIT_PROBLEM: u8 = 1;
 const EXIT_START: u8 = 3;
+const EXIT_REFUSED: u8 = 4;
 
 const AFTER: &str = "\
 Examples:
@@ -30,14 +34,43 @@ Examples:
   weir stdio --connect http://127.0.0.1:8080/mcp    a desktop client to a gateway that runs
   weir check                             every problem of the file, with its line
   weir check --connect                   and try each upstream
+  weir plan new.toml                     what new.toml would change
   weir catalog --consumer px-bot         what px-bot would see
   weir call hubspot__hubspot-get-user-details '{}'
+  weir why px-bot stripe__create_refund  can it call that now, and what decides
   weir key new px-bot                    a key for a new consumer
   weir schema > upstreams.schema.json    for your editor
 
 Exit codes: 0 done; 1 problems in the configuration (of any command, serve and stdio too), an
-upstream that `check --connect` cannot reach, or a call that failed; 2 wrong usage; 3 could not
-start although the configuration is fine, such as an address in use.";
+upstream that `check --connect` cannot reach, a call that failed, or one that `why` says would; 2
+wrong usage; 3 could not start although the configuration is fine, such as an address in use, or for
+`why`: no gateway answers; 4 `plan`: a running gateway would refuse the configuration.";
+
+const SERVE_AFTER: &str = "\
+A configuration that was in force, and of which nothing had to be rolled back, is kept as written in
+state_dir/config, readable for the gateway's user alone. With --last-good a start whose file is
+broken serves that one: the log, /status (`config.in_force`) and the metric
+`weir_config_on_last_good` say so, and the file is applied as soon as it is mended. Keys of
+consumers that were taken out in the meantime are good again then. Without the flag a broken file is
+refused with exit code 1.
+
+Example:
+  weir serve --last-good --config /etc/weir/upstreams.toml";
+
+const PLAN_AFTER: &str = "\
+Asks the gateway that runs, over its admin listener, what applying FILE would do: for each consumer
+and view the tools that appear, vanish, are renamed or change, the size of the catalog before and
+after, what happens to each upstream and by which keys, and what would be refused. Nothing is
+applied. Without a gateway that answers, FILE is compared with the last good configuration and the
+catalogs kept in state_dir, and the first line says so.
+
+Exit code 0 if it changes nothing or can be applied, 1 if the file is broken (every problem is
+named), 4 if a running gateway would refuse it, 3 if nobody answers at --admin.
+
+Examples:
+  weir plan new.toml
+  weir plan --json new.toml | jq '.audiences[] | {name, changes}'
+  weir plan --connect new.toml";
 
 const STDIO_AFTER: &str = r#"Examples, in a client's configuration:
   a gateway of its own:
@@ -78,7 +111,13 @@ enum Format {
 #[derive(Subcommand)]
 enum Command {
     /// Serve the endpoint (this is what `weir` alone does)
-    Serve,
+    #[command(after_help = SERVE_AFTER)]
+    Serve {
+        /// If the configuration is broken, serve the last good one, loudly; it is looked for in
+        /// the state_dir that the file names, as far as that can be read, or in this one
+        #[arg(long, value_name = "STATE_DIR", num_args = 0..=1, require_equals = true)]
+        last_good: Option<Vec<PathBuf>>,
+    },
     /// Serve over stdin and stdout, as a child of a desktop client
     #[command(
         after_help = STDIO_AFTER
@@ -98,6 +137,23 @@ enum Command {
         /// Also start or connect each upstream and load its lists
         #[arg(long)]
         connect: bool,
+    },
+    /// Show what a configuration would change, before it is applied
+    #[command(after_help = PLAN_AFTER)]
+    Plan {
+        /// The configuration that would be applied; without it: the one of --config
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        /// Also start or connect new upstreams whose tools are not known yet, here, to find out
+        #[arg(long)]
+        connect: bool,
+        /// The admin listener of the gateway that runs; without it: admin.listen of the
+        /// configuration
+        #[arg(long, value_name = "ADDRESS")]
+        admin: Option<SocketAddr>,
     },
     /// Show what each consumer would see
     #[command(
@@ -124,6 +180,22 @@ enum Command {
         /// Call as this consumer; without it: as the operator, who sees everything
         #[arg(long, value_name = "NAME")]
         consumer: Option<String>,
+    },
+    /// Ask the running gateway whether a consumer can call a tool now, and what decides it
+    #[command(
+        after_help = "Asks at admin.listen of the configuration; nothing is called, and no limit is touched.\nExit code 0 if the tool can be called, 1 if not, 3 if no gateway answers.\n\nExamples:\n  weir why px-bot stripe__create_refund\n  weir why anonymous crm__find --json | jq .refused.reason"
+    )]
+    Why {
+        /// The consumer; without configured ones everybody is `anonymous`
+        consumer: String,
+        /// Public name of the tool
+        tool: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        /// Ask at this address; the configuration is not read then
+        #[arg(long, value_name = "ADDRESS")]
+        admin: Option<SocketAddr>,
     },
     /// Print the JSON Schema of the configuration
     #[command(
@@ -207,6 +279,7 @@ pub fn main() -> ExitCode {
         }
     }
     let options = ServeOptions {
+        last_good: None,
         config: args.config,
         listen: args.listen,
         log_format: args.log_format.map(|f| match f {
@@ -214,7 +287,7 @@ pub fn main() -> ExitCode {
             Format::Text => LogFormat::Text,
         }),
     };
-    match args.command.unwrap_or(Command::Serve) {
+    match args.command.unwrap_or(Command::Serve { last_good: None }) {
         Command::Check { connect: false } => check(&options),
         Command::Schema => {
             out(&(serde_json::to_string_pretty(&config::schema::schema())
@@ -239,9 +312,28 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()
 }
 
-async fn run(command: Command, options: ServeOptions) -> ExitCode {
+async fn run(command: Command, mut options: ServeOptions) -> ExitCode {
     let done = match command {
-        Command::Serve => app::serve(options, say).await.map(|()| ExitCode::SUCCESS),
+        Command::Serve { last_good } => {
+            let folder = |named: Vec<PathBuf>| named.into_iter().next().unwrap_or_default();
+            options.last_good = last_good.map(folder);
+            app::serve(options, say).await.map(|()| ExitCode::SUCCESS)
+        }
+        Command::Plan { file, json, connect, admin } => {
+            app::plan::plan(options, file, connect, admin).await.map(|report| {
+                if json {
+                    let text = serde_json::to_string_pretty(&report).expect("our own values");
+                    out(&(text + "\n"));
+                } else {
+                    out(&plan::told(&report, color()));
+                }
+                match report.verdict {
+                    Verdict::Unchanged | Verdict::Applies => ExitCode::SUCCESS,
+                    Verdict::Refused => ExitCode::from(EXIT_REFUSED),
+                    Verdict::Broken => ExitCode::from(EXIT_PROBLEM),
+                }
+            })
+        }
         Command::Stdio { consumer, elsewhere } => match elsewhere.options() {
             Ok(None) => app::serve_stdio(options, consumer).await,
             Ok(Some(bridged)) => {
@@ -273,6 +365,12 @@ async fn run(command: Command, options: ServeOptions) -> ExitCode {
             app::call(options, consumer, name, arguments).await.map(|report| {
                 out(&(report.body + "\n"));
                 if report.failed { ExitCode::from(EXIT_PROBLEM) } else { ExitCode::SUCCESS }
+            })
+        }
+        Command::Why { consumer, tool, json, admin } => {
+            app::why::why(&options, admin, &consumer, &tool).await.map(|(body, answer)| {
+                out(&if json { body } else { why::why(&answer) });
+                ExitCode::from(if answer.callable { 0 } else { EXIT_PROBLEM })
             })
         }
         Command::Schema | Command::Key { .. } => unreachable!("handled without a runtime"),

@@ -9,10 +9,13 @@ pub mod problem;
 pub mod schema;
 pub mod secret;
 pub mod section;
+pub mod trouble;
+pub mod upkeep;
 pub mod validate;
 
+pub use trouble::Trouble;
 pub use validate::consumers::consumer_name;
-pub use validate::{load, parse};
+pub use validate::{FILE_MAX, load, parse, read_secret, read_text, state_dir};
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -21,11 +24,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::header::HeaderName;
+
 use secret::{ConsumerKey, Secret, Template};
 
 /// The whole configuration.
 #[derive(Clone)]
 pub struct Config {
+    /// What it was read from, as it is written: with its references, not what they stand for.
+    pub text: Arc<str>,
     /// `[gateway]`
     pub gateway: Gateway,
     /// `[admin]`
@@ -70,6 +77,8 @@ pub struct Gateway {
     pub session_idle: Duration,
     /// Most calls in flight at once, over all upstreams.
     pub max_calls: usize,
+    /// Bytes of memory, children's not included, from which on new requests are refused.
+    pub max_memory: usize,
     /// Most children that start at once, and as many again that a call waits for.
     pub max_starting: usize,
     /// Most open notification streams (`subscriptions/listen`, GET) at once.
@@ -88,6 +97,9 @@ pub struct Gateway {
     pub list_changed_debounce: Duration,
     /// How long calls in flight may take to finish when the gateway stops.
     pub drain_timeout: Duration,
+    /// How long the new instance of a changed upstream may take to become ready; then it is given
+    /// up, and the old one goes on.
+    pub rollback_after: Duration,
     /// What session ids and request states are sealed with; `None`: a key made and kept in
     /// `state_dir`. Gateways that stand for one another need the same. Restart.
     pub sealing_key: Option<Template>,
@@ -145,6 +157,8 @@ pub struct UpstreamConfig {
     pub prefixed: bool,
     /// `false` takes the upstream out without deleting its section.
     pub enabled: bool,
+    /// Why it gets no calls for a while, if it does not.
+    pub upkeep: Option<upkeep::Upkeep>,
     /// How to reach it.
     pub transport: TransportConfig,
     /// What its processes may use.
@@ -177,6 +191,8 @@ pub struct UpstreamConfig {
     pub max_message: usize,
     /// `[upstreams.NAME.guard]` and its neighbours.
     pub guard: GuardConfig,
+    /// Where its calls carry a key by which it knows them again; `None`: nowhere.
+    pub idempotency: Option<KeyPlace>,
     /// `[upstreams.NAME.tools."PATTERN"]`, in the order of the file; the first match counts.
     pub tools: Vec<ToolRule>,
 }
@@ -406,6 +422,38 @@ pub struct ToolRule {
     pub read_only: Option<bool>,
     /// A bucket of their own, besides the upstream's.
     pub rate: Option<RateConfig>,
+    /// Overrides the upstream's.
+    pub idempotency: Option<KeyPlace>,
+}
+
+/// Where a call carries the key by which its upstream knows it again, and does it once only however
+/// often it comes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum KeyPlace {
+    /// An argument of the tool, by its name. It is filled for tools whose schema declares it.
+    Argument(Box<str>),
+    /// A header of the request; over streamable HTTP only.
+    Header(HeaderName),
+}
+
+/// What decides where the calls of an upstream carry a key.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct KeyRules {
+    tools: Vec<(String, Option<KeyPlace>)>,
+    others: Option<KeyPlace>,
+}
+
+impl KeyRules {
+    /// Where a call of this tool carries its key.
+    pub fn place(&self, native: &str) -> Option<&KeyPlace> {
+        let rule = self.tools.iter().find(|(pattern, _)| matches(pattern, native));
+        rule.and_then(|(_, place)| place.as_ref()).or(self.others.as_ref())
+    }
+
+    /// Whether no call carries one.
+    pub fn is_empty(&self) -> bool {
+        self.others.is_none() && self.tools.iter().all(|(_, place)| place.is_none())
+    }
 }
 
 /// Allow and deny lists. `*` stands for any run of characters; deny wins; an empty allow list
@@ -418,11 +466,29 @@ pub struct Patterns {
     pub deny: Vec<String>,
 }
 
+/// What keeps a name out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Objection {
+    /// This pattern of `deny`.
+    Denied(String),
+    /// No pattern of `allow` describes it.
+    NotAllowed,
+}
+
 impl Patterns {
     /// Whether `name` is let through.
     pub fn admits(&self, name: &str) -> bool {
         (self.allow.is_empty() || self.allow.iter().any(|p| matches(p, name)))
             && !self.deny.iter().any(|p| matches(p, name))
+    }
+
+    /// Why `name` is not let through, if it is not.
+    pub fn objection(&self, name: &str) -> Option<Objection> {
+        let denied = self.deny.iter().find(|p| matches(p, name));
+        match denied {
+            Some(pattern) => Some(Objection::Denied(pattern.clone())),
+            None => (!self.admits(name)).then_some(Objection::NotAllowed),
+        }
     }
 }
 
@@ -502,14 +568,31 @@ impl UpstreamConfig {
     }
 
     fn referenced(&self) -> Vec<Secret> {
-        let templates: Vec<&Template> = match &self.transport {
-            TransportConfig::Stdio(s) => s.args.iter().chain(s.env.values()).collect(),
-            TransportConfig::Http(h) => std::iter::once(&h.url)
-                .chain(h.headers.iter().map(|(_, t)| t))
-                .chain(&h.bearer)
-                .collect(),
-        };
-        templates.into_iter().flat_map(Template::secrets).collect()
+        self.templates().into_iter().flat_map(|(_, t)| t.secrets()).collect()
+    }
+
+    /// Everything that may hold references, with its key below the section.
+    pub fn templates(&self) -> Vec<(Vec<&str>, &Template)> {
+        match &self.transport {
+            TransportConfig::Stdio(child) => {
+                let args = child.args.iter().map(|t| (vec!["args"], t));
+                let env = child.env.iter().map(|(name, t)| (vec!["env", name.as_str()], t));
+                args.chain(env).collect()
+            }
+            TransportConfig::Http(http) => {
+                let named = |(name, t)| (vec!["headers", String::as_str(name)], t);
+                let headers = http.headers.iter().map(|(name, t)| (name, t)).map(named);
+                let bearer = http.bearer.iter().map(|t| (vec!["bearer"], t));
+                [(vec!["url"], &http.url)].into_iter().chain(headers).chain(bearer).collect()
+            }
+        }
+    }
+
+    /// Where its calls carry a key.
+    pub fn key_rules(&self) -> KeyRules {
+        let tools = self.tools.iter().map(|r| (r.pattern.clone(), r.idempotency.clone()));
+        let rules = KeyRules { tools: tools.collect(), others: self.idempotency.clone() };
+        if rules.is_empty() { KeyRules::default() } else { rules }
     }
 
     /// The first tool rule that matches.
@@ -557,5 +640,8 @@ mod tests {
         }
         let p = Patterns { allow: vec!["a*".into()], deny: vec!["*z".into()] };
         assert!(p.admits("ab") && !p.admits("az") && !p.admits("b"));
+        assert_eq!(p.objection("ab"), None);
+        assert_eq!(p.objection("az"), Some(Objection::Denied("*z".into())));
+        assert_eq!(p.objection("b"), Some(Objection::NotAllowed));
     }
 }

@@ -9,8 +9,18 @@
 //! A failure before the swap changes nothing. Unchanged upstreams are kept: same process, same
 //! connections, same breaker and counters. What cannot change while running is refused by name,
 //! and then the whole file is, so that what runs is always one file's content.
+//!
+//! A changed upstream serves in its old form until the new one is ready. One that is not within
+//! `gateway.rollback_after` is given up: the old form goes on, the rest of the file stays in force,
+//! and the next reload, whatever it is for, tries it again.
 
 pub mod diff;
+pub mod good;
+pub mod plan;
+mod reload;
+mod successor;
+#[cfg(test)]
+mod tests;
 pub mod watch;
 
 use std::path::PathBuf;
@@ -27,15 +37,18 @@ use crate::catalog::merge::{Catalog, Part};
 use crate::catalog::slice::Slice;
 use crate::catalog::view::View;
 use crate::config::secret::{Scrubber, Secret};
-use crate::config::{Config, UpstreamConfig};
+use crate::config::{Config, Trouble, UpstreamConfig};
 use crate::gateway::Gateway;
 use crate::gateway::builtin;
 use crate::gateway::snapshot::Snapshot;
+use crate::gateway::standing::{self, Standing};
 use crate::identity::Identity;
 use crate::observe::Observe;
 use crate::protocol::method::ListKind;
 use crate::upstream::keeper::{Event, Told};
 use crate::upstream::{Site, Upstream};
+
+use successor::Successor;
 
 /// Most events that wait for the writer; a keeper that finds the queue full waits.
 pub const EVENTS_MAX: usize = 256;
@@ -56,7 +69,11 @@ pub struct Control {
     events_tx: mpsc::Sender<Told>,
     offers: HashMap<Arc<str>, Offer>,
     // New instances that are not ready yet: the old one of the name serves until they are.
-    successors: HashMap<Arc<str>, Arc<Upstream>>,
+    successors: HashMap<Arc<str>, Successor>,
+    standing: Standing,
+    // Where configurations that proved good are kept; and the text of one that has yet to.
+    good: Option<good::Place>,
+    candidate: Option<Arc<str>>,
     builtin: Arc<Slice>,
     // All that ever was one: an instance of an old configuration may still be at work, and its
     // secret does not become public by being replaced.
@@ -94,11 +111,25 @@ impl Control {
             events_tx,
             offers: HashMap::new(),
             successors: HashMap::new(),
+            standing: Standing::default(),
+            good: None,
+            candidate: None,
             builtin: builtin::slice(),
             secrets: Vec::new(),
             number: 0,
         };
         (control, events)
+    }
+
+    /// Keep the text of each configuration that proved good at this place.
+    pub fn keep_good(&mut self, place: good::Place) {
+        self.good = Some(place);
+    }
+
+    /// The first configuration is the last good one, since the file is broken as `problems` says.
+    pub fn on_last_good(&mut self, problems: &str) {
+        self.standing.last_good = Some(standing::Told::now(Trouble::LastGood, problems));
+        self.observe.metrics.config_trouble(Trouble::LastGood);
     }
 
     /// The first snapshot: kept catalogs at once, upstreams starting behind it.
@@ -107,6 +138,10 @@ impl Control {
         let scrubber = self.scrubber(&config);
         for c in config.upstreams.iter().filter(|c| c.enabled) {
             upstreams.insert(c.name.clone(), self.start(c, &scrubber));
+        }
+        // It starts, so it is good; whether each upstream does, a later start would see too.
+        if self.standing.last_good.is_none() {
+            self.candidate = Some(config.text.clone());
         }
         self.snapshot(config, upstreams, None)
     }
@@ -166,20 +201,17 @@ impl Control {
         let mut parts: Vec<Part> = Vec::new();
         for c in config.upstreams.iter().filter(|c| c.enabled) {
             if let Some(offer) = self.offers.get(&c.name) {
+                // Of the instance that serves: where a successor is on its way or was given up, the
+                // file's way to the server is another one.
+                let own = upstreams.get(&c.name).map_or_else(|| c.clone(), |u| u.config());
                 parts.push(Part {
-                    config: c.clone(),
+                    config: own,
                     slice: offer.slice.clone(),
                     freshness: offer.freshness.clone(),
                 });
             }
         }
-        if config.gateway.builtin {
-            parts.push(Part {
-                config: Arc::new(diff::builtin_config(config.upstreams.len())),
-                slice: Some(self.builtin.clone()),
-                freshness: Freshness::Live,
-            });
-        }
+        parts.extend(diff::builtin_part(&config, &self.builtin));
         let catalog =
             Arc::new(Catalog::build(self.number, parts, before.map(|b| b.catalog.as_ref())));
         Self::report_drops(&catalog, before);
@@ -198,9 +230,16 @@ impl Control {
         metrics.retain_upstreams(&series.keys().cloned().collect::<Vec<_>>());
         Snapshot {
             number: self.number,
+            configured_at: before
+                .filter(|b| Arc::ptr_eq(&b.config, &config))
+                .map_or_else(SystemTime::now, |b| b.configured_at),
             config,
             upstreams,
-            successors: self.successors.clone(),
+            successors: self
+                .successors
+                .iter()
+                .map(|(name, s)| (name.clone(), s.upstream.clone()))
+                .collect(),
             catalog,
             identity,
             views,
@@ -228,26 +267,31 @@ impl Control {
         mut orders: mpsc::Receiver<Order>,
         load: Load,
     ) {
+        self.tell_standing(&gateway);
+        self.settle();
         loop {
+            let next_deadline = self.next_deadline();
             tokio::select! {
                 event = events.recv() => {
                     let Some(event) = event else { return };
-                    let mut shown = Vec::new();
-                    let mut changed = self.take(&gateway, event, &mut shown);
-                    // What came meanwhile goes into the same snapshot.
-                    while let Ok(event) = events.try_recv() {
-                        changed |= self.take(&gateway, event, &mut shown);
+                    self.hear(&gateway, event, &mut events);
+                }
+                () = successor::passed(next_deadline) => {
+                    // One that became ready in the last moment is ready.
+                    if let Ok(event) = events.try_recv() {
+                        self.hear(&gateway, event, &mut events);
                     }
-                    if changed {
+                    if self.give_up_late_ones(&gateway) {
                         aside(|| self.republish(&gateway));
                     }
-                    drop(shown);
                 }
                 order = orders.recv() => match order {
                     None => return,
                     Some(Order::Reload(why, reply)) => {
                         let said = aside(|| self.reload(&gateway, why, &load));
                         self.observe.metrics.reloaded(said.is_ok());
+                        self.tell_standing(&gateway);
+                        self.settle();
                         if let Some(reply) = reply {
                             let _ = reply.send(said);
                         }
@@ -262,6 +306,36 @@ impl Control {
         }
     }
 
+    fn hear(&mut self, gateway: &Gateway, event: Told, events: &mut mpsc::Receiver<Told>) {
+        let mut shown = Vec::new();
+        let mut changed = self.take(gateway, event, &mut shown);
+        // What came meanwhile goes into the same snapshot.
+        while let Ok(event) = events.try_recv() {
+            changed |= self.take(gateway, event, &mut shown);
+        }
+        if changed {
+            aside(|| self.republish(gateway));
+        }
+        drop(shown);
+    }
+
+    fn tell_standing(&self, gateway: &Gateway) {
+        gateway.standing.store(Arc::new(self.standing.clone()));
+    }
+
+    // A configuration is good when it is in force and nothing of it is on trial or was given up.
+    fn settle(&mut self) {
+        if !self.successors.is_empty() {
+            return;
+        }
+        let candidate = self.candidate.take().filter(|_| self.standing.rolled_back.is_empty());
+        if let (Some(text), Some(place)) = (candidate, &self.good) {
+            let place = place.clone();
+            // Disk is slow at times, and nobody waits for it.
+            tokio::task::spawn_blocking(move || place.keep(&text));
+        }
+    }
+
     // What is to be dropped when the next snapshot is out goes into `shown`.
     fn take(
         &mut self,
@@ -271,7 +345,7 @@ impl Control {
     ) -> bool {
         let Told { name, incarnation, event, done } = told;
         shown.extend(done);
-        if self.successors.get(&name).is_some_and(|s| s.incarnation == incarnation) {
+        if self.successors.get(&name).is_some_and(|s| s.upstream.incarnation == incarnation) {
             return self.succeed(gateway, &name, event);
         }
         // An event of an upstream that is no longer there, or was disabled, comes too late.
@@ -309,32 +383,6 @@ impl Control {
         }
     }
 
-    // A successor is ready: it takes over. It is not: the old one goes on, and it tries again.
-    fn succeed(&mut self, gateway: &Gateway, name: &Arc<str>, event: Event) -> bool {
-        let slice = match event {
-            Event::Changed => return false,
-            Event::Stale(why) => {
-                tracing::warn!(upstream = %name, why = %why,
-                    "the new instance does not start; the old one keeps serving");
-                return false;
-            }
-            Event::Fresh(slice) => slice,
-        };
-        let Some(new) = self.successors.remove(name) else { return false };
-        let before = gateway.current.load();
-        let mut upstreams = before.upstreams.clone();
-        let old = upstreams.insert(name.clone(), new);
-        self.offers.insert(name.clone(), Offer { slice: Some(slice), freshness: Freshness::Live });
-        let next = aside(|| self.snapshot(before.config.clone(), upstreams, Some(&before)));
-        let patience = before.config.gateway.drain_timeout;
-        gateway.current.publish(next);
-        tracing::info!(upstream = %name, "the new instance has taken over");
-        if let Some(old) = old {
-            self.retire(old, patience);
-        }
-        false
-    }
-
     fn retire(&self, old: Arc<Upstream>, patience: Duration) {
         old.silence();
         self.observe.metrics.settle(&old.name, old.incarnation, old.totals());
@@ -347,93 +395,6 @@ impl Control {
         gateway.current.publish(next);
     }
 
-    fn reload(&mut self, gateway: &Gateway, why: Why, load: &Load) -> Result<String, String> {
-        let before = gateway.current.load();
-        let config = match load() {
-            Ok(config) => Arc::new(config),
-            Err(problems) => {
-                // Last: they go over several lines.
-                tracing::error!(?why, %problems, "the new configuration is refused, nothing changed");
-                return Err(problems);
-            }
-        };
-        let fixed = diff::needs_restart(&before.config, &config);
-        if !fixed.is_empty() {
-            let text = format!(
-                "the new configuration is refused, nothing changed: {} cannot change while \
-                 running; restart the gateway, or set it back",
-                fixed.join(", ")
-            );
-            tracing::error!(?why, "{text}");
-            return Err(text);
-        }
-        if diff::same(&before.config, &config) {
-            tracing::info!(?why, "the configuration is unchanged");
-            return Ok("unchanged".into());
-        }
-        self.site.starts.resize(config.gateway.max_starting);
-        let plan = diff::upstreams(&before.config, &config);
-        let scrubber = self.scrubber(&config);
-        gateway.scrub_logs(scrubber.clone());
-        let mut upstreams = HashMap::new();
-        let mut retired: Vec<Arc<Upstream>> = Vec::new();
-        for c in config.upstreams.iter().filter(|c| c.enabled) {
-            match before.upstreams.get(&c.name) {
-                Some(kept) if plan.keep.contains(&c.name) => {
-                    // Where a successor is on its way, the settings are for both; where they are
-                    // reached is each one's own.
-                    if let Some(successor) = self.successors.get(&c.name) {
-                        successor.reconfigure(c.clone());
-                        let mut own = (**c).clone();
-                        own.transport = kept.config().transport.clone();
-                        kept.reconfigure(Arc::new(own));
-                    } else {
-                        kept.reconfigure(c.clone());
-                    }
-                    upstreams.insert(c.name.clone(), kept.clone());
-                }
-                Some(old) if old.is_ready() && c.dormant.is_none() => {
-                    let (events, site) = (self.events_tx.clone(), &self.site);
-                    let new = Upstream::start(c.clone(), site, scrubber.clone(), events, None);
-                    retired.extend(self.successors.insert(c.name.clone(), new));
-                    upstreams.insert(c.name.clone(), old.clone());
-                }
-                _ => {
-                    retired.extend(self.successors.remove(&c.name));
-                    upstreams.insert(c.name.clone(), self.start(c, &scrubber));
-                }
-            }
-        }
-        for (name, old) in &before.upstreams {
-            if !upstreams.get(name).is_some_and(|new| Arc::ptr_eq(new, old)) {
-                retired.push(old.clone());
-            }
-            if !upstreams.contains_key(name) {
-                self.offers.remove(name);
-            }
-        }
-        if config.log.level != before.config.log.level {
-            self.observe.log_level(&config.log.level);
-        }
-        let orphaned: Vec<_> =
-            self.successors.keys().filter(|name| !upstreams.contains_key(*name)).cloned().collect();
-        retired.extend(orphaned.iter().filter_map(|name| self.successors.remove(name)));
-        let patience = config.gateway.drain_timeout;
-        let next = self.snapshot(config.clone(), upstreams, Some(&before));
-        gateway.current.publish(next);
-        for old in retired {
-            self.retire(old, patience);
-        }
-        for c in config.upstreams.iter().filter(|c| c.enabled && plan.build.contains(&c.name)) {
-            if let Some(why) = &c.dormant {
-                tracing::warn!(upstream = %c.name, "the upstream is dormant: {why}");
-            }
-        }
-        let said = plan.to_string();
-        tracing::info!(?why, "configuration reloaded: {said}");
-        Ok(said)
-    }
-
     async fn stop(
         &mut self,
         gateway: &Gateway,
@@ -444,7 +405,7 @@ impl Control {
         let all: Vec<_> = snapshot
             .upstreams
             .values()
-            .chain(self.successors.values())
+            .chain(self.successors.values().map(|s| &s.upstream))
             .map(|u| {
                 let u = u.clone();
                 tokio::spawn(async move { u.retire(patience).await })

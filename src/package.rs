@@ -122,6 +122,11 @@ pub async fn ensure(
     found.await.unwrap_or_else(|e| Err(PackageError::Failed { package: label, why: e.to_string() }))
 }
 
+/// Whether this process is about to install the package: a start that waits for it is not late.
+pub fn is_installing(spec: &PackageSpec, cache_dir: &Path) -> bool {
+    home(spec, cache_dir).is_ok_and(|home| install::is_running(&home))
+}
+
 /// The installer that the package needs and this machine lacks; `None` with the package in the
 /// cache, which needs none.
 pub fn lacks(spec: &PackageSpec, cache_dir: &Path) -> Option<PackageError> {

@@ -8,7 +8,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::config::problem::{Problem, Step, locate};
-use crate::config::secret::Template;
 use crate::config::{
     Config, Patterns, Program, StdioConfig, TransportConfig, UpstreamConfig, matches,
 };
@@ -141,7 +140,7 @@ impl Findings {
     // set do; but a path is more often a slip of the hand.
     fn files(&mut self, upstream: &UpstreamConfig) {
         let mut told: Vec<&str> = vec![];
-        for (key, template) in templates(upstream) {
+        for (key, template) in upstream.templates() {
             let Some(path) = template.written().strip_prefix("file:") else { continue };
             // A reference that was resolved no longer says what was written.
             if template.expose() != template.written() || told.contains(&path) {
@@ -215,21 +214,6 @@ fn lacking(missing: &NotFound, child: &StdioConfig) -> (String, String) {
         }
         NotFound::NotExecutable(path) => {
             (format!("{path} is no executable file"), format!("make it one: chmod +x {path}"))
-        }
-    }
-}
-
-fn templates(upstream: &UpstreamConfig) -> Vec<(Vec<&str>, &Template)> {
-    match &upstream.transport {
-        TransportConfig::Stdio(child) => {
-            let args = child.args.iter().map(|t| (vec!["args"], t));
-            let env = child.env.iter().map(|(name, t)| (vec!["env", name.as_str()], t));
-            args.chain(env).collect()
-        }
-        TransportConfig::Http(http) => {
-            let headers = http.headers.iter().map(|(name, t)| (vec!["headers", name.as_str()], t));
-            let bearer = http.bearer.iter().map(|t| (vec!["bearer"], t));
-            [(vec!["url"], &http.url)].into_iter().chain(headers).chain(bearer).collect()
         }
     }
 }

@@ -29,7 +29,29 @@ impl Catalog {
     }
 }
 
+/// One thing in a list, and whose it is.
+pub struct Listed<'a> {
+    /// Its public name or URI.
+    pub public: &'a Arc<str>,
+    /// Whose it is.
+    pub upstream: &'a Arc<str>,
+    /// Its name or URI there.
+    pub native: &'a Arc<str>,
+    /// The item as clients see it.
+    pub raw: &'a [u8],
+}
+
 impl View {
+    /// What a list shows, in order, with whose it is.
+    pub fn listed_items(&self, kind: ListKind) -> impl Iterator<Item = Listed<'_>> {
+        self.entries(kind).filter_map(move |(place, entry)| {
+            let merged = &self.catalog().parts()[place.part as usize];
+            let native = &merged.list(kind)?.item(place.entry as usize).key;
+            let upstream = &merged.part.config.name;
+            Some(Listed { public: &entry.exposed, upstream, native, raw: &entry.raw })
+        })
+    }
+
     /// What a list shows, in order: public name or URI, and the item as clients see it.
     pub fn items(&self, kind: ListKind) -> impl Iterator<Item = (&Arc<str>, &[u8])> {
         self.entries(kind).map(|(_, entry)| (&entry.exposed, &entry.raw[..]))

@@ -109,18 +109,45 @@ pub fn save(
 
 /// Read the slice that was last written for this upstream, if it came from the same server.
 pub fn load(state_dir: &Path, upstream: &str, identity: &str, max_items: usize) -> Option<Kept> {
-    let path = path(state_dir, upstream).ok()?;
-    let ignored = |why: &str| {
-        tracing::warn!(upstream, file = %path.display(), why, "the kept catalog is ignored");
-    };
-    match read_bounded(&path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-        Err(e) => {
-            ignored(&e.to_string());
+    match look(state_dir, upstream, identity, max_items) {
+        Ok(kept) => kept,
+        Err(why) => {
+            let file = path(state_dir, upstream).unwrap_or_default();
+            tracing::warn!(upstream, file = %file.display(), why, "the kept catalog is ignored");
             None
         }
-        Ok(text) => read(&text, identity, max_items).map_err(|why| ignored(&why)).ok(),
     }
+}
+
+/// The same without a word in the log.
+///
+/// # Errors
+/// Why what is kept is of no use.
+pub fn look(
+    state_dir: &Path,
+    upstream: &str,
+    identity: &str,
+    max_items: usize,
+) -> Result<Option<Kept>, String> {
+    let Ok(path) = path(state_dir, upstream) else { return Ok(None) };
+    match read_bounded(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e.to_string()),
+        Ok(text) => read(&text, identity, max_items).map(Some),
+    }
+}
+
+/// A slice as the text that is kept.
+pub fn to_text(identity: &str, slice: &Slice) -> Vec<u8> {
+    write(identity, slice, SystemTime::now())
+}
+
+/// A slice from the text that is kept, if it came from the same server.
+///
+/// # Errors
+/// Why the text is of no use.
+pub fn from_text(text: &Bytes, identity: &str, max_items: usize) -> Result<Slice, String> {
+    read(text, identity, max_items).map(|kept| kept.slice)
 }
 
 fn path(state_dir: &Path, upstream: &str) -> io::Result<PathBuf> {
@@ -130,7 +157,8 @@ fn path(state_dir: &Path, upstream: &str) -> io::Result<PathBuf> {
     Ok(state_dir.join("catalog").join(format!("{upstream}.json")))
 }
 
-fn replace(temp: &Path, path: &Path, text: &[u8]) -> io::Result<()> {
+/// Put `text` at `path`, readable for us alone: whole or not at all.
+pub(crate) fn replace(temp: &Path, path: &Path, text: &[u8]) -> io::Result<()> {
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(temp)?;
     file.write_all(text)?;

@@ -14,7 +14,7 @@ fn state(state: &str, color: bool) -> String {
     if color { format!("\x1b[{code}m{state:<9}\x1b[0m") } else { format!("{state:<9}") }
 }
 
-fn bytes(n: usize) -> String {
+pub(super) fn bytes(n: usize) -> String {
     match n {
         0..10_000 => format!("{n} B"),
         10_000..10_000_000 => format!("{:.1} kB", n as f64 / 1e3),

@@ -1,6 +1,7 @@
 //! The file becomes a [`Config`], or a list of everything that is wrong with it.
 
 pub(super) mod consumers;
+mod upkeep;
 mod upstream;
 
 use std::net::SocketAddr;
@@ -21,7 +22,7 @@ pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 pub type ReadFile<'a> = &'a dyn Fn(&str) -> std::io::Result<String>;
 
 /// Largest file that is read.
-const FILE_MAX: u64 = 4 << 20;
+pub const FILE_MAX: u64 = 4 << 20;
 /// Largest secret that a `file:` reference may hold.
 const SECRET_MAX: u64 = 64 << 10;
 
@@ -30,6 +31,19 @@ const SECRET_MAX: u64 = 64 << 10;
 /// # Errors
 /// Every problem of the file, or why it can't be read.
 pub fn load(path: &Path, env: Env<'_>) -> Result<Config, Problems> {
+    parse(&read_text(path)?, &path.display().to_string(), env, &read_secret)
+}
+
+/// Read what a `file:` reference names.
+pub fn read_secret(path: &str) -> std::io::Result<String> {
+    read_bounded(Path::new(path), SECRET_MAX)
+}
+
+/// Read the text of a configuration.
+///
+/// # Errors
+/// Why it can't be read, as the one problem of the file.
+pub fn read_text(path: &Path) -> Result<String, Problems> {
     let name = path.display().to_string();
     let unreadable = |message: String, remedy: &str| Problems {
         file: name.clone(),
@@ -41,13 +55,21 @@ pub fn load(path: &Path, env: Env<'_>) -> Result<Config, Problems> {
             remedy: remedy.into(),
         }],
     };
-    let text = read_bounded(path, FILE_MAX).map_err(|e| {
+    read_bounded(path, FILE_MAX).map_err(|e| {
         unreadable(
             format!("cannot be read: {e}"),
             "name the file with --config PATH; the shipped upstreams.toml is a start",
         )
-    })?;
-    parse(&text, &name, env, &|p| read_bounded(Path::new(p), SECRET_MAX))
+    })
+}
+
+/// The `state_dir` that a text names, or the default one. The text may be broken: what can be read
+/// of it counts.
+pub fn state_dir(text: &str, env: Env<'_>) -> PathBuf {
+    let (table, _) = DeTable::parse_recoverable(text);
+    let reader = Reader::new(text);
+    let root = Section::root(&reader, Some(table.get_ref()));
+    dir(&root.table("gateway", ""), "state_dir", env, "XDG_STATE_HOME", ".local/state", "")
 }
 
 fn read_bounded(path: &Path, max: u64) -> std::io::Result<String> {
@@ -83,7 +105,8 @@ pub fn parse(
             .collect();
         return Err(Problems { file: name.into(), all });
     }
-    let config = read(&Section::root(&reader, Some(table.get_ref())), env, read_file);
+    let mut config = read(&Section::root(&reader, Some(table.get_ref())), env, read_file);
+    config.text = text.into();
     let all = reader.problems();
     if all.is_empty() { Ok(config) } else { Err(Problems { file: name.into(), all }) }
 }
@@ -116,6 +139,7 @@ pub(super) fn read(root: &Section<'_>, env: Env<'_>, read_file: ReadFile<'_>) ->
     }
     root.finish();
     Config {
+        text: Arc::default(),
         gateway,
         admin,
         log,
@@ -170,6 +194,8 @@ fn gateway(s: &Section<'_>, env: Env<'_>, read_file: ReadFile<'_>) -> Gateway {
         max_sessions: s.count("max_sessions", 10_000, "Most sessions of old clients; the longest idle makes room for a new one."),
         session_idle: s.duration("session_idle", seconds(1800), "After how long without request or stream a session ends."),
         max_calls: s.count("max_calls", 4096, "Most calls in flight over all upstreams."),
+        // Ten thousand sessions and four thousand calls take half of it.
+        max_memory: s.size("max_memory", 1 << 30, "Memory of the gateway itself, children not included, from which on new requests are refused."),
         // An interpreter takes a core for a second or two while it starts: four of them keep a
         // small machine busy, and leave each enough of it to make its connect_timeout.
         max_starting: s.count("max_starting", 4, "Most child processes that start at once; as many again may start because a call waits for them."),
@@ -179,9 +205,11 @@ fn gateway(s: &Section<'_>, env: Env<'_>, read_file: ReadFile<'_>) -> Gateway {
         page_size: s.count("page_size", 1000, "Most items in one page of a list."),
         instructions: s.flag("instructions", true, "Whether upstreams' instructions are handed on."),
         instructions_max: s.size("instructions_max", 4 << 10, "Most bytes of one upstream's instructions."),
-        builtin: s.flag("builtin", true, "Whether the gateway's own read-only tools are offered (weir__status, weir__search)."),
+        builtin: s.flag("builtin", true, "Whether the gateway's own read-only tools are offered (weir__status, weir__search, weir__why)."),
         list_changed_debounce: s.duration("list_changed_debounce", Duration::from_millis(250), "Quiet time before a change of lists is told to clients."),
         drain_timeout: s.duration("drain_timeout", seconds(10), "How long calls in flight may take to finish when the gateway stops or an upstream is replaced."),
+        // Most servers start within ten seconds; the first start of a package installs it.
+        rollback_after: s.duration("rollback_after", seconds(30), "How long the new instance of a changed upstream may take to become ready; then it is given up and the old one goes on."),
         sealing_key: sealing_key(s, env, read_file),
         state_dir: dir(s, "state_dir", env, "XDG_STATE_HOME", ".local/state", "Where last seen catalogs are kept. Needs a restart."),
         cache_dir: dir(s, "cache_dir", env, "XDG_CACHE_HOME", ".cache", "Where packages are installed. Needs a restart."),

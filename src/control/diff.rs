@@ -1,11 +1,14 @@
 //! Old × new configuration: what can't change, what is kept, built, retired.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::catalog::freshness::Freshness;
+use crate::catalog::merge::Part;
+use crate::catalog::slice::Slice;
 use crate::config::secret::{ConsumerKey, Template};
 use crate::config::{
     BreakerConfig, ChildConfig, ConcurrencyConfig, Config, ConsumerConfig, EraChoice, GuardConfig,
@@ -55,6 +58,29 @@ pub fn same(old: &Config, new: &Config) -> bool {
         && consumers(old) == consumers(new)
 }
 
+/// What runs under a name while a new configuration is looked at.
+#[derive(Clone)]
+pub struct Running {
+    /// The settings of the instance that serves: its own way to the server, which is not the
+    /// file's where a successor is on its way or was given up.
+    pub serving: Arc<UpstreamConfig>,
+    /// Those of its successor, where one is on its way.
+    pub successor: Option<Arc<UpstreamConfig>>,
+    /// Whether it serves now; what does not is replaced at once.
+    pub ready: bool,
+}
+
+/// What runs, by name.
+pub type AllRunning = BTreeMap<Arc<str>, Running>;
+
+/// All that a configuration starts, as if it ran: for comparing where nothing does.
+pub fn as_if_running(config: &Config) -> AllRunning {
+    let enabled = config.upstreams.iter().filter(|u| u.enabled);
+    enabled
+        .map(|u| (u.name.clone(), Running { serving: u.clone(), successor: None, ready: true }))
+        .collect()
+}
+
 /// What happens to the upstreams.
 #[derive(Default, Debug)]
 pub struct Plan {
@@ -62,6 +88,10 @@ pub struct Plan {
     pub keep: BTreeSet<Arc<str>>,
     /// Started, for the first time or anew.
     pub build: BTreeSet<Arc<str>>,
+    /// Of those started, whose old instance serves until the new one is ready.
+    pub beside: BTreeSet<Arc<str>>,
+    /// Of those kept, whose successor is on its way and stays so.
+    pub awaited: BTreeSet<Arc<str>>,
     /// Finished.
     pub retire: BTreeSet<Arc<str>>,
     /// Of those kept, whose limits, filters or timeouts are new.
@@ -72,32 +102,35 @@ pub struct Plan {
     pub consumers: BTreeSet<Arc<str>>,
 }
 
-/// Compare the upstreams.
-pub fn upstreams(old: &Config, new: &Config) -> Plan {
+/// Compare what runs, and the configuration in force, with a new one.
+pub fn upstreams(old: &Config, running: &AllRunning, new: &Config) -> Plan {
     let mut plan = Plan::default();
-    let running = |c: &Config, name: &str| {
-        c.upstreams.iter().find(|u| u.enabled && &*u.name == name).cloned()
-    };
     for n in new.upstreams.iter().filter(|u| u.enabled) {
-        match running(old, &n.name) {
-            Some(o) if same_link(&o, n) => {
-                if o != *n {
-                    plan.settings.insert(n.name.clone());
-                }
-                plan.keep.insert(n.name.clone())
-            }
-            Some(_) => {
-                plan.retire.insert(n.name.clone());
-                plan.build.insert(n.name.clone())
-            }
-            None => plan.build.insert(n.name.clone()),
+        let Some(now) = running.get(&n.name) else {
+            plan.build.insert(n.name.clone());
+            continue;
         };
-    }
-    for o in old.upstreams.iter().filter(|u| u.enabled) {
-        if running(new, &o.name).is_none() {
-            plan.retire.insert(o.name.clone());
+        let awaited = now.successor.as_ref().is_some_and(|s| same_link(s, n));
+        if awaited || same_link(&now.serving, n) {
+            let own = now.successor.as_ref().filter(|_| awaited).unwrap_or(&now.serving);
+            if settings_differ(own, n) {
+                plan.settings.insert(n.name.clone());
+            }
+            if awaited {
+                plan.awaited.insert(n.name.clone());
+            }
+            plan.keep.insert(n.name.clone());
+            continue;
         }
+        // One that loses its credential is dormant at once.
+        if now.ready && n.dormant.is_none() {
+            plan.beside.insert(n.name.clone());
+        }
+        plan.retire.insert(n.name.clone());
+        plan.build.insert(n.name.clone());
     }
+    let enabled = |name: &str| new.upstreams.iter().any(|n| n.enabled && &*n.name == name);
+    plan.retire.extend(running.keys().filter(|name| !enabled(name)).cloned());
     let (o, n) = (&old.views, &new.views);
     plan.views = o.keys().chain(n.keys()).filter(|v| o.get(*v) != n.get(*v)).cloned().collect();
     let (o, n) = (consumers(old), consumers(new));
@@ -118,6 +151,24 @@ fn same_link(o: &UpstreamConfig, n: &UpstreamConfig) -> bool {
         && o.max_message == n.max_message
         && o.max_items == n.max_items
         && o.max_pages == n.max_pages
+}
+
+// Its place among the others is no setting of its own.
+fn settings_differ(o: &UpstreamConfig, n: &UpstreamConfig) -> bool {
+    UpstreamConfig { order: n.order, ..o.clone() } != *n
+}
+
+/// New settings for an instance that keeps the link it has: all but what [`same_link`] is about.
+pub fn on_link_of(settings: &UpstreamConfig, own: &UpstreamConfig) -> UpstreamConfig {
+    UpstreamConfig {
+        transport: own.transport.clone(),
+        era: own.era,
+        dormant: own.dormant.clone(),
+        max_message: own.max_message,
+        max_items: own.max_items,
+        max_pages: own.max_pages,
+        ..settings.clone()
+    }
 }
 
 impl fmt::Display for Plan {
@@ -153,6 +204,15 @@ impl fmt::Display for Plan {
     }
 }
 
+/// The gateway's own tools as a part of the catalog, where they are offered.
+pub fn builtin_part(config: &Config, slice: &Arc<Slice>) -> Option<Part> {
+    config.gateway.builtin.then(|| Part {
+        config: Arc::new(builtin_config(config.upstreams.len())),
+        slice: Some(slice.clone()),
+        freshness: Freshness::Live,
+    })
+}
+
 /// The settings of the gateway's own tools, where the catalog wants some. They never travel, so
 /// no transport is used.
 pub fn builtin_config(order: usize) -> UpstreamConfig {
@@ -163,6 +223,7 @@ pub fn builtin_config(order: usize) -> UpstreamConfig {
         order,
         prefixed: true,
         enabled: true,
+        upkeep: None,
         transport: TransportConfig::Http(HttpConfig {
             url: Template::literal(""),
             transport: UrlTransport::Auto,
@@ -202,6 +263,7 @@ pub fn builtin_config(order: usize) -> UpstreamConfig {
             retry: RetryConfig { attempts: 0, backoff: long, backoff_max: long, budget: 0.0 },
             throttle: ThrottleConfig { texts: vec![], pause: long, pause_max: long },
         },
+        idempotency: None,
         tools: vec![],
     }
 }

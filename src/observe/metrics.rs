@@ -18,10 +18,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::config::Trouble;
 use crate::failure::Reason;
 
 pub use gathered::{
     BreakerState, CatalogFacts, ChildFacts, DROPPED_WHY, Gathered, Totals, UpstreamFacts,
+    resident_bytes,
 };
 pub use page::{Family, Kind};
 pub use series::{TOOLS_MAX, ToolSeries, UpstreamSeries};
@@ -101,6 +103,12 @@ families! {
     RELOAD_OK: Gauge "weir_config_last_reload_successful" [];
     /// Unix time of the last reload that took effect, or of the start.
     RELOAD_AT: Gauge "weir_config_last_reload_success_timestamp_seconds" [];
+    /// Times that the file was not taken as it stands, by the reason that the log line and `/status` have too.
+    CONFIG_TROUBLES: Counter "weir_config_troubles_total" ["reason"];
+    /// Upstreams whose changed form did not start and was given up: their old form serves on.
+    ROLLED_BACK: Gauge "weir_config_rolled_back_upstreams" [];
+    /// Whether the last good configuration is in force because the file was broken at the start.
+    ON_LAST_GOOD: Gauge "weir_config_on_last_good" [];
     /// Sessions of clients of the older revisions.
     SESSIONS: Gauge "weir_sessions" [];
     /// Open notification streams.
@@ -121,6 +129,8 @@ families! {
     BUILD: Gauge "weir_build_info" ["version"];
     /// Memory of the gateway's process that is in RAM, children not included.
     RESIDENT: Gauge "weir_process_resident_memory_bytes" [];
+    /// Tasks of the gateway that have not ended: connections, streams, upstreams and what they do.
+    TASKS: Gauge "weir_process_tasks" [];
     /// Open file descriptors of the gateway's process.
     OPEN_FDS: Gauge "weir_process_open_fds" [];
 }
@@ -154,6 +164,7 @@ pub struct Metrics {
     reloads_failed: AtomicU64,
     last_reload_failed: AtomicU64,
     last_reload_at: AtomicU64,
+    config_troubles: [AtomicU64; Trouble::ALL.len()],
     connections_refused: [AtomicU64; ConnectionRefusal::ALL.len()],
     notices_dropped: AtomicU64,
     unread_dropped: AtomicU64,
@@ -175,6 +186,7 @@ impl Metrics {
             reloads_failed: AtomicU64::new(0),
             last_reload_failed: AtomicU64::new(0),
             last_reload_at: AtomicU64::new(unix_now()),
+            config_troubles: Default::default(),
             connections_refused: Default::default(),
             notices_dropped: AtomicU64::new(0),
             unread_dropped: AtomicU64::new(0),
@@ -242,6 +254,12 @@ impl Metrics {
         }
     }
 
+    /// The file is not in force as it stands: from now on the last reload counts as failed.
+    pub fn config_trouble(&self, trouble: Trouble) {
+        self.last_reload_failed.store(1, Ordering::Relaxed);
+        self.config_troubles[trouble as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
     /// A connection was closed on accept.
     pub fn connection_refused(&self, why: ConnectionRefusal) {
         self.connections_refused[why as usize].fetch_add(1, Ordering::Relaxed);
@@ -278,6 +296,10 @@ impl Metrics {
         page.value(&RELOADS, &["failed"], load(&self.reloads_failed));
         page.value(&RELOAD_OK, &[], 1.0 - load(&self.last_reload_failed));
         page.value(&RELOAD_AT, &[], load(&self.last_reload_at));
+        for trouble in Trouble::ALL {
+            let count = &self.config_troubles[trouble as usize];
+            page.value(&CONFIG_TROUBLES, &[trouble.as_str()], load(count));
+        }
         for why in ConnectionRefusal::ALL {
             let count = &self.connections_refused[why as usize];
             page.value(&CONNECTIONS_REFUSED, &[why.as_str()], load(count));

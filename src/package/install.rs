@@ -37,6 +37,11 @@ impl Drop for Entry {
     }
 }
 
+/// Whether an installation into `home` goes on.
+pub(super) fn is_running(home: &Path) -> bool {
+    running().contains_key(home)
+}
+
 /// Install into `home`, or wait for the installation that goes on already.
 pub(super) async fn once(spec: &PackageSpec, home: &Path, shim: Option<&Path>) -> Outcome {
     let (tx, rx) = watch::channel(None);

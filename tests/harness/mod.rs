@@ -116,7 +116,17 @@ impl Weir {
     ) -> Result<Weir, String> {
         std::fs::write(dir.path().join("upstreams.toml"), text(dir.path(), gateway, upstreams))
             .unwrap();
+        Weir::start_at(dir, &["serve"], env)
+    }
+
+    /// The same with the file that is there, and arguments.
+    pub fn start_at(
+        dir: tempfile::TempDir,
+        args: &[&str],
+        env: &[(&str, &str)],
+    ) -> Result<Weir, String> {
         let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(args)
             .args(["--log-format", "json", "--config"])
             .arg(dir.path().join("upstreams.toml"))
             .envs(env.iter().copied())
@@ -162,6 +172,12 @@ impl Weir {
         let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap());
         Weir::start_in(dir, gateway, upstreams, env)
             .unwrap_or_else(|log| panic!("the gateway did not start again:\n{log}"))
+    }
+
+    /// SIGKILL, and the folder that it leaves.
+    pub fn into_dir(mut self) -> tempfile::TempDir {
+        self.kill();
+        std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap())
     }
 
     /// Replace the file, as an editor does: write beside it, rename over it.

@@ -7,8 +7,9 @@ use super::page::Page;
 use super::{
     BREAKER, BREAKER_TO, CATALOG_AGE, CATALOG_BYTES, CATALOG_DROPPED, CATALOG_ENTRIES, CHILD_CPU,
     CHILD_RESIDENT, CHILDREN, CONNECTIONS, DROPPED, IDLE, IN_FLIGHT, LOG_DROPPED, MEMORY_RESTARTS,
-    NOISE, OPEN_FDS, PROCESSES, QUEUE_DEPTH, RECEIVED, RESIDENT, RESTARTS, SENT, SESSIONS,
-    SPANS_DROPPED, STDERR_DROPPED, STREAMS, UNMATCHED, UP, UPTIME, UpstreamSeries,
+    NOISE, ON_LAST_GOOD, OPEN_FDS, PROCESSES, QUEUE_DEPTH, RECEIVED, RESIDENT, RESTARTS,
+    ROLLED_BACK, SENT, SESSIONS, SPANS_DROPPED, STDERR_DROPPED, STREAMS, TASKS, UNMATCHED, UP,
+    UPTIME, UpstreamSeries,
 };
 
 /// Everything that is only known elsewhere.
@@ -22,6 +23,12 @@ pub struct Gathered {
     pub streams: u64,
     /// Open connections of clients.
     pub connections: u64,
+    /// Tasks of the runtime.
+    pub tasks: u64,
+    /// Upstreams whose changed form was given up.
+    pub rolled_back: u64,
+    /// Whether the last good configuration is in force.
+    pub on_last_good: bool,
     /// Dropped log lines; [`crate::observe::Observe::render`] puts it in.
     pub log_lines_dropped: u64,
     /// Dropped spans; [`crate::observe::Observe::render`] puts it in.
@@ -194,6 +201,9 @@ impl Gathered {
         page.value(&SESSIONS, &[], self.sessions as f64);
         page.value(&STREAMS, &[], self.streams as f64);
         page.value(&CONNECTIONS, &[], self.connections as f64);
+        page.value(&TASKS, &[], self.tasks as f64);
+        page.value(&ROLLED_BACK, &[], self.rolled_back as f64);
+        page.value(&ON_LAST_GOOD, &[], f64::from(u8::from(self.on_last_good)));
         page.value(&LOG_DROPPED, &[], self.log_lines_dropped as f64);
         page.value(&SPANS_DROPPED, &[], self.spans_dropped as f64);
     }
@@ -251,14 +261,19 @@ impl UpstreamFacts {
 
 /// What the kernel says of this process; nothing where there is no `/proc`.
 pub(super) fn tell_process(page: &mut Page) {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    if let Some(kib) = resident_kib(&status) {
-        page.value(&RESIDENT, &[], (kib * 1024) as f64);
+    if let Some(bytes) = resident_bytes() {
+        page.value(&RESIDENT, &[], bytes as f64);
     }
     if let Ok(entries) = std::fs::read_dir("/proc/self/fd") {
         // One of them is the folder that is being read.
         page.value(&OPEN_FDS, &[], entries.count().saturating_sub(1) as f64);
     }
+}
+
+/// Memory of this process that is in RAM.
+pub fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    Some(resident_kib(&status)? * 1024)
 }
 
 fn resident_kib(status: &str) -> Option<u64> {

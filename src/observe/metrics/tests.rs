@@ -79,8 +79,14 @@ fn everything(observe: &Arc<Observe>) -> String {
     for why in ConnectionRefusal::ALL {
         metrics.connection_refused(why);
     }
+    for trouble in Trouble::ALL {
+        metrics.config_trouble(trouble);
+    }
     metrics.notices_dropped(5);
     metrics.render(&Gathered {
+        tasks: 6,
+        rolled_back: 1,
+        on_last_good: true,
         upstreams: vec![facts()],
         sessions: 1,
         streams: 2,
@@ -105,6 +111,10 @@ fn places_follow_the_order_of_the_lists() {
     assert_eq!(Outcome::all().count(), Outcome::COUNT);
     for (at, why) in ConnectionRefusal::ALL.into_iter().enumerate() {
         assert_eq!(why as usize, at);
+    }
+    for (at, trouble) in Trouble::ALL.into_iter().enumerate() {
+        assert_eq!(trouble as usize, at);
+        assert!(Reason::ALL.iter().all(|reason| reason.as_str() != trouble.as_str()));
     }
 }
 
@@ -160,7 +170,7 @@ fn all_series_as_a_scrape_sees_them() {
         .lines()
         .filter_map(|l| l.strip_prefix("# TYPE ").or_else(|| l.strip_prefix("# HELP ")))
         .collect();
-    insta::assert_snapshot!(heads.join("\n"), @"
+    insta::assert_snapshot!(heads.join("\n"), @r"
     weir_breaker_state The breaker: 0 closed, 1 probing, 2 open.
     weir_breaker_state gauge
     weir_breaker_transitions_total Times the breaker went into a state.
@@ -185,8 +195,14 @@ fn all_series_as_a_scrape_sees_them() {
     weir_config_last_reload_success_timestamp_seconds gauge
     weir_config_last_reload_successful Whether the last reload took effect; 1 from the start on.
     weir_config_last_reload_successful gauge
+    weir_config_on_last_good Whether the last good configuration is in force because the file was broken at the start.
+    weir_config_on_last_good gauge
     weir_config_reloads_total Reloads of the configuration that took effect (`ok`) or were refused (`failed`).
     weir_config_reloads_total counter
+    weir_config_rolled_back_upstreams Upstreams whose changed form did not start and was given up: their old form serves on.
+    weir_config_rolled_back_upstreams gauge
+    weir_config_troubles_total Times that the file was not taken as it stands, by the reason that the log line and `/status` have too.
+    weir_config_troubles_total counter
     weir_connections Open connections of clients.
     weir_connections gauge
     weir_connections_refused_total Connections that were closed on accept.
@@ -203,6 +219,8 @@ fn all_series_as_a_scrape_sees_them() {
     weir_process_open_fds gauge
     weir_process_resident_memory_bytes Memory of the gateway's process that is in RAM, children not included.
     weir_process_resident_memory_bytes gauge
+    weir_process_tasks Tasks of the gateway that have not ended: connections, streams, upstreams and what they do.
+    weir_process_tasks gauge
     weir_queue_depth Calls that wait because as many as allowed are under way.
     weir_queue_depth gauge
     weir_received_bytes_total Bytes received from an upstream.

@@ -1,0 +1,277 @@
+//! `weir plan`: asks the gateway that runs or, where none answers, finds out by itself.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::Request;
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use super::{AppError, ServeOptions, adjust, boot};
+use crate::admin::plan::{ANSWER_MAX, Planner, Wish};
+use crate::catalog::keep;
+use crate::catalog::slice::Slice;
+use crate::config::problem::{Problem, Problems};
+use crate::config::{self, Config};
+use crate::control::plan::{self, Asked, Known, Now, Report};
+
+/// How long the gateway may take to accept a connection: it is on this machine or near.
+const DIAL_TIME: Duration = Duration::from_secs(3);
+/// How long it may take to answer: large catalogs take it some seconds.
+const ANSWER_TIME: Duration = Duration::from_secs(60);
+
+/// What a gateway with these options makes of a text: what a reload makes of it.
+pub(super) fn planner(options: ServeOptions) -> Planner {
+    let config = absolute(&options.config);
+    Planner {
+        config: config.display().to_string(),
+        parse: Box::new(move |text, name| parse(&options, text, name)),
+    }
+}
+
+fn parse(options: &ServeOptions, text: &str, name: &str) -> Result<Config, Problems> {
+    let mut config = boot::parse(text, Path::new(name))?;
+    adjust(options, &mut config).map_err(|message| {
+        let (key, remedy) = (String::new(), String::new());
+        let all = vec![Problem { line: 0, column: 0, key, message, remedy }];
+        Problems { file: name.to_owned(), all }
+    })?;
+    Ok(config)
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// What `file` would change, or the configuration itself if none is named.
+pub async fn plan(
+    options: ServeOptions,
+    file: Option<PathBuf>,
+    connect: bool,
+    admin: Option<SocketAddr>,
+) -> Result<Report, AppError> {
+    let file = file.unwrap_or_else(|| options.config.clone());
+    let name = file.display().to_string();
+    let text = match config::read_text(&file) {
+        Ok(text) => text,
+        Err(problems) => return Ok(plan::broken(problems)),
+    };
+    let source = Source { options, name, text, admin };
+    let (mut report, place) = source.report(None, &Asked::new()).await?;
+    let unknown: Vec<&str> = report
+        .upstreams
+        .iter()
+        .filter(|u| u.tools == Some(Known::Unknown))
+        .map(|u| u.name.as_str())
+        .collect();
+    if connect && !unknown.is_empty() {
+        let (asked, notes) = source.ask(&unknown).await?;
+        if !asked.is_empty() {
+            report = source.report(Some(place), &asked).await?.0;
+        }
+        report.notes.extend(notes);
+    }
+    Ok(report)
+}
+
+/// Whom a report came from.
+#[derive(Clone)]
+enum Place {
+    Running(SocketAddr),
+    Here(Vec<String>),
+}
+
+struct Source {
+    options: ServeOptions,
+    name: String,
+    text: String,
+    admin: Option<SocketAddr>,
+}
+
+impl Source {
+    async fn report(
+        &self,
+        place: Option<Place>,
+        asked: &Asked,
+    ) -> Result<(Report, Place), AppError> {
+        let place = match place {
+            Some(place) => place,
+            None => self.find().await?,
+        };
+        let report = match &place {
+            Place::Running(at) => self.from(*at, asked).await.map_err(AppError::Start)?,
+            Place::Here(tried) => self.here(tried, asked),
+        };
+        Ok((report, place))
+    }
+
+    // The gateway that serves our configuration, if it answers.
+    async fn find(&self) -> Result<Place, AppError> {
+        if let Some(at) = self.admin {
+            let why = |why| AppError::Start(format!("no plan from the gateway at {at}: {why}"));
+            self.from(at, &Asked::new()).await.map_err(why)?;
+            return Ok(Place::Running(at));
+        }
+        let mut tried = Vec::new();
+        for at in self.candidates() {
+            match self.from(at, &Asked::new()).await {
+                Ok(report) if Path::new(&report.config) == absolute(&self.options.config) => {
+                    return Ok(Place::Running(at));
+                }
+                Ok(report) => {
+                    tried.push(format!("the gateway at {at} serves {}", report.config));
+                }
+                Err(why) => tried.push(format!("{at}: {why}")),
+            }
+        }
+        Ok(Place::Here(tried))
+    }
+
+    // Where it may listen: as what it runs says, which the last good one is a copy of, then as the
+    // file says that it reads next.
+    fn candidates(&self) -> Vec<SocketAddr> {
+        let kept = self.last_good();
+        let file = boot_read(&self.options);
+        let mut out: Vec<SocketAddr> = Vec::new();
+        for config in kept.iter().chain(&file) {
+            let Some(mut at) = config.admin.listen.filter(|at| at.port() != 0) else { continue };
+            match at.ip() {
+                IpAddr::V4(ip) if ip.is_unspecified() => at.set_ip(Ipv4Addr::LOCALHOST.into()),
+                IpAddr::V6(ip) if ip.is_unspecified() => at.set_ip(Ipv6Addr::LOCALHOST.into()),
+                _ => {}
+            }
+            if !out.contains(&at) {
+                out.push(at);
+            }
+        }
+        out
+    }
+
+    fn last_good(&self) -> Option<Config> {
+        let place = boot::place(&self.options, Path::new(""));
+        parse(&self.options, &place.load().ok()?, &place.path().display().to_string()).ok()
+    }
+
+    // Compared with what was good last, in this process.
+    fn here(&self, tried: &[String], asked: &Asked) -> Report {
+        let new = match parse(&self.options, &self.text, &self.name) {
+            Ok(new) => new,
+            Err(problems) => return plan::broken(problems),
+        };
+        let (now, against) = match self.last_good() {
+            Some(config) => {
+                (Now::as_kept(config), "the last good configuration and the catalogs kept with it")
+            }
+            None => (Now::nothing(&new), "nothing: no last good configuration is kept"),
+        };
+        let mut report = plan::make(&self.name, &now, &new, asked);
+        let tried = match tried {
+            [] => "no gateway was asked, since admin.listen names no address".to_owned(),
+            tried => format!("no gateway answered ({})", tried.join("; ")),
+        };
+        report.against.push_str(against);
+        report.notes.push(format!("{tried}; references are resolved as this command sees them"));
+        report
+    }
+
+    async fn from(&self, at: SocketAddr, asked: &Asked) -> Result<Report, String> {
+        let new = (!asked.is_empty()).then(|| parse(&self.options, &self.text, &self.name));
+        let identity = |name: &str| {
+            let config = new.as_ref()?.as_ref().ok()?;
+            let upstream = config.upstreams.iter().find(|u| &*u.name == name)?;
+            Some(keep::identity(&upstream.transport))
+        };
+        let known = asked.iter().filter_map(|(name, slice)| {
+            let text = keep::to_text(&identity(name)?, slice);
+            Some((name.to_string(), String::from_utf8_lossy(&text).into_owned()))
+        });
+        let wish =
+            Wish { file: self.name.clone(), text: self.text.clone(), known: known.collect() };
+        let body = serde_json::to_vec(&wish).map_err(|e| e.to_string())?;
+        let answer = tokio::time::timeout(ANSWER_TIME, post(at, body)).await;
+        let answer = answer.map_err(|_| format!("no answer within {ANSWER_TIME:?}"))??;
+        serde_json::from_slice(&answer).map_err(|_| "it does not know plans".to_owned())
+    }
+
+    // Start these upstreams here, as a gateway would, and see what they offer.
+    async fn ask(&self, names: &[&str]) -> Result<(Asked, Vec<String>), AppError> {
+        let problems = |p: Problems| AppError::Config(p.to_string());
+        let mut config = parse(&self.options, &self.text, &self.name).map_err(problems)?;
+        config.upstreams.retain(|u| u.enabled && names.contains(&&*u.name));
+        let state = Folder::new().map_err(|e| AppError::Start(e.to_string()))?;
+        config.gateway.state_dir = state.0.clone();
+        let running = super::quiet_with(config)?;
+        running.settled().await;
+        let snapshot = running.edge.gateway.current.load();
+        let mut asked = Asked::new();
+        let mut notes = Vec::new();
+        for part in snapshot.catalog.upstreams() {
+            let name = &part.config.name;
+            let Some(upstream) = snapshot.upstreams.get(name) else { continue };
+            let slice: Option<&Arc<Slice>> = part.slice.as_ref().filter(|_| upstream.is_ready());
+            if let Some(slice) = slice {
+                asked.insert(name.clone(), slice.clone());
+            } else {
+                let now = upstream.condition();
+                let why = if now.cause.is_empty() { now.why } else { now.cause };
+                notes.push(format!("{name} could not be asked: {}: {why}", now.state.as_str()));
+            }
+        }
+        drop(snapshot);
+        running.stop().await;
+        Ok((asked, notes))
+    }
+}
+
+fn boot_read(options: &ServeOptions) -> Option<Config> {
+    super::read(options).ok().map(|(config, _)| config)
+}
+
+/// A folder of our own that goes when we do.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> std::io::Result<Folder> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let mut chance = [0u8; 8];
+        getrandom::fill(&mut chance).expect("the operating system gives random bytes");
+        let name = format!("weir-plan-{:016x}", u64::from_ne_bytes(chance));
+        let path = std::env::temp_dir().join(name);
+        std::fs::DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(Folder(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+async fn post(at: SocketAddr, body: Vec<u8>) -> Result<Bytes, String> {
+    let dial = tokio::time::timeout(DIAL_TIME, TcpStream::connect(at)).await;
+    let stream = dial.map_err(|_| "it does not answer".to_owned())?.map_err(|e| e.to_string())?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| e.to_string())?;
+    tokio::spawn(connection);
+    let request = Request::post("/plan")
+        .header(HOST, at.to_string())
+        .header(CONTENT_TYPE, "application/json")
+        .body(Full::new(Bytes::from(body)))
+        .map_err(|e| e.to_string())?;
+    let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
+    let status = response.status().as_u16();
+    let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await;
+    let body = body.map_err(|e| e.to_string())?.to_bytes();
+    match status {
+        200 => Ok(body),
+        404 | 405 => Err("it does not know plans".to_owned()),
+        _ => Err(format!("{status}: {}", String::from_utf8_lossy(&body).trim())),
+    }
+}
