@@ -82,7 +82,7 @@ async fn answer(edge: &Edge, planner: &Arc<Planner>, request: Request<Incoming>)
         return text(405, "only GET is served here, and POST at /plan\n");
     }
     match request.uri().path() {
-        "/readyz" if edge.gateway.is_draining() => text(503, "draining\n"),
+        "/readyz" if edge.gateway.is_leaving() => text(503, "draining\n"),
         "/livez" | "/readyz" => text(200, "ok\n"),
         "/metrics" => {
             look_at_children(edge).await;
@@ -173,6 +173,10 @@ pub fn status(edge: &Edge) -> Value {
     set(&mut out, "snapshot", snapshot.number.into());
     set(&mut out, "calls_in_flight", edge.gateway.in_flight().into());
     set(&mut out, "sessions", edge.sessions.len().into());
+    // What leaks is seen here first: nothing that has ended leaves a task behind.
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        set(&mut out, "tasks", runtime.metrics().num_alive_tasks().into());
+    }
     let drops: Vec<Value> = snapshot
         .catalog
         .drops()

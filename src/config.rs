@@ -95,6 +95,8 @@ pub struct Gateway {
     pub builtin: bool,
     /// Quiet time before a change of lists is told to clients.
     pub list_changed_debounce: Duration,
+    /// How long calls are still taken after SIGTERM, so that clients and balancers can go elsewhere.
+    pub drain_notice: Duration,
     /// How long calls in flight may take to finish when the gateway stops.
     pub drain_timeout: Duration,
     /// How long the new instance of a changed upstream may take to become ready; then it is given

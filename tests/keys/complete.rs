@@ -28,6 +28,7 @@ const TRIED: &[(&str, &str)] = &[
     ("gateway.instructions_max", "instructions_are_handed_on_whole_cut_or_not_at_all"),
     ("gateway.builtin", "edge::a_session_hears_of_changed_lists"),
     ("gateway.list_changed_debounce", "list_changed_waits_for_quiet"),
+    ("gateway.drain_notice", "drain_notice_is_how_long_calls_are_still_taken"),
     ("gateway.drain_timeout", "drain_timeout_is_how_long_calls_may_take_to_finish"),
     ("gateway.rollback_after", "plan::what_does_not_start_is_given_up_after_rollback_after"),
     ("gateway.sealing_key", "bridge::gateways_with_the_same_sealing_key_stand_for_one_another"),
