@@ -109,6 +109,8 @@ impl Rig {
             shim: "/nonexistent".into(),
             state_dir: dir.path().into(),
             cache_dir: dir.path().into(),
+            children: Arc::default(),
+            starts: Arc::new(crate::upstream::starts::Starts::new(4)),
             subscriptions: Arc::default(),
         };
         let observe = Arc::new(Observe::quiet());
