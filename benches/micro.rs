@@ -98,7 +98,8 @@ fn request_steps(c: &mut Criterion) {
         b.iter(|| {
             let meta =
                 br#"{"progressToken":99,"io.modelcontextprotocol/protocolVersion":"2026-07-28"}"#;
-            let exchange = Exchange { native: "echo", id: b"99", meta, unknown: &[], more: &[] };
+            let exchange =
+                Exchange { native: "echo", id: b"99", meta, unknown: &[], more: &[], edit: None };
             exchange.apply(black_box(&frame), &parsed)
         });
     });
@@ -202,7 +203,7 @@ fn guard(c: &mut Criterion) {
         b.iter(|| {
             runtime.block_on(async {
                 let deadline = Deadline::new(Duration::from_secs(60), Duration::from_secs(60));
-                let ask = Ask { repeatable: false, write: true, tool: None };
+                let ask = Ask { repeatable: false, write: true, keyed: None, tool: None };
                 let (ended, _) = guard.run(&ask, &deadline, |_| ready(Ok(Done::fine(())))).await;
                 ended.unwrap();
             });

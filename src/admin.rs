@@ -1,6 +1,7 @@
 //! Live, ready, metrics, status: on a listener of its own, for operators and their tools.
 
 pub mod plan;
+pub mod why;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -66,7 +67,8 @@ async fn answer(edge: &Edge, planner: &Arc<Planner>, request: Request<Incoming>)
     let listen = edge.gateway.current.load().config.admin.listen;
     let authority = request.uri().authority().map(hyper::http::uri::Authority::as_str);
     if listen.is_some_and(|at| {
-        at.ip().is_loopback() && !checks::host_at(&[], at.ip(), request.headers(), authority)
+        at.ip().is_loopback()
+            && !checks::host_at(&[], at.ip(), &request.headers().into(), authority)
     }) {
         return text(403, "this Host is not served here\n");
     }
@@ -88,7 +90,11 @@ async fn answer(edge: &Edge, planner: &Arc<Planner>, request: Request<Incoming>)
             out
         }
         "/status" => json(200, &status(edge)),
-        _ => text(404, "served here: /livez /readyz /metrics /status, and POST /plan\n"),
+        "/why" => match why::answer(&edge.gateway, request.uri().query()) {
+            Some(body) => json_text(&body),
+            None => text(400, why::USAGE),
+        },
+        _ => text(404, "served here: /livez /readyz /metrics /status /why, and POST /plan\n"),
     }
 }
 
@@ -105,6 +111,12 @@ fn text(status: u16, body: &str) -> Response<Body> {
     let mut out = Response::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
     *out.status_mut() = StatusCode::from_u16(status).expect("a status of ours");
     out.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    out
+}
+
+fn json_text(body: &str) -> Response<Full<Bytes>> {
+    let mut out = text(200, body);
+    out.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     out
 }
 

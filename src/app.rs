@@ -5,6 +5,7 @@ pub mod findings;
 pub mod limits;
 pub mod plan;
 pub mod report;
+pub mod why;
 
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::admin;
 use crate::bridge;
@@ -45,6 +47,10 @@ use report::{CallReport, CatalogReport, ConsumerReport, ListReport, UpstreamRepo
 const ORDERS_MAX: usize = 16;
 /// How often idle sessions are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// How often memory that is free is given back to the system.
+const GIVE_BACK_EVERY: Duration = Duration::from_secs(1);
+/// A block of its own, and not a part of one for many.
+const BLOCK: usize = 1 << 20;
 /// How long answers that came at the end of the drain time may take to leave.
 const LAST_BYTES: Duration = Duration::from_secs(1);
 /// How long the last spans and log lines may take to leave.
@@ -187,6 +193,7 @@ fn start(
     tokio::spawn(control.run(gateway.clone(), events, orders_rx, load));
     let edge = Edge::new(gateway, sealer(&config));
     tokio::spawn(sweep(edge.clone()));
+    tokio::spawn(give_back(edge.stop.clone()));
     Ok(Running { edge, orders, site })
 }
 
@@ -211,6 +218,18 @@ async fn sweep(edge: Arc<Edge>) {
         edge.parks.expire();
         edge.gateway.observe.metrics.unread_dropped(edge.unread.take_back(UNREAD_TIME));
         edge.sessions.expire(edge.gateway.current.load().config.gateway.session_idle);
+    }
+}
+
+// The allocator keeps what is freed for a moment, since it may be asked for again, and looks at the
+// clock only when a block comes or goes. After a rush there may be nobody who does that.
+async fn give_back(stop: CancellationToken) {
+    let mut tick = tokio::time::interval(GIVE_BACK_EVERY);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => drop(std::hint::black_box(Vec::<u8>::with_capacity(BLOCK))),
+            () = stop.cancelled() => return,
+        }
     }
 }
 
@@ -558,6 +577,8 @@ async fn call_on(
         tasks: Tasks::None,
         task: None,
         owner: std::sync::OnceLock::new(),
+        earlier: None,
+        key: std::sync::OnceLock::new(),
         asides: None,
         strays: crate::call::Strays::default(),
         session: None,

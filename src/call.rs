@@ -1,5 +1,7 @@
 //! What travels through the heart: the call, the notices it causes, its terminal.
 
+pub mod heard;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -17,6 +19,8 @@ use crate::protocol::method::Method;
 use crate::protocol::prepared::Prepared;
 use crate::protocol::revision::Revision;
 use crate::protocol::task::Tasks;
+
+use heard::Heard;
 
 /// Who calls. Made only by `identity`, so there is no work for nobody.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -52,6 +56,15 @@ impl TaskName {
     }
 }
 
+/// What a round of a call leaves for the next one.
+#[derive(Clone, Debug, Default)]
+pub struct Earlier {
+    /// Whose conversation it was in, if that is not everybody's.
+    pub owner: Option<Box<str>>,
+    /// The key by which the upstream knows the call again.
+    pub key: Option<Box<str>>,
+}
+
 /// One downstream request in canonical form.
 pub struct Call {
     /// Who calls.
@@ -74,6 +87,10 @@ pub struct Call {
     pub task: Option<TaskName>,
     /// See [`TaskName::owner`], once the call has become a task.
     pub owner: OnceLock<Arc<str>>,
+    /// What an earlier round of it left (2026-07-28 basic/patterns/mrtr).
+    pub earlier: Option<Box<Earlier>>,
+    /// The key by which its upstream knows it again, once it has one.
+    pub key: OnceLock<Box<str>>,
     /// The caller's session, if it has one: a conversation with an upstream may belong to it.
     pub session: Option<Arc<str>>,
     /// Where notices for the caller go that belong to none of its calls, if it has such a way.
@@ -242,15 +259,6 @@ pub enum Word {
     Offer(Offer),
 }
 
-/// What a caller that cannot be asked hears before the terminal.
-#[derive(Debug)]
-pub enum Heard {
-    /// A whole notification message.
-    Notice(Bytes),
-    /// The answer comes, if the caller takes it in pieces.
-    Offer(Offer),
-}
-
 /// An answer that is too large to be kept, offered to its caller while it comes. Whoever drops the
 /// offer declines it, and gets the answer as a whole.
 #[derive(Debug)]
@@ -283,53 +291,52 @@ impl Offer {
 #[derive(Clone)]
 enum Way {
     None,
-    Notices(mpsc::Sender<Heard>),
-    Words(mpsc::Sender<Word>),
+    Notices(heard::Teller),
+    // And how many words found no room.
+    Words(mpsc::Sender<Word>, Arc<AtomicU64>),
 }
 
 /// Where the notices of one call go while it runs, and its questions if its caller can be asked.
 /// Cloning shares the way.
 #[derive(Clone)]
-pub struct Notices {
-    way: Way,
-    dropped: Arc<AtomicU64>,
-}
+pub struct Notices(Way);
 
 impl Notices {
     /// A way to a client, and its end.
-    pub fn channel() -> (Notices, mpsc::Receiver<Heard>) {
-        let (tx, rx) = mpsc::channel(NOTICES_MAX);
-        (Notices { way: Way::Notices(tx), dropped: Arc::default() }, rx)
+    pub fn channel() -> (Notices, heard::Listener) {
+        let (teller, listener) = heard::way();
+        (Notices(Way::Notices(teller)), listener)
     }
 
     /// A way to a client that can be asked, and its end.
     pub fn conversation() -> (Notices, mpsc::Receiver<Word>) {
         let (tx, rx) = mpsc::channel(NOTICES_MAX);
-        (Notices { way: Way::Words(tx), dropped: Arc::default() }, rx)
+        (Notices(Way::Words(tx, Arc::default())), rx)
     }
 
     /// Nobody listens.
     pub fn none() -> Notices {
-        Notices { way: Way::None, dropped: Arc::default() }
+        Notices(Way::None)
     }
 
     /// Hand over one complete notification message, canonical. Never waits: a client that does
     /// not read must not hold up the upstream's reader, which others share.
     pub fn send(&self, message: Bytes) {
-        let sent = match &self.way {
-            Way::None => true,
-            Way::Notices(tx) => tx.try_send(Heard::Notice(message)).is_ok(),
-            Way::Words(tx) => tx.try_send(Word::Notice(message)).is_ok(),
-        };
-        if !sent {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+        match &self.0 {
+            Way::None => {}
+            Way::Notices(teller) => teller.tell(Heard::Notice(message)),
+            Way::Words(tx, dropped) => {
+                if tx.try_send(Word::Notice(message)).is_err() {
+                    dropped.fetch_add(1, Ordering::Relaxed);
+                }
+            }
         }
     }
 
     /// Ask the caller. `None`: it cannot be asked, is gone, or gave no answer within
     /// [`ANSWER_TIME`]. Dropping the future takes the question back.
     pub async fn ask(&self, method: &str, params: Option<Bytes>) -> Option<Reply> {
-        let Way::Words(tx) = &self.way else { return None };
+        let Way::Words(tx, _) = &self.0 else { return None };
         let (reply, answer) = oneshot::channel();
         let question = Question { method: method.into(), params, reply };
         let asked = async {
@@ -342,10 +349,10 @@ impl Notices {
     /// Offer the answer in pieces; where they go, if it is taken.
     pub async fn offer(&self) -> Option<mpsc::Sender<Piece>> {
         let (reply, mut answer) = oneshot::channel();
-        let sent = match &self.way {
+        let sent = match &self.0 {
             Way::None => false,
-            Way::Notices(tx) => tx.try_send(Heard::Offer(Offer(reply))).is_ok(),
-            Way::Words(tx) => tx.try_send(Word::Offer(Offer(reply))).is_ok(),
+            Way::Notices(teller) => teller.try_send(Heard::Offer(Offer(reply))).is_ok(),
+            Way::Words(tx, _) => tx.try_send(Word::Offer(Offer(reply))).is_ok(),
         };
         if !sent {
             return None;
@@ -362,6 +369,10 @@ impl Notices {
 
     /// How many were dropped.
     pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+        match &self.0 {
+            Way::None => 0,
+            Way::Notices(teller) => teller.dropped(),
+            Way::Words(_, dropped) => dropped.load(Ordering::Relaxed),
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod plan;
 pub mod render;
+pub mod why;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
@@ -36,13 +37,15 @@ Examples:
   weir plan new.toml                     what new.toml would change
   weir catalog --consumer px-bot         what px-bot would see
   weir call hubspot__hubspot-get-user-details '{}'
+  weir why px-bot stripe__create_refund  can it call that now, and what decides
   weir key new px-bot                    a key for a new consumer
   weir schema > upstreams.schema.json    for your editor
 
 Exit codes: 0 done; 1 problems in the configuration (of any command, serve and stdio too), an
-upstream that `check --connect` cannot reach, or a call that failed; 2 wrong usage; 3 could not
-start although the configuration is fine, such as an address in use; 4 `plan`: a running gateway
-would refuse the configuration.";
+upstream that `check --connect` cannot reach, a call that failed, or one that `why` says would; 2
+wrong usage; 3 could not start although the configuration is fine, such as an address in use, or for
+`why` and `plan --admin`: no gateway answers; 4 `plan`: a running gateway would refuse the
+configuration.";
 
 const SERVE_AFTER: &str = "\
 A configuration that was in force, and of which nothing had to be rolled back, is kept as written in
@@ -178,6 +181,22 @@ enum Command {
         /// Call as this consumer; without it: as the operator, who sees everything
         #[arg(long, value_name = "NAME")]
         consumer: Option<String>,
+    },
+    /// Ask the running gateway whether a consumer can call a tool now, and what decides it
+    #[command(
+        after_help = "Asks at admin.listen of the configuration; nothing is called, and no limit is touched.\nExit code 0 if the tool can be called, 1 if not, 3 if no gateway answers.\n\nExamples:\n  weir why px-bot stripe__create_refund\n  weir why anonymous crm__find --json | jq .refused.reason"
+    )]
+    Why {
+        /// The consumer; without configured ones everybody is `anonymous`
+        consumer: String,
+        /// Public name of the tool
+        tool: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        /// Ask at this address; the configuration is not read then
+        #[arg(long, value_name = "ADDRESS")]
+        admin: Option<SocketAddr>,
     },
     /// Print the JSON Schema of the configuration
     #[command(
@@ -347,6 +366,12 @@ async fn run(command: Command, mut options: ServeOptions) -> ExitCode {
             app::call(options, consumer, name, arguments).await.map(|report| {
                 out(&(report.body + "\n"));
                 if report.failed { ExitCode::from(EXIT_PROBLEM) } else { ExitCode::SUCCESS }
+            })
+        }
+        Command::Why { consumer, tool, json, admin } => {
+            app::why::why(&options, admin, &consumer, &tool).await.map(|(body, answer)| {
+                out(&if json { body } else { why::why(&answer) });
+                ExitCode::from(if answer.callable { 0 } else { EXIT_PROBLEM })
             })
         }
         Command::Schema | Command::Key { .. } => unreachable!("handled without a runtime"),

@@ -10,6 +10,7 @@ pub mod schema;
 pub mod secret;
 pub mod section;
 pub mod trouble;
+pub mod upkeep;
 pub mod validate;
 
 pub use trouble::Trouble;
@@ -22,6 +23,8 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+use hyper::header::HeaderName;
 
 use secret::{ConsumerKey, Secret, Template};
 
@@ -74,6 +77,8 @@ pub struct Gateway {
     pub session_idle: Duration,
     /// Most calls in flight at once, over all upstreams.
     pub max_calls: usize,
+    /// Bytes of memory, children's not included, from which on new requests are refused.
+    pub max_memory: usize,
     /// Most open notification streams (`subscriptions/listen`, GET) at once.
     pub max_streams: usize,
     /// Interval of keep-alive comments on open event streams.
@@ -150,6 +155,8 @@ pub struct UpstreamConfig {
     pub prefixed: bool,
     /// `false` takes the upstream out without deleting its section.
     pub enabled: bool,
+    /// Why it gets no calls for a while, if it does not.
+    pub upkeep: Option<upkeep::Upkeep>,
     /// How to reach it.
     pub transport: TransportConfig,
     /// Which revisions to try.
@@ -180,6 +187,8 @@ pub struct UpstreamConfig {
     pub max_message: usize,
     /// `[upstreams.NAME.guard]` and its neighbours.
     pub guard: GuardConfig,
+    /// Where its calls carry a key by which it knows them again; `None`: nowhere.
+    pub idempotency: Option<KeyPlace>,
     /// `[upstreams.NAME.tools."PATTERN"]`, in the order of the file; the first match counts.
     pub tools: Vec<ToolRule>,
 }
@@ -400,6 +409,38 @@ pub struct ToolRule {
     pub read_only: Option<bool>,
     /// A bucket of their own, besides the upstream's.
     pub rate: Option<RateConfig>,
+    /// Overrides the upstream's.
+    pub idempotency: Option<KeyPlace>,
+}
+
+/// Where a call carries the key by which its upstream knows it again, and does it once only however
+/// often it comes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum KeyPlace {
+    /// An argument of the tool, by its name. It is filled for tools whose schema declares it.
+    Argument(Box<str>),
+    /// A header of the request; over streamable HTTP only.
+    Header(HeaderName),
+}
+
+/// What decides where the calls of an upstream carry a key.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct KeyRules {
+    tools: Vec<(String, Option<KeyPlace>)>,
+    others: Option<KeyPlace>,
+}
+
+impl KeyRules {
+    /// Where a call of this tool carries its key.
+    pub fn place(&self, native: &str) -> Option<&KeyPlace> {
+        let rule = self.tools.iter().find(|(pattern, _)| matches(pattern, native));
+        rule.and_then(|(_, place)| place.as_ref()).or(self.others.as_ref())
+    }
+
+    /// Whether no call carries one.
+    pub fn is_empty(&self) -> bool {
+        self.others.is_none() && self.tools.iter().all(|(_, place)| place.is_none())
+    }
 }
 
 /// Allow and deny lists. `*` stands for any run of characters; deny wins; an empty allow list
@@ -412,11 +453,29 @@ pub struct Patterns {
     pub deny: Vec<String>,
 }
 
+/// What keeps a name out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Objection {
+    /// This pattern of `deny`.
+    Denied(String),
+    /// No pattern of `allow` describes it.
+    NotAllowed,
+}
+
 impl Patterns {
     /// Whether `name` is let through.
     pub fn admits(&self, name: &str) -> bool {
         (self.allow.is_empty() || self.allow.iter().any(|p| matches(p, name)))
             && !self.deny.iter().any(|p| matches(p, name))
+    }
+
+    /// Why `name` is not let through, if it is not.
+    pub fn objection(&self, name: &str) -> Option<Objection> {
+        let denied = self.deny.iter().find(|p| matches(p, name));
+        match denied {
+            Some(pattern) => Some(Objection::Denied(pattern.clone())),
+            None => (!self.admits(name)).then_some(Objection::NotAllowed),
+        }
     }
 }
 
@@ -516,6 +575,13 @@ impl UpstreamConfig {
         }
     }
 
+    /// Where its calls carry a key.
+    pub fn key_rules(&self) -> KeyRules {
+        let tools = self.tools.iter().map(|r| (r.pattern.clone(), r.idempotency.clone()));
+        let rules = KeyRules { tools: tools.collect(), others: self.idempotency.clone() };
+        if rules.is_empty() { KeyRules::default() } else { rules }
+    }
+
     /// The first tool rule that matches.
     pub fn tool_rule(&self, native: &str) -> Option<&ToolRule> {
         self.tools.iter().find(|r| matches(&r.pattern, native))
@@ -561,5 +627,8 @@ mod tests {
         }
         let p = Patterns { allow: vec!["a*".into()], deny: vec!["*z".into()] };
         assert!(p.admits("ab") && !p.admits("az") && !p.admits("b"));
+        assert_eq!(p.objection("ab"), None);
+        assert_eq!(p.objection("az"), Some(Objection::Denied("*z".into())));
+        assert_eq!(p.objection("b"), Some(Objection::NotAllowed));
     }
 }

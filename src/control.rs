@@ -230,6 +230,9 @@ impl Control {
         metrics.retain_upstreams(&series.keys().cloned().collect::<Vec<_>>());
         Snapshot {
             number: self.number,
+            configured_at: before
+                .filter(|b| Arc::ptr_eq(&b.config, &config))
+                .map_or_else(SystemTime::now, |b| b.configured_at),
             config,
             upstreams,
             successors: self

@@ -10,6 +10,7 @@ pub mod canonical;
 pub mod checks;
 pub mod conversation;
 pub mod h1;
+pub mod headers;
 pub mod http;
 pub mod jobs;
 mod lazy;

@@ -9,7 +9,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::protocol::error::{self, ErrorObject};
 use crate::protocol::meta::key::OWN_PREFIX;
@@ -50,6 +50,10 @@ pub enum Reason {
     DeadlineExceeded,
     /// The gateway is stopping.
     Draining,
+    /// The upstream is to get no new calls: `state = "draining"`.
+    UpstreamDraining,
+    /// The upstream is to get no calls: `state = "maintenance"`.
+    Maintenance,
     /// The gateway holds as much as it may.
     Overloaded,
     /// The connection could not be made.
@@ -102,7 +106,7 @@ pub enum Reason {
 
 impl Reason {
     /// All, for tests and metric registration.
-    pub const ALL: [Reason; 38] = [
+    pub const ALL: [Reason; 40] = [
         Reason::Unauthenticated,
         Reason::QuotaExceeded,
         Reason::UnknownName,
@@ -117,6 +121,8 @@ impl Reason {
         Reason::Throttled,
         Reason::DeadlineExceeded,
         Reason::Draining,
+        Reason::UpstreamDraining,
+        Reason::Maintenance,
         Reason::Overloaded,
         Reason::ConnectFailed,
         Reason::ConnectionLost,
@@ -160,6 +166,8 @@ impl Reason {
             Reason::Throttled => "throttled",
             Reason::DeadlineExceeded => "deadline_exceeded",
             Reason::Draining => "draining",
+            Reason::UpstreamDraining => "upstream_draining",
+            Reason::Maintenance => "maintenance",
             Reason::Overloaded => "overloaded",
             Reason::ConnectFailed => "connect_failed",
             Reason::ConnectionLost => "connection_lost",
@@ -213,6 +221,26 @@ impl Reason {
         }
     }
 
+    /// Whether it can pass by itself, so that the same request may succeed later.
+    pub fn passes(self) -> bool {
+        matches!(
+            self,
+            Reason::QuotaExceeded
+                | Reason::UpstreamDown
+                | Reason::BreakerOpen
+                | Reason::QueueFull
+                | Reason::RateLimited
+                | Reason::Throttled
+                | Reason::DeadlineExceeded
+                | Reason::Draining
+                | Reason::UpstreamDraining
+                | Reason::Maintenance
+                | Reason::Overloaded
+                | Reason::ConnectFailed
+                | Reason::ConnectionLost
+        )
+    }
+
     /// Whether a `tools/call` that ends so is told as a tool result with `isError`, which the
     /// model reads, and not as a protocol error, which many hosts only show as a crash. Protocol
     /// errors stay errors (2026-07-28 server/tools, "error handling").
@@ -245,12 +273,15 @@ pub struct Refusal {
     pub text: String,
     /// When asking again may help.
     pub retry_after: Option<Duration>,
+    /// The moment up to which it is refused, where somebody set one.
+    pub until: Option<SystemTime>,
 }
 
 impl Refusal {
     /// A refusal that is about no upstream.
+    #[cold]
     pub fn new(reason: Reason, text: impl Into<String>) -> Refusal {
-        Refusal { reason, upstream: None, text: text.into(), retry_after: None }
+        Refusal { reason, upstream: None, text: text.into(), retry_after: None, until: None }
     }
 
     /// The same, about an upstream.
@@ -264,6 +295,13 @@ impl Refusal {
     #[must_use]
     pub fn retry_after(mut self, after: Duration) -> Refusal {
         self.retry_after = Some(after);
+        self
+    }
+
+    /// The same up to a moment that somebody set.
+    #[must_use]
+    pub fn until(mut self, until: Option<SystemTime>) -> Refusal {
+        self.until = until;
         self
     }
 }
@@ -296,6 +334,7 @@ pub struct Fault {
 
 impl Fault {
     /// A fault whose public and internal texts are the same.
+    #[cold]
     pub fn new(reason: Reason, delivery: Delivery, text: impl Into<String>) -> Fault {
         let text = text.into();
         Fault { reason, delivery, cause: text.clone(), text, retry_after: None }
@@ -303,6 +342,7 @@ impl Fault {
 
     /// The same, with what only the log may say.
     #[must_use]
+    #[cold]
     pub fn because(mut self, cause: impl fmt::Display) -> Fault {
         self.cause = format!("{}: {cause}", self.text);
         self
@@ -329,9 +369,13 @@ pub struct Failure {
     pub cause: String,
     /// When asking again may help.
     pub retry_after: Option<Duration>,
+    /// The moment up to which it is refused, where somebody set one.
+    pub until: Option<SystemTime>,
     /// The call may have taken effect although no answer came: it was a write and may have
     /// arrived. Told to the agent in plain words, so that it checks and does not just repeat.
     pub outcome_unknown: bool,
+    /// It was tried more than once, each time under the same idempotency key.
+    pub keyed: bool,
     /// It was a fault and not a refusal.
     pub fault: bool,
 }
@@ -344,7 +388,9 @@ impl From<Refusal> for Failure {
             cause: r.text.clone(),
             text: r.text,
             retry_after: r.retry_after,
+            until: r.until,
             outcome_unknown: false,
+            keyed: false,
             fault: false,
         }
     }
@@ -359,7 +405,9 @@ impl Failure {
             text: fault.text,
             cause: fault.cause,
             retry_after: fault.retry_after,
+            until: None,
             outcome_unknown: write && fault.delivery == Delivery::Unknown,
+            keyed: false,
             fault: true,
         }
     }
@@ -374,8 +422,17 @@ impl Failure {
         if let Some(after) = self.pause_told() {
             data.insert("retryAfterMs".into(), (after.as_millis() as u64).into());
         }
+        if let Some(until) = self.until {
+            data.insert("until".into(), told(until).into());
+        }
         data.insert("outcome".into(), self.outcome().into());
+        data.insert("retryable".into(), self.is_retryable().into());
         data.into()
+    }
+
+    /// Whether repeating the request does no harm and may help, now or after a while.
+    pub fn is_retryable(&self) -> bool {
+        !self.outcome_unknown && self.reason.passes()
     }
 
     fn pause_told(&self) -> Option<Duration> {
@@ -397,7 +454,9 @@ impl Failure {
         }
         s.push_str(&self.text);
         let _ = write!(s, " (reason: {}", self.reason);
-        if let Some(after) = self.pause_told() {
+        if let Some(until) = self.until {
+            let _ = write!(s, ", until {}", told(until));
+        } else if let Some(after) = self.pause_told() {
             // Rounded up: who comes a moment too early is refused again.
             let tenths = after.as_millis().div_ceil(100);
             let _ = write!(s, ", try again in {}.{} s", tenths / 10, tenths % 10);
@@ -406,18 +465,25 @@ impl Failure {
         if self.outcome_unknown {
             s.push_str(
                 ". The outcome is unknown: the request may have taken effect. \
-                 Check before you repeat it; the gateway did not repeat it.",
+                 Check before you repeat it; ",
             );
+            s.push_str(if self.keyed {
+                "the gateway repeated it only under the same idempotency key."
+            } else {
+                "the gateway did not repeat it."
+            });
         }
         s
     }
 
     /// As a JSON-RPC error.
+    #[cold]
     pub fn to_error(&self) -> ErrorObject {
         ErrorObject::new(self.reason.code(), self.sentence()).with_data(self.data())
     }
 
     /// As the raw result of a `tools/call`, canonical form.
+    #[cold]
     pub fn to_tool_result(&self) -> Vec<u8> {
         let result = serde_json::json!({
             "resultType": "complete",
@@ -427,6 +493,10 @@ impl Failure {
         });
         serde_json::to_vec(&result).expect("our own values serialise")
     }
+}
+
+fn told(at: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(at).to_string()
 }
 
 #[cfg(test)]
@@ -455,6 +525,26 @@ mod tests {
             );
             assert_eq!(f.outcome_unknown, unknown);
             assert_eq!(f.sentence().contains("unknown"), unknown);
+        }
+    }
+
+    #[test]
+    fn who_may_repeat_is_told_so_and_until_when_it_is_in_vain() {
+        let until = SystemTime::UNIX_EPOCH + Duration::from_secs(1_798_761_599);
+        let refusal = Refusal::new(Reason::Maintenance, "the vendor moves its database")
+            .retry_after(Duration::from_secs(7200))
+            .until(Some(until));
+        let failure = Failure::from(refusal);
+        insta::assert_snapshot!(failure.sentence(), @"the vendor moves its database (reason: maintenance, until 2026-12-31T23:59:59Z)");
+        insta::assert_snapshot!(failure.data(), @r#"{"reason":"maintenance","retryAfterMs":7200000,"until":"2026-12-31T23:59:59Z","outcome":"no_effect","retryable":true}"#);
+        let up: Arc<str> = "bank".into();
+        for (reason, write, retryable) in [
+            (Reason::ConnectionLost, false, true),
+            (Reason::ConnectionLost, true, false),
+            (Reason::CredentialRefused, false, false),
+        ] {
+            let fault = Fault::new(reason, Delivery::Unknown, "it ended");
+            assert_eq!(Failure::from_fault(fault, &up, write).data()["retryable"], retryable);
         }
     }
 

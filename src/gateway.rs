@@ -9,17 +9,21 @@
 //! nothing here asks which era a peer is of.
 
 pub mod builtin;
+pub mod memory;
 pub mod router;
 pub mod snapshot;
 pub mod standing;
 pub mod subscriptions;
+pub mod why;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 
 use crate::call::{Call, Consumer, Counted, Notices, Terminal};
+use crate::config::Config;
 use crate::config::secret::Scrubber;
 use crate::failure::{Failure, Reason, Refusal};
 use crate::observe::Observe;
@@ -39,6 +43,8 @@ pub struct Gateway {
     pub current: Current,
     /// Records, metrics, traces.
     pub observe: Arc<Observe>,
+    /// Whether there is room for more.
+    pub memory: memory::Memory,
     /// Which resources are watched, and who is told.
     pub subscriptions: Arc<Subscriptions>,
     /// Whether the file is in force, and if not, why.
@@ -47,6 +53,7 @@ pub struct Gateway {
     // Of these, what is carried to an upstream.
     carried: Arc<AtomicU64>,
     draining: AtomicBool,
+    drains_since: OnceLock<SystemTime>,
 }
 
 impl Gateway {
@@ -59,11 +66,13 @@ impl Gateway {
         Gateway {
             current: Current::new(first),
             observe,
+            memory: memory::Memory::default(),
             subscriptions,
             standing: ArcSwap::default(),
             in_flight: Arc::default(),
             carried: Arc::default(),
             draining: AtomicBool::new(false),
+            drains_since: OnceLock::new(),
         }
     }
 
@@ -74,6 +83,7 @@ impl Gateway {
 
     /// From now on no call is admitted.
     pub fn drain(&self) {
+        let _ = self.drains_since.set(SystemTime::now());
         self.draining.store(true, Ordering::Relaxed);
     }
 
@@ -135,7 +145,7 @@ impl Gateway {
         notices: &Notices,
     ) -> Result<(Terminal, bool), Failure> {
         if self.is_draining() {
-            return Err(Refusal::new(Reason::Draining, "the gateway is stopping").into());
+            return Err(stopping().into());
         }
         let view = snapshot.view(&call.consumer);
         let plan = router::plan(&view, call, &snapshot.config.gateway).map_err(|unplanned| {
@@ -145,27 +155,33 @@ impl Gateway {
                 record.upstream(series);
             }
             // What is known of the upstream itself says more.
-            let own = snapshot.upstreams.get(name).and_then(|upstream| upstream.refusal());
+            let own = snapshot.upstreams.get(name).and_then(|upstream| upstream.refusal(call));
             own.unwrap_or(unplanned.refusal)
         })?;
         match plan {
             Plan::Answer(terminal) => Ok((terminal, false)),
             Plan::Forward(route, parsed) => {
                 record.name(route.exposed());
+                let own = &**route.upstream() == builtin::NAME && snapshot.config.gateway.builtin;
+                if own && &**route.native() == builtin::WHY {
+                    // Asking why costs nothing: who is refused below can still ask.
+                    record.route(&snapshot.series(&route), Some(&**route.exposed()));
+                    return Ok(why::tool(self, snapshot, &view, call));
+                }
                 let _carried = self.admit(snapshot, &call.consumer)?;
                 snapshot.quota(&call.consumer)?;
                 record.route(
                     &snapshot.series(&route),
                     (route.kind() == ListKind::Tools).then(|| &**route.exposed()),
                 );
-                if &**route.upstream() == builtin::NAME {
+                if own {
                     return builtin::call(self, snapshot, &view, call, route.native())
                         .map_err(Failure::from);
                 }
                 let Some(upstream) = snapshot.upstreams.get(route.upstream()) else {
                     return Err(Refusal::new(Reason::Retired, "the upstream is gone").into());
                 };
-                if let Some(refusal) = upstream.refusal() {
+                if let Some(refusal) = upstream.refusal(call) {
                     return Err(refusal.into());
                 }
                 let (parent, state) = (
@@ -184,23 +200,52 @@ impl Gateway {
     // Only what is carried counts: answers from memory are there also for who is refused here. One
     // consumer of several gets half at most, so that the others are served whatever it does.
     fn admit(&self, snapshot: &Snapshot, consumer: &Consumer) -> Result<Carried, Refusal> {
-        let max = snapshot.config.gateway.max_calls;
-        let alone = snapshot.config.consumers.len() <= 1;
-        let share = if alone { max } else { max.div_ceil(2) };
+        self.memory.admit(0, snapshot.config.gateway.max_memory)?;
         let own = snapshot.identity.named(&consumer.name).map(|m| m.in_flight.clone());
         let all = Counted::new(&self.carried);
         let own = Counted::new(&own.unwrap_or_default());
-        if all.now > max as u64 || own.now > share as u64 {
-            let text = if all.now > max as u64 {
-                "the gateway carries as many calls as it may"
-            } else {
-                "as many calls of this consumer are under way as may be"
-            };
-            return Err(Refusal::new(Reason::Overloaded, text)
-                .retry_after(std::time::Duration::from_secs(1)));
-        }
+        let room = Room::of(&snapshot.config);
+        room.check(all.now, own.now)?;
         Ok(Carried { _all: all, _own: own })
     }
+
+    /// Calls that are carried to an upstream now.
+    fn carried(&self) -> u64 {
+        self.carried.load(Ordering::Relaxed)
+    }
+}
+
+/// How many calls may be carried at once.
+struct Room {
+    max: u64,
+    // Of them, by one consumer.
+    share: u64,
+}
+
+impl Room {
+    fn of(config: &Config) -> Room {
+        let max = config.gateway.max_calls;
+        let alone = config.consumers.len() <= 1;
+        let share = if alone { max } else { max.div_ceil(2) };
+        Room { max: max as u64, share: share as u64 }
+    }
+
+    // Whether so many, the one that asks among them, may be.
+    fn check(&self, all: u64, own: u64) -> Result<(), Refusal> {
+        if all <= self.max && own <= self.share {
+            return Ok(());
+        }
+        let text = if all > self.max {
+            "the gateway carries as many calls as it may"
+        } else {
+            "as many calls of this consumer are under way as may be"
+        };
+        Err(Refusal::new(Reason::Overloaded, text).retry_after(std::time::Duration::from_secs(1)))
+    }
+}
+
+fn stopping() -> Refusal {
+    Refusal::new(Reason::Draining, "the gateway is stopping")
 }
 
 struct Carried {
@@ -209,6 +254,7 @@ struct Carried {
 }
 
 /// How a failure reaches the caller: a tool result that the model reads, or an error.
+#[cold]
 pub fn told(call: &Call, failure: &Failure) -> Terminal {
     if call.method.name == "tools/call" && failure.reason.as_tool_result() {
         Terminal::Own(failure.to_tool_result().into(), crate::call::Form::Canonical)

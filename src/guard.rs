@@ -33,11 +33,13 @@ mod breaker;
 mod concurrency;
 mod deadline;
 mod limiter;
+mod look;
 mod retry;
 mod throttle;
+mod upkeep;
 mod window;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -47,6 +49,8 @@ pub use breaker::{BreakerSnapshot, State, Why};
 pub use concurrency::Lent;
 pub use deadline::{Deadline, Elapsed, Paused};
 pub use limiter::{Dry, Limiter, Rate, Token};
+pub use look::{Look, Part};
+pub use upkeep::{Term, Upkeep};
 
 use breaker::{Admission, Breaker};
 use concurrency::{Concurrency, Crowded, Permit};
@@ -65,6 +69,7 @@ pub struct Guard {
     limiter: Limiter,
     retry: Retry,
     throttle: ArcSwap<Throttle>,
+    upkeep: Upkeep,
     tally: Tally,
 }
 
@@ -75,8 +80,11 @@ pub struct Ask<'a> {
     /// a write.
     pub repeatable: bool,
     /// It may change something: it is never sent twice unless the first request provably never
-    /// left, and its outcome is unknown when no answer came.
+    /// left or `keyed` says so, and its outcome is unknown when no answer came.
     pub write: bool,
+    /// It carries a key by which the upstream knows it again: whether it may be repeated although
+    /// it is a write, as things stand.
+    pub keyed: Option<&'a AtomicBool>,
     /// The bucket of the tool's own, besides the upstream's.
     pub tool: Option<&'a Limiter>,
 }
@@ -170,6 +178,7 @@ impl Guard {
             limiter: Limiter::new(config.rate.as_ref()),
             retry: Retry::new(config.retry, jitter),
             throttle: ArcSwap::from_pointee(Throttle::new(&config.throttle)),
+            upkeep: Upkeep::default(),
             tally: Tally::default(),
             upstream,
         }
@@ -183,6 +192,23 @@ impl Guard {
         self.limiter.reconfigure(config.rate.as_ref());
         self.retry.reconfigure(config.retry);
         self.throttle.store(Arc::new(Throttle::new(&config.throttle)));
+    }
+
+    /// Take what the upstream's operators say of it.
+    pub fn keep_up(&self, settings: Option<&crate::config::upkeep::Upkeep>) {
+        self.upkeep.set(&self.upstream, settings);
+    }
+
+    /// The time without calls that its operators set, if it is now.
+    pub fn upkeep(&self) -> Option<Term> {
+        self.upkeep.now(&self.upstream)
+    }
+
+    /// Why the operators let a call not through. One that `goes_on` began before: draining lets it
+    /// end. For callers that have reasons of their own to refuse; [`Guard::run`] asks only about
+    /// what it has let in.
+    pub fn barred(&self, goes_on: impl FnOnce() -> bool) -> Option<Refusal> {
+        self.upkeep.refusal(&self.upstream, goes_on)
     }
 
     /// Take a call to the upstream, if it is let through, and again where that is sound.
@@ -214,6 +240,9 @@ impl Guard {
         self.breaker.check().map_err(|wait| self.refuse(self.resting(wait)))?;
         let _permit = self.place(deadline, spent).await.map_err(|refusal| self.refuse(refusal))?;
         let mut last: Option<Failure> = None;
+        // A write that carries a key is repeated when it may have arrived; what a later attempt
+        // proves of itself proves nothing of the earlier one.
+        let mut doubt = false;
         loop {
             let admission = match self.admit(ask, deadline, spent).await {
                 Ok(admission) => admission,
@@ -248,15 +277,20 @@ impl Guard {
                 at_least = self.throttled(fault.retry_after);
                 fault.retry_after.get_or_insert(at_least);
             }
+            let keyed = ask.keyed.is_some_and(|keyed| keyed.load(Ordering::Relaxed));
+            let repeatable = ask.repeatable && !ask.write || keyed;
+            doubt |= fault.delivery == Delivery::Unknown;
             let pause = self
                 .retry
-                .pause(&fault, ask.repeatable && !ask.write, spent.attempts, at_least)
+                .pause(&fault, repeatable, spent.attempts, at_least)
                 .filter(|pause| *pause < deadline.remaining())
                 .filter(|_| self.breaker.check().is_ok())
                 // Last, because it takes from the budget.
                 .filter(|_| self.retry.draw());
             let reason = fault.reason;
-            let failure = Failure::from_fault(fault, &self.upstream, ask.write);
+            let mut failure = Failure::from_fault(fault, &self.upstream, ask.write);
+            failure.outcome_unknown = ask.write && doubt;
+            failure.keyed = ask.keyed.is_some() && spent.attempts > 1;
             let Some(pause) = pause else { return Err(failure) };
             tracing::debug!(
                 upstream = &*self.upstream,
@@ -315,15 +349,17 @@ impl Guard {
 
     /// A place among the calls in flight.
     async fn place(&self, deadline: &Deadline, spent: &mut Spent) -> Result<Permit<'_>, Refusal> {
-        match self.concurrency.acquire(deadline).await {
+        let place = tokio::select! {
+            biased;
+            place = self.concurrency.acquire(deadline) => place,
+            refusal = self.upkeep.halt(&self.upstream) => return Err(refusal),
+        };
+        match place {
             Ok(permit) => {
                 spent.queued = permit.waited;
                 Ok(permit)
             }
-            Err(Crowded::QueueFull) => Err(self.refusal(
-                Reason::QueueFull,
-                "it was not called: as many calls are waiting for it as may",
-            )),
+            Err(Crowded::QueueFull) => Err(self.crowded()),
             Err(Crowded::Late(waited)) => {
                 spent.queued = waited;
                 Err(self.late())
@@ -338,6 +374,9 @@ impl Guard {
         deadline: &Deadline,
         spent: &mut Spent,
     ) -> Result<Admission<'_>, Refusal> {
+        if let Some(refusal) = self.upkeep.halted(&self.upstream) {
+            return Err(refusal);
+        }
         self.breaker.check().map_err(|wait| self.resting(wait))?;
         let own = match ask.tool {
             Some(tool) => Some(self.token(tool, deadline, spent).await?),
@@ -362,7 +401,11 @@ impl Guard {
         deadline: &Deadline,
         spent: &mut Spent,
     ) -> Result<Token<'l>, Refusal> {
-        let outcome = limiter.take(deadline.end()).await;
+        let outcome = tokio::select! {
+            biased;
+            outcome = limiter.take(deadline.end()) => outcome,
+            refusal = self.upkeep.halt(&self.upstream) => return Err(refusal),
+        };
         let waited = match &outcome {
             Ok(token) => token.waited,
             Err(dry) => dry.waited,
@@ -372,17 +415,7 @@ impl Guard {
             self.tally.waits.fetch_add(1, Ordering::Relaxed);
             self.tally.waited.fetch_add(waited.as_nanos() as u64, Ordering::Relaxed);
         }
-        outcome.map_err(|dry| {
-            let refusal = if dry.paused {
-                self.refusal(Reason::Throttled, "it was not called: it asked for a pause")
-            } else {
-                self.refusal(
-                    Reason::RateLimited,
-                    "it was not called: its rate limit leaves no room for the call in time",
-                )
-            };
-            refusal.retry_after(dry.retry_after)
-        })
+        outcome.map_err(|dry| self.dry(dry))
     }
 
     /// Pause the bucket for as long as was asked, or else as configured; returns the pause.
@@ -399,6 +432,21 @@ impl Guard {
     fn resting(&self, wait: Duration) -> Refusal {
         let text = "it was not called: it is given a rest after recent calls failed or were slow";
         self.refusal(Reason::BreakerOpen, text).retry_after(wait)
+    }
+
+    fn crowded(&self) -> Refusal {
+        let text = "it was not called: as many calls are waiting for it as may";
+        self.refusal(Reason::QueueFull, text)
+    }
+
+    fn dry(&self, dry: Dry) -> Refusal {
+        let refusal = if dry.paused {
+            self.refusal(Reason::Throttled, "it was not called: it asked for a pause")
+        } else {
+            let text = "it was not called: its rate limit leaves no room for the call in time";
+            self.refusal(Reason::RateLimited, text)
+        };
+        refusal.retry_after(dry.retry_after)
     }
 
     fn late(&self) -> Refusal {

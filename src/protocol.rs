@@ -15,6 +15,7 @@ pub mod exchange;
 pub mod flow;
 pub mod form;
 pub mod header;
+pub mod idempotency;
 pub mod json;
 pub mod message;
 pub mod meta;

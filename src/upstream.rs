@@ -16,6 +16,7 @@ pub mod connector;
 mod errand;
 mod events;
 pub mod handshake;
+mod idempotency;
 pub mod inbound;
 mod inputs;
 pub mod keeper;
@@ -25,6 +26,7 @@ pub mod link;
 pub mod loader;
 mod mirror;
 pub mod outbound;
+pub mod outlook;
 mod pages;
 pub mod subscriptions;
 mod tasks;
@@ -50,18 +52,19 @@ use crate::guard::{Ask, Deadline, Guard, Limiter, Spent};
 use crate::observe::metrics::Totals;
 use crate::protocol::address::Parsed;
 use crate::protocol::message::Frame;
-use crate::protocol::method::ListKind;
 use crate::protocol::task::{TaskSupport, Tasks};
 
 use asking::Asking;
 use condition::{Condition, State};
 use connector::Connector;
 use errand::Errand;
+use idempotency::Key;
 use inputs::Inputs;
 use keeper::Note;
 use lease::Leases;
 use link::Link;
 use outbound::Trace;
+use outlook::Terms;
 use pages::Pages;
 use subscriptions::Subscriptions;
 use transport::http::HttpCounters;
@@ -182,6 +185,7 @@ impl Upstream {
             pipe,
             http,
         });
+        upstream.guard.keep_up(upstream.config().upkeep.as_ref());
         let keeper = keeper::Keeper {
             config: Arc::downgrade(&upstream),
             name: upstream.name.clone(),
@@ -235,6 +239,11 @@ impl Upstream {
     /// The guard's counters and state.
     pub fn guard(&self) -> crate::guard::GuardSnapshot {
         self.guard.snapshot()
+    }
+
+    /// The time without calls that its operators set, if it is now.
+    pub fn upkeep(&self) -> Option<crate::guard::Term> {
+        self.guard.upkeep()
     }
 
     /// It asked for a pause outside any call.
@@ -293,6 +302,7 @@ impl Upstream {
     /// breaker state and counters stay.
     pub fn reconfigure(&self, config: Arc<UpstreamConfig>) {
         self.guard.reconfigure(&config.guard);
+        self.guard.keep_up(config.upkeep.as_ref());
         let old = self.tool_limiters.load_full();
         self.tool_limiters.store(Arc::new(limiters(&config.tools, Some(&old))));
         self.config.store(config);
@@ -336,24 +346,28 @@ impl Upstream {
     ) -> (Result<Terminal, Failure>, Sent) {
         let _count = Counted::new(&self.in_flight);
         let config = self.config.load_full();
-        let rule =
-            (route.kind() == ListKind::Tools).then(|| config.tool_rule(route.native())).flatten();
-        let read_only = call.method.read_only
-            || rule.and_then(|r| r.read_only).or(route.read_only()).unwrap_or(false);
+        let Terms { rule, read_only, timeout } = Terms::of(&config, &route);
+        let read_only = call.method.read_only || read_only;
         let limiter = rule
             // What is asked about a task is no call of the tool.
             .filter(|r| r.rate.is_some() && call.task.is_none())
             .and_then(|r| self.tool_limiters.load().get(&r.pattern).cloned());
-        let timeout = rule.and_then(|r| r.call_timeout).unwrap_or(config.call_timeout);
         let deadline = Deadline::new(timeout, config.max_call_timeout.max(timeout));
-        let ask = Ask { repeatable: read_only, write: !read_only, tool: limiter.as_deref() };
+        let place = rule.and_then(|r| r.idempotency.as_ref()).or(config.idempotency.as_ref());
+        let key = place.and_then(|place| Key::of(place, &route, call));
+        let ask = Ask {
+            repeatable: read_only,
+            write: !read_only,
+            keyed: key.as_ref().map(|key| &key.repeatable),
+            tool: limiter.as_deref(),
+        };
         // 2025-11-25 basic/utilities/tasks, "tool-level negotiation".
         if call.tasks == Tasks::Asked && route.task() == TaskSupport::Forbidden {
             let text = "the tool does not run as a task";
             let refusal = Refusal::new(Reason::UnknownMethod, text).at(&self.name);
             return (Err(refusal.into()), Sent::default());
         }
-        let mirrored = match mirror::headers(route.params(), call) {
+        let mirrored = match mirror::headers(route.params(), call, key.as_ref()) {
             Ok(headers) => headers,
             Err(unfit) => {
                 let refusal = Refusal::new(Reason::InvalidParams, unfit.to_string());
@@ -365,6 +379,7 @@ impl Upstream {
             route: &route,
             parsed,
             mirrored: &mirrored,
+            key: key.as_ref(),
             trace,
             asking: Asking {
                 call,
@@ -444,8 +459,17 @@ impl Upstream {
     }
 
     /// The refusal that stands for the state, before anything is tried: dormant and retired
-    /// upstreams are no faults and must not move the breaker.
-    pub fn refusal(&self) -> Option<Refusal> {
+    /// upstreams are no faults and must not move the breaker. What its operators say of it goes
+    /// before what the gateway sees of it.
+    pub fn refusal(&self, call: &Call) -> Option<Refusal> {
+        if let Some(refusal) = self.guard.barred(|| goes_on(call)) {
+            return Some(refusal);
+        }
+        self.absence()
+    }
+
+    // Why it cannot be called for its own state, if it cannot.
+    fn absence(&self) -> Option<Refusal> {
         let now = self.condition.borrow();
         match now.state {
             State::Dormant => {
@@ -470,6 +494,13 @@ impl Upstream {
     }
 }
 
+// Whether it is about what began before: a task, or a call whose caller comes back with an answer
+// (2026-07-28 basic/patterns/mrtr).
+fn goes_on(call: &Call) -> bool {
+    call.task.is_some() || call.frame.part("requestState").is_some()
+}
+
+#[cold]
 fn not_there(state: &State, why: &str) -> Fault {
     let reason = match state {
         State::Dormant => Reason::Dormant,

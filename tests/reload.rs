@@ -236,6 +236,25 @@ async fn limits_change_under_a_running_child_and_its_counters_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn maintenance_comes_and_goes_over_a_child_that_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let section = pid_server(dir.path().to_str().unwrap());
+    let weir = Weir::start("", &section);
+    weir.ready(&["child"]).await;
+    let pid = child_pid(&weir).await;
+    weir.rewrite("", &(section.clone() + "state = \"maintenance\"\nmessage = \"it moves\"\n"));
+    weir.logged("kept child; settings of child").await;
+    let answer = call(&weir.url, "child__pid", json!({})).await;
+    assert_eq!(reason(&answer), "maintenance", "{answer}");
+    assert_eq!(upstream(&weir.status().await, "child")["connection"], "ready");
+    weir.rewrite("", &section);
+    weir.logged("child takes calls again").await;
+    weir.ready(&["child"]).await;
+    assert_eq!(child_pid(&weir).await, pid);
+    assert_eq!(upstream(&weir.status().await, "child")["restarts"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_call_in_flight_finishes_on_what_it_started_with() {
     let slow = Scripted::start(&[tool("slow", false)], |arrival| {
         (arrival.tool()? == "slow")

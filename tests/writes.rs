@@ -129,7 +129,7 @@ async fn a_breaker_opens_for_its_own_upstream_only() {
         call(&weir.url, "good__fine", json!({})).await["result"]["content"][0]["text"],
         "fine"
     );
-    assert_eq!(tool_names(&weir.url, None).await.len(), 7 + 7 + 2, "lists do not depend on it");
+    assert_eq!(tool_names(&weir.url, None).await.len(), 7 + 7 + 3, "lists do not depend on it");
     let status = weir.status().await;
     assert_eq!(harness::upstream(&status, "bad")["breaker"], "open");
     assert!(weir.metrics().await.lines().any(|l| l.starts_with("weir_breaker_state")
@@ -181,4 +181,117 @@ async fn what_a_team_does_not_see_it_cannot_call() {
     assert_eq!((got.status, got.headers.contains_key("www-authenticate")), (401, true));
     let log = weir.log();
     assert!(!log.contains(px.expose()) && !log.contains(sales.expose()));
+}
+
+/// A tool that creates something and knows a call again by its argument `key`.
+fn creating(name: &str) -> Value {
+    let schema = json!({"type": "object", "properties": {"key": {"type": "string"}, "n": {}}});
+    json!({"name": name, "inputSchema": schema})
+}
+
+/// Cuts the connection at the first `cuts` arrivals of each call: `n` says which call.
+fn cutting(cuts: usize) -> impl Fn(&Arrival) -> Option<Reply> + Send + Sync {
+    let seen = std::sync::Mutex::new(std::collections::HashMap::<String, usize>::new());
+    move |arrival| {
+        arrival.tool()?;
+        let call = arrival.message["params"]["arguments"]["n"].to_string();
+        let mut seen = seen.lock().unwrap();
+        let count = seen.entry(call).or_default();
+        *count += 1;
+        (*count <= cuts).then(|| Reply::Cut(vec![]))
+    }
+}
+
+/// The raw arguments of each arrival of a tool.
+fn arguments(upstream: &Scripted, tool: &str) -> Vec<String> {
+    let own = |a: &Arrival| a.tool() == Some(tool);
+    let raw = |a: &Arrival| {
+        let from = a.body.find("\"arguments\":").unwrap();
+        // The arguments of these tests hold no object.
+        a.body[from..=from + a.body[from..].find('}').unwrap()].to_owned()
+    };
+    upstream.arrivals().iter().filter(|a| own(a)).map(raw).collect()
+}
+
+// As many retries as calls, and a few more.
+const OFTEN: &str = "retry = { attempts = 3, backoff = \"1ms\", budget = 1.0 }\n\
+    breaker = { enabled = false }\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_with_a_key_is_repeated_byte_for_byte_and_no_other() {
+    let tools = [creating("create"), creating("plain"), tool("create_undeclared", false)];
+    let upstream = Scripted::start(&tools, cutting(1)).await;
+    let rules = "[upstreams.up.tools.\"create*\"]\nidempotency = { argument = \"key\" }";
+    let weir = Weir::start("", &upstream.section("up", &format!("{OFTEN}{rules}")));
+    weir.ready(&["up"]).await;
+    let mut keys = std::collections::BTreeSet::new();
+    for n in 0..20 {
+        // Numbers and white space that no other program would write so.
+        let body = format!(
+            r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"arguments": {{ "n" : {n}.10 }},"name":"up__create","_meta":{{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{{}}}}}}}}"#
+        );
+        let headers = [
+            ("mcp-protocol-version", "2026-07-28"),
+            ("mcp-method", "tools/call"),
+            ("mcp-name", "up__create"),
+        ];
+        let before = arguments(&upstream, "create").len();
+        let answer = harness::post(&weir.url, &headers, body).await.answer();
+        assert_eq!(answer["result"]["content"][0]["text"], "fine", "{answer}");
+        let sent = arguments(&upstream, "create").split_off(before);
+        assert_eq!(sent.len(), 2, "{sent:?}");
+        assert!(sent.iter().all(|s| *s == sent[0]), "{sent:?}");
+        let (key, rest) = sent[0].split_at("\"arguments\": {\"key\":\"".len() + 36);
+        assert!(keys.insert(key.to_owned()), "{key} came twice");
+        assert_eq!(rest, format!("\", \"n\" : {n}.10 }}"));
+    }
+    // What the agent gives is kept, and as good.
+    let answer = call(&weir.url, "up__create", json!({"n": 100, "key": "mine"})).await;
+    assert_eq!(answer["result"]["content"][0]["text"], "fine", "{answer}");
+    let own = arguments(&upstream, "create");
+    assert_eq!(own.iter().filter(|a| a.contains("\"mine\"")).count(), 2);
+    // No key where it is no text, where the tool declares none, and where nobody asked for one.
+    for (n, name, arguments) in [
+        (101, "create", json!({"n": 101, "key": null})),
+        (102, "create_undeclared", json!({"n": 102})),
+        (103, "plain", json!({"n": 103})),
+    ] {
+        let answer = call(&weir.url, &format!("up__{name}"), arguments).await;
+        let failure = &answer["result"]["_meta"]["io.weirkeeper/failure"];
+        assert_eq!((reason(&answer), &failure["outcome"]), ("connection_lost", &json!("unknown")));
+        let arrived = upstream.arrivals();
+        let arrived = arrived.iter().filter(|a| a.message["params"]["arguments"]["n"] == n).count();
+        assert_eq!(arrived, 1, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_in_a_header_is_the_same_in_each_attempt() {
+    let upstream = Scripted::start(&[tool("create", false)], cutting(1)).await;
+    let key = "idempotency = { header = \"Idempotency-Key\" }\n";
+    let weir = Weir::start("", &upstream.section("up", &format!("{key}{OFTEN}")));
+    weir.ready(&["up"]).await;
+    for n in 0..3 {
+        let answer = call(&weir.url, "up__create", json!({"n": n})).await;
+        assert_eq!(answer["result"]["content"][0]["text"], "fine", "{answer}");
+    }
+    let keys: Vec<_> = upstream
+        .arrivals()
+        .iter()
+        .filter(|a| a.tool().is_some())
+        .map(|a| a.headers["idempotency-key"].clone())
+        .collect();
+    assert_eq!(keys.len(), 6);
+    for call in keys.chunks(2) {
+        assert!(call.iter().all(|k| *k == call[0] && k.len() == 36), "{keys:?}");
+    }
+    assert_eq!(keys.iter().collect::<std::collections::BTreeSet<_>>().len(), 3);
+    // Still no answer after all attempts: the agent learns that, and under which rule.
+    let upstream = Scripted::start(&[tool("create", false)], cutting(9)).await;
+    let weir = Weir::start("", &upstream.section("up", &format!("{key}{OFTEN}")));
+    weir.ready(&["up"]).await;
+    let answer = call(&weir.url, "up__create", json!({"n": 0})).await;
+    assert_eq!(upstream.arrived("create"), 4);
+    let text = answer["result"]["content"][0]["text"].as_str().unwrap();
+    assert!(text.contains("outcome is unknown") && text.contains("same idempotency key"), "{text}");
 }

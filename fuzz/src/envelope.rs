@@ -291,6 +291,7 @@ fn exchanged(
         meta: meta.as_bytes(),
         unknown: &[],
         more: answers,
+        edit: None,
     };
     let sent = Frame::scan(exchange.apply(frame, parsed)).expect("what is sent on is a message");
     assert_eq!((sent.kind(), sent.method()), (Kind::Request, frame.method()));

@@ -35,7 +35,9 @@ pub fn failure(fault: Fault, status: Option<u16>, repeatable: bool) -> Failure {
         text,
         cause: fault.cause,
         retry_after: fault.retry_after,
+        until: None,
         outcome_unknown: !repeatable && fault.delivery == Delivery::Unknown,
+        keyed: false,
         fault: true,
     }
 }

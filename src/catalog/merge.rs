@@ -4,7 +4,7 @@
 //! equal lists, which is what clients' prompt caches live on.
 //!
 //! *Decided:* what a list is turned into depends on the list, the upstream's name and prefix, its
-//! filter and whether it gets headers, on nothing else. So it is made once, shared by all catalogs in which these are the
+//! filter, where its calls carry keys, and whether it gets headers, on nothing else. So it is made once, shared by all catalogs in which these are the
 //! same, and a change of one upstream costs that upstream's items and one pass over the names.
 
 use std::sync::Arc;
@@ -17,8 +17,9 @@ use super::freshness::Freshness;
 use super::naming::{exposed_name, exposed_uri, native_uri, upstream_of_name};
 use super::shelf::Shelf;
 use super::slice::{BAD_MAX, BadItem, Item, List, Slice};
-use crate::config::{Patterns, TransportConfig, UpstreamConfig, UrlTransport};
+use crate::config::{KeyPlace, KeyRules, Patterns, TransportConfig, UpstreamConfig, UrlTransport};
 use crate::protocol::address::{UriHolder, uri_edits};
+use crate::protocol::idempotency;
 use crate::protocol::method::ListKind;
 use crate::protocol::param::{self, Param};
 use crate::protocol::revision::Era;
@@ -60,6 +61,7 @@ pub(super) struct ExposedList {
     filter: Patterns,
     upstream: Arc<str>,
     mirrors: bool,
+    keys: KeyRules,
     pub entries: Vec<Entry>,
     // The first [`BAD_MAX`] tools whose annotations break the rules.
     misannotated: Vec<(Arc<str>, param::Invalid)>,
@@ -75,6 +77,8 @@ pub(super) struct Entry {
     pub digest: [u8; 16],
     /// A tool's parameters that are mirrored in headers.
     pub params: Arc<[Param]>,
+    /// The tool declares the argument that is to hold the key of a call.
+    pub declares_key: bool,
     // Which item of the list it was made from.
     item: usize,
 }
@@ -144,7 +148,7 @@ impl Catalog {
                     let list = slice.list(kind);
                     before
                         .map(|lists| &lists[kind as usize])
-                        .filter(|old| old.is_made_from(list, &part.config, mirrors))
+                        .filter(|old| old.is_made_from(kind, list, &part.config, mirrors))
                         .cloned()
                         .unwrap_or_else(|| {
                             Arc::new(ExposedList::new(kind, list, &part.config, mirrors))
@@ -296,6 +300,19 @@ fn mirrors(slice: &Slice, config: &UpstreamConfig) -> bool {
         && slice.about.revision.era() == Era::Modern
 }
 
+fn keys_of(kind: ListKind, config: &UpstreamConfig) -> KeyRules {
+    if kind == ListKind::Tools { config.key_rules() } else { KeyRules::default() }
+}
+
+fn declares_key(keys: &KeyRules, item: &Item) -> bool {
+    match (keys.place(&item.key), &item.schema) {
+        (Some(KeyPlace::Argument(argument)), Some(schema)) => {
+            idempotency::declares(&item.raw[schema.clone()], argument)
+        }
+        _ => false,
+    }
+}
+
 impl ExposedList {
     fn new(
         kind: ListKind,
@@ -309,6 +326,7 @@ impl ExposedList {
             filter: config.filter.clone(),
             upstream: config.name.clone(),
             mirrors,
+            keys: keys_of(kind, config),
             entries: Vec::with_capacity(list.items.len()),
             misannotated: Vec::new(),
         };
@@ -324,7 +342,9 @@ impl ExposedList {
             match read {
                 Ok(params) => {
                     let params = if params.is_empty() { nothing.clone() } else { params.into() };
-                    out.entries.push(Entry::new(kind, n, item, config, mirrors, params));
+                    let mut entry = Entry::new(kind, n, item, config, mirrors, params);
+                    entry.declares_key = declares_key(&out.keys, item);
+                    out.entries.push(entry);
                 }
                 Err(why) if out.misannotated.len() < BAD_MAX => {
                     out.misannotated.push((item.key.clone(), why));
@@ -335,12 +355,19 @@ impl ExposedList {
         out
     }
 
-    fn is_made_from(&self, list: &Arc<List>, config: &UpstreamConfig, mirrors: bool) -> bool {
+    fn is_made_from(
+        &self,
+        kind: ListKind,
+        list: &Arc<List>,
+        config: &UpstreamConfig,
+        mirrors: bool,
+    ) -> bool {
         Arc::ptr_eq(&self.from, list)
             && self.mirrors == mirrors
             && self.prefixed == config.prefixed
             && self.upstream == config.name
             && self.filter == config.filter
+            && self.keys == keys_of(kind, config)
     }
 
     /// The native item behind an entry.
@@ -390,7 +417,7 @@ impl Entry {
         let raw = splice.apply(&item.raw);
         let digest: [u8; 32] = Sha256::digest(&raw).into();
         let digest = std::array::from_fn(|n| digest[n]);
-        Entry { exposed, raw, digest, params, item: number }
+        Entry { exposed, raw, digest, params, declares_key: false, item: number }
     }
 }
 

@@ -81,6 +81,7 @@ pub fn upstream(name: &str, order: usize) -> UpstreamConfig {
         order,
         prefixed: true,
         enabled: true,
+        upkeep: None,
         transport: TransportConfig::Stdio(StdioConfig {
             program: Program::Command("server".into()),
             args: Vec::new(),
@@ -121,6 +122,7 @@ pub fn upstream(name: &str, order: usize) -> UpstreamConfig {
             retry: RetryConfig { attempts: 0, backoff: second, backoff_max: second, budget: 0.0 },
             throttle: ThrottleConfig { texts: Vec::new(), pause: second, pause_max: second },
         },
+        idempotency: None,
         tools: Vec::new(),
     }
 }

@@ -7,12 +7,14 @@
 //! A view belongs to one catalog and lasts as long; what it prepares it prepares once.
 
 mod extensions;
+mod hidden;
 mod page;
 mod route;
 mod words;
 
 use std::sync::Arc;
 
+pub use hidden::{Hidden, HiddenBy};
 use page::Shown;
 pub use page::{BadCursor, LIST_TTL_MS};
 pub use route::Route;
@@ -114,7 +116,7 @@ impl View {
         let exposed = merged.list(list)?;
         let number = place.entry as usize;
         let entry = &exposed.entries[number];
-        let (public, params) = (entry.exposed.clone(), entry.params.clone());
+        let (public, params) = (entry.exposed.clone(), (entry.params.clone(), entry.declares_key));
         let route = Route::listed(kind, public, exposed.item(number), params, &merged.part.config);
         if route.task() == TaskSupport::Forbidden {
             return Some(route);

@@ -57,6 +57,7 @@ fn property(key: &Key) -> Value {
             {"type": "integer", "minimum": 1},
             {"type": "string", "pattern": r"^\s*[0-9]+\s*([KMG]i?B?|kB|B)?\s*$"},
         ]}),
+        Kind::Time => json!({"type": "string", "format": "date-time"}),
         Kind::Strings => json!({"type": "array", "items": {"type": "string"}}),
         Kind::Map => json!({"type": "object", "additionalProperties": {"type": "string"}}),
         Kind::Choice(words) => json!({"enum": words}),

@@ -3,6 +3,8 @@
 //! Each key is read once, with its kind, its default and its meaning in one place. The same pass
 //! over an empty file records them, and that record is the JSON Schema: the two can't drift apart.
 
+mod time;
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -28,6 +30,8 @@ pub enum Kind {
     Duration,
     /// `"64KiB"`, `"4MiB"` or a number of bytes.
     Size,
+    /// A date and time with its offset, bare or as a string.
+    Time,
     /// A list of strings.
     Strings,
     /// A table of strings.

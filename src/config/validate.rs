@@ -1,6 +1,7 @@
 //! The file becomes a [`Config`], or a list of everything that is wrong with it.
 
 pub(super) mod consumers;
+mod upkeep;
 mod upstream;
 
 use std::net::SocketAddr;
@@ -193,13 +194,15 @@ fn gateway(s: &Section<'_>, env: Env<'_>, read_file: ReadFile<'_>) -> Gateway {
         max_sessions: s.count("max_sessions", 10_000, "Most sessions of old clients; the longest idle makes room for a new one."),
         session_idle: s.duration("session_idle", seconds(1800), "After how long without request or stream a session ends."),
         max_calls: s.count("max_calls", 4096, "Most calls in flight over all upstreams."),
+        // Ten thousand sessions and four thousand calls take half of it.
+        max_memory: s.size("max_memory", 1 << 30, "Memory of the gateway itself, children not included, from which on new requests are refused."),
         max_streams: s.count("max_streams", 12_000, "Most open notification streams."),
         // Load balancers cut silent connections after 30 to 60 s.
         keep_alive: s.duration("keep_alive", seconds(15), "Interval of keep-alive comments on event streams."),
         page_size: s.count("page_size", 1000, "Most items in one page of a list."),
         instructions: s.flag("instructions", true, "Whether upstreams' instructions are handed on."),
         instructions_max: s.size("instructions_max", 4 << 10, "Most bytes of one upstream's instructions."),
-        builtin: s.flag("builtin", true, "Whether the gateway's own read-only tools are offered (weir__status, weir__search)."),
+        builtin: s.flag("builtin", true, "Whether the gateway's own read-only tools are offered (weir__status, weir__search, weir__why)."),
         list_changed_debounce: s.duration("list_changed_debounce", Duration::from_millis(250), "Quiet time before a change of lists is told to clients."),
         drain_timeout: s.duration("drain_timeout", seconds(10), "How long calls in flight may take to finish when the gateway stops or an upstream is replaced."),
         // Most servers start within ten seconds; the first start of a package installs it.

@@ -223,6 +223,7 @@ pub fn builtin_config(order: usize) -> UpstreamConfig {
         order,
         prefixed: true,
         enabled: true,
+        upkeep: None,
         transport: TransportConfig::Http(HttpConfig {
             url: Template::literal(""),
             transport: UrlTransport::Auto,
@@ -261,6 +262,7 @@ pub fn builtin_config(order: usize) -> UpstreamConfig {
             retry: RetryConfig { attempts: 0, backoff: long, backoff_max: long, budget: 0.0 },
             throttle: ThrottleConfig { texts: vec![], pause: long, pause_max: long },
         },
+        idempotency: None,
         tools: vec![],
     }
 }

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use hyper::HeaderMap;
 use tokio::sync::watch;
 
 use crate::call::Consumer;
@@ -11,6 +10,7 @@ use crate::config::secret::ConsumerKey;
 use crate::gateway::Gateway;
 
 use super::checks;
+use super::headers::Headers;
 
 /// Who opened a stream, and with which key.
 pub struct Access {
@@ -29,7 +29,7 @@ enum Shown {
 
 impl Access {
     /// What these headers were let in with.
-    pub fn new(gateway: &Arc<Gateway>, consumer: &Arc<Consumer>, headers: &HeaderMap) -> Access {
+    pub fn new(gateway: &Arc<Gateway>, consumer: &Arc<Consumer>, headers: &Headers) -> Access {
         Access {
             gateway: gateway.clone(),
             consumer: consumer.clone(),

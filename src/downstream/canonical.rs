@@ -66,6 +66,8 @@ pub fn open(
         tasks: Tasks::None,
         task: None,
         owner: std::sync::OnceLock::new(),
+        earlier: None,
+        key: std::sync::OnceLock::new(),
         asides: None,
         session,
         revision,

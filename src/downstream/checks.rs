@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use hyper::header::{ACCEPT, CONTENT_TYPE, HOST, HeaderName, ORIGIN};
-use hyper::{HeaderMap, Version};
+use hyper::Version;
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, ORIGIN};
 
 use crate::config::Gateway as Settings;
 use crate::failure::Reason;
@@ -12,20 +12,16 @@ use crate::protocol::message::Frame;
 use crate::protocol::meta::{Members, RequestMeta};
 use crate::protocol::walk;
 
+use super::headers::{Headers, visible};
 use super::refused::Refused;
 
 /// Whether `Host` (or the authority of HTTP/2) is ours (any revision, "DNS rebinding").
-pub fn host(settings: &Settings, headers: &HeaderMap, authority: Option<&str>) -> bool {
+pub fn host(settings: &Settings, headers: &Headers, authority: Option<&str>) -> bool {
     host_at(&settings.allowed_hosts, settings.listen.ip(), headers, authority)
 }
 
 /// The same for a listener at `ip` that has these names besides.
-pub fn host_at(
-    allowed: &[String],
-    ip: IpAddr,
-    headers: &HeaderMap,
-    authority: Option<&str>,
-) -> bool {
+pub fn host_at(allowed: &[String], ip: IpAddr, headers: &Headers, authority: Option<&str>) -> bool {
     // Twice: two readers could disagree on which one counts (RFC 9112, section 3.2).
     let Ok(host) = single(headers, &HOST) else { return false };
     let Some(host) = host.or(authority) else { return false };
@@ -40,9 +36,9 @@ pub fn host_at(
 }
 
 /// Whether `Origin` is allowed; none comes from no browser.
-pub fn origin(settings: &Settings, headers: &HeaderMap) -> bool {
-    let Some(origin) = headers.get(ORIGIN) else { return true };
-    let Ok(origin) = origin.to_str() else { return false };
+pub fn origin(settings: &Settings, headers: &Headers) -> bool {
+    let Some(origin) = headers.get(&ORIGIN) else { return true };
+    let Some(origin) = visible(origin) else { return false };
     if settings.allowed_origins.iter().any(|a| a == "*" || a.eq_ignore_ascii_case(origin)) {
         return true;
     }
@@ -63,20 +59,23 @@ fn is_loopback_name(name: &str) -> bool {
 }
 
 /// The key a caller presents.
-pub fn key(headers: &HeaderMap) -> Option<&str> {
-    if let Some(value) = headers.get(hyper::header::AUTHORIZATION) {
-        let (scheme, key) = value.to_str().ok()?.split_once(' ')?;
+pub fn key(headers: &Headers) -> Option<&str> {
+    if let Some(value) = headers.get(&AUTHORIZATION) {
+        let (scheme, key) = visible(value)?.split_once(' ')?;
         return scheme.eq_ignore_ascii_case("bearer").then(|| key.trim());
     }
-    headers.get(HeaderName::from_static("x-api-key"))?.to_str().ok().map(str::trim)
+    headers.text(&HeaderName::from_static("x-api-key")).map(str::trim)
 }
 
 /// Whether the media type is JSON, whatever its parameters.
-pub fn is_json(headers: &HeaderMap) -> bool {
-    let Some(value) = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()) else {
-        return false;
-    };
-    value.split(';').next().is_some_and(|t| t.trim().eq_ignore_ascii_case("application/json"))
+pub fn is_json(headers: &Headers) -> bool {
+    let Some(value) = headers.text(&CONTENT_TYPE) else { return false };
+    // As nearly all clients write it.
+    value == "application/json"
+        || value
+            .split(';')
+            .next()
+            .is_some_and(|t| t.trim().eq_ignore_ascii_case("application/json"))
 }
 
 /// What the client accepts. A missing header accepts all.
@@ -92,12 +91,12 @@ pub struct Accepts {
 }
 
 /// Read all `Accept` lines, with wildcards; `q=0` means no.
-pub fn accepts(version: Version, headers: &HeaderMap) -> Accepts {
+pub fn accepts(version: Version, headers: &Headers) -> Accepts {
     let pieces = version >= Version::HTTP_11;
     let mut out = Accepts { json: false, events: false, pieces };
     let mut any = false;
-    for line in headers.get_all(ACCEPT) {
-        let Ok(line) = line.to_str() else { continue };
+    for line in headers.get_all(&ACCEPT) {
+        let Some(line) = visible(line) else { continue };
         // As the protocol's own clients write it.
         if line == "application/json, text/event-stream" {
             return Accepts { json: true, events: true, pieces };
@@ -129,13 +128,11 @@ pub fn is_local(peer: &SocketAddr) -> bool {
 pub struct NotSingle;
 
 /// The single value of a header; an error if it stands twice or is not text.
-pub fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, NotSingle> {
-    let mut all = headers.get_all(name).iter();
+pub fn single<'a>(headers: &'a Headers, name: &HeaderName) -> Result<Option<&'a str>, NotSingle> {
+    let mut all = headers.get_all(name);
     match (all.next(), all.next()) {
         (None, _) => Ok(None),
-        (Some(v), None) => {
-            v.to_str().map(|v| Some(v.trim_matches([' ', '\t']))).map_err(|_| NotSingle)
-        }
+        (Some(v), None) => visible(v).map(|v| Some(v.trim_matches([' ', '\t']))).ok_or(NotSingle),
         _ => Err(NotSingle),
     }
 }
@@ -146,7 +143,7 @@ pub(super) fn mismatch(text: impl Into<String>) -> Refused {
 
 /// The version header of a modern request equals its body's
 /// (2026-07-28 basic/transports/streamable-http).
-pub fn version(headers: &HeaderMap, meta: &RequestMeta) -> Result<(), Refused> {
+pub fn version(headers: &Headers, meta: &RequestMeta) -> Result<(), Refused> {
     match single(headers, &header::PROTOCOL_VERSION) {
         Ok(Some(v)) if Some(v) == meta.protocol_version.as_deref() => Ok(()),
         Ok(None) => Err(mismatch("the header MCP-Protocol-Version is missing")),
@@ -156,7 +153,7 @@ pub fn version(headers: &HeaderMap, meta: &RequestMeta) -> Result<(), Refused> {
 
 /// `Mcp-Method` and `Mcp-Name` mirror the body (2026-07-28 basic/transports/streamable-http).
 /// Returns what the body names, if it names something and that can be read.
-pub fn mirrored(headers: &HeaderMap, frame: &Frame) -> Result<Option<String>, Refused> {
+pub fn mirrored(headers: &Headers, frame: &Frame) -> Result<Option<String>, Refused> {
     match single(headers, &header::METHOD) {
         Ok(Some(v)) if v == frame.method() => {}
         Ok(None) => return Err(mismatch("the header Mcp-Method is missing")),
@@ -191,14 +188,9 @@ pub fn mirrored(headers: &HeaderMap, frame: &Frame) -> Result<Option<String>, Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hyper::header::HeaderValue;
 
-    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
-        let mut map = HeaderMap::new();
-        for (k, v) in pairs {
-            map.append(*k, HeaderValue::from_str(v).unwrap());
-        }
-        map
+    fn headers(pairs: &[(&'static str, &str)]) -> Headers {
+        pairs.iter().map(|(name, value)| (*name, value.as_bytes())).collect()
     }
 
     #[test]

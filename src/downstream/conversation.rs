@@ -7,7 +7,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use crate::call::{Heard, NOTICES_MAX, Notices, Question, Reply, Word};
+use crate::call::heard::{self, Heard};
+use crate::call::{Notices, Question, Reply, Word};
 use crate::protocol::message::{Frame, Kind, message};
 use crate::protocol::meta::{Members, ObjectWriter};
 use crate::protocol::older;
@@ -16,22 +17,18 @@ use crate::protocol::revision::Revision;
 use super::session::Session;
 
 /// The way back to the caller of one call of a session.
-pub fn open(session: &Arc<Session>) -> (Notices, mpsc::Receiver<Heard>) {
+pub fn open(session: &Arc<Session>) -> (Notices, heard::Listener) {
     if session.askable.is_nothing() {
         return Notices::channel();
     }
     let (notices, words) = Notices::conversation();
-    let (tx, rx) = mpsc::channel(NOTICES_MAX);
+    let (tx, rx) = heard::way();
     // Ends when the call does: then nobody says a word any more.
     tokio::spawn(translate(session.clone(), words, tx));
     (notices, rx)
 }
 
-async fn translate(
-    session: Arc<Session>,
-    mut words: mpsc::Receiver<Word>,
-    tx: mpsc::Sender<Heard>,
-) {
+async fn translate(session: Arc<Session>, mut words: mpsc::Receiver<Word>, tx: heard::Teller) {
     while let Some(word) = words.recv().await {
         let said = match word {
             Word::Notice(notice) => tx.send(Heard::Notice(notice)).await,
@@ -46,11 +43,7 @@ async fn translate(
     }
 }
 
-async fn ask(
-    session: &Arc<Session>,
-    question: Question,
-    tx: &mpsc::Sender<Heard>,
-) -> Result<(), mpsc::error::SendError<Heard>> {
+async fn ask(session: &Arc<Session>, question: Question, tx: &heard::Teller) -> Result<(), Heard> {
     let told = tx.clone();
     let put = put(session, question, move |notice| {
         let _ = told.try_send(Heard::Notice(notice));

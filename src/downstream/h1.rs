@@ -36,7 +36,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use hyper::{Method, Request, Response};
+use hyper::{Method, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -45,6 +45,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 use crate::wire::Left;
 
 use super::body::OutBody;
+use super::headers::Head;
 use super::{HALF_SAID, UNREAD_TIME};
 use body::{InBody, LINGER_MAX, LINGER_TIME};
 use head::{Parsed, Wrong};
@@ -56,7 +57,8 @@ pub trait Answers {
     /// Answer one. Dropped when the client goes away.
     fn answer(
         &self,
-        request: Request<InBody>,
+        head: Head,
+        body: InBody,
     ) -> impl Future<Output = Response<OutBody>> + Send + 'static;
 
     /// Say why what came is not taken as a request.
@@ -120,11 +122,11 @@ where
                 return Box::pin(refuse(&io, &mut timer, answers.refuse(wrong))).await;
             }
             Some(Ok(parsed)) => {
-                let Parsed { mut parts, keep, upgrades, .. } = parsed;
-                let (version, is_head) = (parts.version, parts.method == Method::HEAD);
-                let upgrade = upgrades.then(|| offer(&mut parts.extensions));
+                let Parsed { mut head, keep, upgrades, .. } = parsed;
+                let (version, is_head) = (head.version, head.method == Method::HEAD);
+                let upgrade = upgrades.then(|| offer(&mut head.extensions));
                 let body = take_body(&io);
-                let mut answering = Box::pin(answers.answer(Request::from_parts(parts, body)));
+                let mut answering = Box::pin(answers.answer(head, body));
                 let answered = poll_fn(|cx| {
                     if let Poll::Ready(response) = answering.as_mut().poll(cx) {
                         return Poll::Ready(Some(response));

@@ -5,7 +5,6 @@
 //! with HTTP 200, because 404 there means "the session is gone"; a modern request gets the status
 //! that its error asks for.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -15,12 +14,12 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
 use hyper::header::{EXPECT, HeaderName, HeaderValue, ORIGIN, VARY};
-use hyper::http::request::Parts;
-use hyper::{Method, Request, StatusCode, Version};
+use hyper::{Method, StatusCode, Version};
 use subtle::ConstantTimeEq as _;
 
 use crate::call::Consumer;
-use crate::failure::Reason;
+use crate::config::Gateway as Settings;
+use crate::failure::{Reason, Refusal};
 use crate::gateway::snapshot::Snapshot;
 use crate::observe::metrics::OTHER;
 use crate::protocol::error::PARSE_ERROR;
@@ -33,13 +32,16 @@ use super::access::Access;
 use super::body::Events;
 use super::canonical::{TraceHeaders, meta_of};
 use super::h1::body::InBody;
+use super::headers::Head;
 use super::lazy::lazily;
 use super::legacy::{self, Handled, Running};
 use super::listen::{Feed, Listener};
 use super::refused::{NOBODY, Refused};
 use super::render::Said;
 use super::replay::Reader;
-use super::reply::{Denied, Out, busy, deny, draining, empty, events, json, not_allowed, shared};
+use super::reply::{
+    Denied, Out, busy, deny, draining, empty, events, json, not_allowed, overloaded, shared,
+};
 use super::session::{Found, Session};
 use super::{Edge, Slot, checks, mirror, modern, park, sse, websocket};
 
@@ -61,11 +63,10 @@ pub async fn serve(
     edge: Arc<Edge>,
     peer: SocketAddr,
     last: Arc<LastCaller>,
-    request: Request<InBody>,
+    parts: Head,
+    body: InBody,
 ) -> Out {
     let snapshot = edge.gateway.current.load();
-    let origin = request.headers().get(ORIGIN).cloned();
-    let (parts, body) = request.into_parts();
     let mut body = Some(body);
     let mut consumer = None;
     let caller = (peer, &*last);
@@ -78,12 +79,13 @@ pub async fn serve(
     // Who waits for `100 Continue` has sent nothing yet.
     if let Some(body) = body
         && !body.is_end_stream()
-        && !parts.headers.contains_key(EXPECT)
+        && !parts.headers.contains(&EXPECT)
     {
         body.leave();
     }
-    if let Some(origin) = origin
+    if let Some(origin) = parts.headers.get(&ORIGIN)
         && out.status() != StatusCode::FORBIDDEN
+        && let Ok(origin) = HeaderValue::from_bytes(origin)
     {
         allow_browser(&mut out, origin);
     }
@@ -106,7 +108,7 @@ async fn answer(
     edge: &Arc<Edge>,
     snapshot: &Snapshot,
     (peer, last): (SocketAddr, &LastCaller),
-    parts: &Parts,
+    parts: &Head,
     body: &mut Option<InBody>,
     who: &mut Option<Arc<Consumer>>,
 ) -> Result<Out, Denied> {
@@ -132,10 +134,11 @@ async fn answer(
     }
     let consumer = &*who.insert(identify(snapshot, peer, last, parts)?);
     // What belongs to something under way still comes in; what would begin something does not.
-    let resumes =
-        !old_door && !websocket::wanted(parts) && parts.headers.contains_key(header::LAST_EVENT_ID);
-    if edge.gateway.is_draining() && parts.method == Method::GET && !resumes {
-        return Err(draining());
+    if edge.gateway.is_draining() && parts.method == Method::GET {
+        let resumes = parts.headers.contains(&header::LAST_EVENT_ID);
+        if old_door || websocket::wanted(parts) || !resumes {
+            return Err(draining());
+        }
     }
     if old_door {
         return Box::pin(through_old_door(edge, snapshot, consumer, parts, body)).await;
@@ -184,7 +187,7 @@ fn identify(
     snapshot: &Snapshot,
     peer: SocketAddr,
     last: &LastCaller,
-    parts: &Parts,
+    parts: &Head,
 ) -> Result<Arc<Consumer>, Denied> {
     let refused = |text| deny(401, Reason::Unauthenticated, text);
     let key = checks::key(&parts.headers);
@@ -230,11 +233,10 @@ async fn received(
     edge: &Edge,
     snapshot: &Snapshot,
     consumer: &Consumer,
-    parts: &Parts,
+    parts: &Head,
     body: &mut Option<InBody>,
 ) -> Result<Bytes, Denied> {
-    let settings = &snapshot.config.gateway;
-    let bytes = read(edge, body, settings.max_body, settings.body_timeout).await?;
+    let bytes = read(edge, body, &snapshot.config.gateway).await?;
     still_known(edge, snapshot, consumer, parts)?;
     Ok(bytes)
 }
@@ -243,7 +245,7 @@ fn still_known(
     edge: &Edge,
     snapshot: &Snapshot,
     consumer: &Consumer,
-    parts: &Parts,
+    parts: &Head,
 ) -> Result<(), Denied> {
     let now = edge.gateway.current.load();
     if now.number == snapshot.number {
@@ -261,7 +263,7 @@ async fn post(
     edge: &Arc<Edge>,
     snapshot: &Snapshot,
     consumer: &Arc<Consumer>,
-    parts: &Parts,
+    parts: &Head,
     body: &mut Option<InBody>,
 ) -> Result<Out, Denied> {
     let accepts = checks::accepts(parts.version, &parts.headers);
@@ -303,7 +305,7 @@ async fn post(
         return Err(deny(400, Reason::NoSession, text).to(&frame));
     };
     let session = session(edge, id, consumer).map_err(|denied| denied.to(&frame))?;
-    session_version(&parts.headers).map_err(|denied| denied.to(&frame))?;
+    session_version(version).map_err(|denied| denied.to(&frame))?;
     Ok(match legacy::handle(edge, &session, "http", frame, trace).await {
         Handled::Accepted | Handled::Listen(_) => empty(202),
         Handled::Message(message) => json(200, message),
@@ -329,8 +331,8 @@ fn session(edge: &Edge, id: &str, consumer: &Arc<Consumer>) -> Result<Arc<Sessio
 
 // 2025-06-18 basic/transports, "protocol version header": one that is not served is 400, a
 // missing one means what the session agreed on.
-fn session_version(headers: &hyper::HeaderMap) -> Result<(), Denied> {
-    match checks::single(headers, &header::PROTOCOL_VERSION) {
+fn session_version(said: Result<Option<&str>, checks::NotSingle>) -> Result<(), Denied> {
+    match said {
         Ok(None) => Ok(()),
         Ok(Some(v)) if Revision::parse(v).is_some_and(|r| r.era() == Era::Legacy) => Ok(()),
         _ => {
@@ -348,7 +350,7 @@ fn session_version(headers: &hyper::HeaderMap) -> Result<(), Denied> {
 async fn modern_post(
     edge: &Arc<Edge>,
     consumer: &Arc<Consumer>,
-    parts: &Parts,
+    parts: &Head,
     accepts: checks::Accepts,
     frame: Frame,
     meta: Result<Option<RequestMeta>, String>,
@@ -415,7 +417,7 @@ async fn through_old_door(
     edge: &Arc<Edge>,
     snapshot: &Snapshot,
     consumer: &Arc<Consumer>,
-    parts: &Parts,
+    parts: &Head,
     body: &mut Option<InBody>,
 ) -> Result<Out, Denied> {
     match (parts.uri.path(), &parts.method) {
@@ -436,13 +438,13 @@ async fn through_old_door(
     }
 }
 
-async fn get(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Parts) -> Result<Out, Denied> {
+async fn get(edge: &Arc<Edge>, consumer: &Arc<Consumer>, parts: &Head) -> Result<Out, Denied> {
     let Some(id) = checks::single(&parts.headers, &header::SESSION_ID).ok().flatten() else {
         let text = "GET opens the stream of a session: send its Mcp-Session-Id, or POST";
         return Err(deny(405, Reason::MethodNotAllowed, text));
     };
     let session = session(edge, id, consumer)?;
-    session_version(&parts.headers)?;
+    session_version(checks::single(&parts.headers, &header::PROTOCOL_VERSION))?;
     if !checks::accepts(parts.version, &parts.headers).events {
         let text = "Accept must list text/event-stream";
         return Err(deny(406, Reason::NotAcceptable, text));
@@ -516,7 +518,7 @@ impl Drop for OpenStream {
     }
 }
 
-fn delete(edge: &Edge, consumer: &Arc<Consumer>, parts: &Parts) -> Result<Out, Denied> {
+fn delete(edge: &Edge, consumer: &Arc<Consumer>, parts: &Head) -> Result<Out, Denied> {
     let id = checks::single(&parts.headers, &header::SESSION_ID).ok().flatten();
     let session = session(edge, id.ok_or_else(not_allowed)?, consumer)?;
     edge.sessions.end(&session.id);
@@ -528,7 +530,7 @@ fn delete(edge: &Edge, consumer: &Arc<Consumer>, parts: &Parts) -> Result<Out, D
 async fn batch(
     edge: &Arc<Edge>,
     consumer: &Arc<Consumer>,
-    parts: &Parts,
+    parts: &Head,
     bytes: &Bytes,
 ) -> Result<Out, Denied> {
     let invalid = |text: &str| deny(400, Reason::InvalidMessage, text);
@@ -538,7 +540,7 @@ async fn batch(
     if session.revision != Revision::R2025_03_26 {
         return Err(invalid(only));
     }
-    session_version(&parts.headers)?;
+    session_version(checks::single(&parts.headers, &header::PROTOCOL_VERSION))?;
     if edge.gateway.is_draining() {
         return Err(draining());
     }
@@ -589,9 +591,10 @@ async fn batch(
 async fn read(
     edge: &Edge,
     body: &mut Option<InBody>,
-    max: usize,
-    time: Duration,
+    settings: &Settings,
 ) -> Result<Bytes, Denied> {
+    let (max, time) = (settings.max_body, settings.body_timeout);
+    let room = |bytes| edge.gateway.memory.admit(bytes, settings.max_memory);
     let too_large = || {
         let text = format!("the body is larger than {max} bytes (gateway.max_body)");
         Denied::new(413, Refused::too_large(text))
@@ -604,16 +607,20 @@ async fn read(
     let whole = tokio::select! {
         // Mostly it is there; then nothing needs to be waited for.
         biased;
-        whole = tokio::time::timeout(time, collected(&mut incoming, max)) => whole,
+        whole = tokio::time::timeout(time, collected(&mut incoming, max, room)) => whole,
         () = edge.stop.cancelled() => return Err(draining()),
     };
     match whole {
-        Ok(Ok(Some(whole))) => Ok(whole),
-        Ok(Ok(None)) => {
+        Ok(Ok(whole)) => Ok(whole),
+        Ok(Err(Unread::TooLarge)) => {
             *body = Some(incoming);
             Err(too_large())
         }
-        Ok(Err(_)) => Err(deny(400, Reason::BrokenBody, "the body ended early")),
+        Ok(Err(Unread::NoRoom(refusal))) => {
+            *body = Some(incoming);
+            Err(overloaded(refusal))
+        }
+        Ok(Err(Unread::Broken)) => Err(deny(400, Reason::BrokenBody, "the body ended early")),
         Err(_) => {
             let text = "the body did not arrive in time (gateway.body_timeout)";
             Err(deny(408, Reason::SlowBody, text))
@@ -621,16 +628,28 @@ async fn read(
     }
 }
 
-// All of a body, not copied if it comes in one piece; `None` if it is larger than `max`.
-async fn collected(body: &mut InBody, max: usize) -> io::Result<Option<Bytes>> {
+enum Unread {
+    TooLarge,
+    NoRoom(Refusal),
+    Broken,
+}
+
+// All of a body, not copied if it comes in one piece. `room`: whether there is room for so many
+// bytes more; asked for each piece, since who announces a body may take its time.
+async fn collected(
+    body: &mut InBody,
+    max: usize,
+    room: impl Fn(u64) -> Result<(), Refusal>,
+) -> Result<Bytes, Unread> {
     let mut whole: Option<Bytes> = None;
     let mut joined = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let Ok(piece) = frame?.into_data() else { continue };
+        let Ok(piece) = frame.map_err(|_| Unread::Broken)?.into_data() else { continue };
         let so_far = whole.as_ref().map_or(0, Bytes::len) + joined.len();
         if so_far + piece.len() > max {
-            return Ok(None);
+            return Err(Unread::TooLarge);
         }
+        room(piece.len() as u64).map_err(Unread::NoRoom)?;
         if let Some(first) = whole.take() {
             let announced = body.size_hint().lower().min(max as u64) as usize;
             joined.reserve(first.len() + piece.len() + announced);
@@ -645,10 +664,11 @@ async fn collected(body: &mut InBody, max: usize) -> io::Result<Option<Bytes>> {
             break;
         }
     }
-    Ok(Some(whole.unwrap_or_else(|| joined.freeze())))
+    Ok(whole.unwrap_or_else(|| joined.freeze()))
 }
 
-fn trace_headers(parts: &Parts) -> TraceHeaders {
-    let text = |name: &'static str| parts.headers.get(name).and_then(|v| v.to_str().ok());
-    text("traceparent").map(|p| (p.into(), text("tracestate").map(Into::into)))
+fn trace_headers(parts: &Head) -> TraceHeaders {
+    let text = |name: &HeaderName| parts.headers.text(name).map(Box::from);
+    let parent = text(&HeaderName::from_static("traceparent"))?;
+    Some((parent, text(&HeaderName::from_static("tracestate"))))
 }

@@ -1,6 +1,6 @@
 //! An old client made to look canonical: the handshake, the session's own methods, its requests.
 
-use std::future::{Future, ready};
+use std::future::{Future, poll_fn, ready};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,10 +11,10 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
-use crate::call::{Consumer, Heard, Notices, Offer, Terminal};
+use crate::call::heard::{self, Heard};
+use crate::call::{Consumer, Notices, Offer, Terminal};
 use crate::failure::Reason;
 use crate::gateway::router;
 use crate::gateway::subscriptions::Changes;
@@ -54,7 +54,7 @@ pub struct Running {
     /// Ends with the response message, or with nothing if it was cancelled.
     pub work: Work,
     /// The notices it causes meanwhile.
-    pub notices: mpsc::Receiver<Heard>,
+    pub notices: heard::Listener,
     // Whether the work is done, and its outcome while the last notices are still handed out.
     over: bool,
     end: Option<Said>,
@@ -116,7 +116,7 @@ pub enum Step {
 
 impl Running {
     /// A call that has begun.
-    pub fn new(work: Work, notices: mpsc::Receiver<Heard>) -> Running {
+    pub fn new(work: Work, notices: heard::Listener) -> Running {
         Running { work, notices, over: false, end: None }
     }
 
@@ -133,20 +133,32 @@ impl Running {
 
     /// The same; but the end may be offered in pieces instead.
     pub async fn next_or_offer(&mut self) -> Result<Step, Offer> {
-        if !self.over {
-            tokio::select! {
-                biased;
-                end = &mut self.work => (self.over, self.end) = (true, end),
-                Some(heard) = self.notices.recv() => return match heard {
-                    Heard::Notice(notice) => Ok(Step::Notice(notice)),
-                    Heard::Offer(offer) => Err(offer),
-                },
-            }
+        if !self.over
+            && let Some(heard) = poll_fn(|cx| self.poll_work(cx)).await
+        {
+            return match heard {
+                Heard::Notice(notice) => Ok(Step::Notice(notice)),
+                Heard::Offer(offer) => Err(offer),
+            };
         }
         Ok(match last_word(&mut self.notices).await {
             Some(notice) => Step::Notice(notice),
             None => Step::End(self.end.take()),
         })
+    }
+
+    // What the work says; nothing when it is over.
+    fn poll_work(&mut self, cx: &mut Context<'_>) -> Poll<Option<Heard>> {
+        // What it says while it is looked at is found below.
+        self.notices.look_away();
+        if let Poll::Ready(end) = Pin::new(&mut self.work).poll(cx) {
+            (self.over, self.end) = (true, end);
+            return Poll::Ready(None);
+        }
+        match self.notices.poll_recv(cx) {
+            Poll::Ready(Some(heard)) => Poll::Ready(Some(heard)),
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        }
     }
 
     /// Whether the work is done, and only words are left.
@@ -161,12 +173,12 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 
 // A notice that a call left behind, such as the withdrawal of a question; `None` when there is no
 // more to come.
-async fn last_word(notices: &mut mpsc::Receiver<Heard>) -> Option<Bytes> {
+async fn last_word(notices: &mut heard::Listener) -> Option<Bytes> {
     loop {
-        let heard = match notices.try_recv() {
-            Ok(heard) => heard,
-            Err(mpsc::error::TryRecvError::Disconnected) => return None,
-            Err(mpsc::error::TryRecvError::Empty) => {
+        // Mostly there are none, and nobody is left to say one.
+        let heard = match poll_fn(|cx| Poll::Ready(notices.poll_recv(cx))).await {
+            Poll::Ready(heard) => heard?,
+            Poll::Pending => {
                 tokio::time::timeout(LAST_WORDS, notices.recv()).await.ok().flatten()?
             }
         };

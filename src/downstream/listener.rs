@@ -25,8 +25,9 @@ use super::body::OutBody;
 use super::h1::body::InBody;
 use super::h1::head::Wrong;
 use super::h1::{self, Answers, Ended};
+use super::headers::Head;
 use super::refused::NOBODY;
-use super::reply::{Out, deny};
+use super::reply::{Out, complete, deny};
 use super::stall::Impatient;
 use super::{Edge, HALF_SAID, Slot, http};
 
@@ -111,8 +112,8 @@ struct Client {
 }
 
 impl Answers for Client {
-    fn answer(&self, request: Request<InBody>) -> impl Future<Output = Out> + Send + 'static {
-        http::serve(self.edge.clone(), self.peer, self.last.clone(), request)
+    fn answer(&self, head: Head, body: InBody) -> impl Future<Output = Out> + Send + 'static {
+        http::serve(self.edge.clone(), self.peer, self.last.clone(), head, body)
     }
 
     fn refuse(&self, wrong: Wrong) -> Out {
@@ -138,7 +139,10 @@ async fn http2(
             let (edge, held) = (edge.clone(), Counted::new(&busy));
             let last = last.clone();
             async move {
-                let out = http::serve(edge, peer, last, request.map(InBody::Hyper)).await;
+                let (parts, body) = request.into_parts();
+                let body = InBody::Hyper(body);
+                let mut out = http::serve(edge, peer, last, parts.into(), body).await;
+                complete(&mut out);
                 Ok::<_, std::convert::Infallible>(out.map(|body| Tracked { body, _held: held }))
             }
         })

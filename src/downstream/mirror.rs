@@ -4,7 +4,7 @@
 //! What stands between the caller and us may have decided by a header; so header and body must
 //! say the same before anything is done.
 
-use hyper::HeaderMap;
+use hyper::header::HeaderName;
 
 use crate::call::{Consumer, Strays};
 use crate::protocol::header;
@@ -14,6 +14,7 @@ use crate::protocol::param::{self, PREFIX, Param, Said};
 
 use super::Edge;
 use super::checks::{mismatch, single};
+use super::headers::Headers;
 use super::refused::Refused;
 
 /// Most headers of one call that are handed on although its tool does not define them. A schema
@@ -29,7 +30,7 @@ const STRAYS_BYTES_MAX: usize = 8 << 10;
 pub fn params(
     edge: &Edge,
     consumer: &Consumer,
-    headers: &HeaderMap,
+    headers: &Headers,
     frame: &Frame,
     name: Option<&str>,
 ) -> Result<Strays, Refused> {
@@ -45,7 +46,7 @@ pub fn params(
     Ok(strays(route.params(), headers))
 }
 
-fn check(params: &[Param], headers: &HeaderMap, call: &[u8]) -> Result<(), Refused> {
+fn check(params: &[Param], headers: &Headers, call: &[u8]) -> Result<(), Refused> {
     if params.is_empty() {
         return Ok(());
     }
@@ -59,7 +60,7 @@ fn check(params: &[Param], headers: &HeaderMap, call: &[u8]) -> Result<(), Refus
     Ok(())
 }
 
-fn agree(param: &Param, said: Option<&Said>, headers: &HeaderMap) -> Result<(), &'static str> {
+fn agree(param: &Param, said: Option<&Said>, headers: &Headers) -> Result<(), &'static str> {
     let value = single(headers, &param.header).map_err(|_| "stands twice or is not text")?;
     match (value, said) {
         (None, None) => Ok(()),
@@ -74,15 +75,16 @@ fn agree(param: &Param, said: Option<&Said>, headers: &HeaderMap) -> Result<(), 
 }
 
 // What is not handed on is dropped without a word: nobody has to know such headers.
-fn strays(params: &[Param], headers: &HeaderMap) -> Strays {
+fn strays(params: &[Param], headers: &Headers) -> Strays {
     let mut left = STRAYS_BYTES_MAX;
     let mut out = Vec::new();
-    for name in headers.keys().filter(|name| name.as_str().starts_with(PREFIX)) {
+    for name in headers.names().filter(|name| name.starts_with(PREFIX)) {
+        let Ok(name) = HeaderName::try_from(name) else { continue };
         if params.iter().any(|param| param.header == name) {
             continue;
         }
         // One that stands twice could be read either way.
-        let Ok(Some(value)) = single(headers, name) else { continue };
+        let Ok(Some(value)) = single(headers, &name) else { continue };
         let Some(rest) = left.checked_sub(name.as_str().len() + value.len()) else { continue };
         left = rest;
         out.push((name.as_str().into(), value.into()));
@@ -97,7 +99,6 @@ fn strays(params: &[Param], headers: &HeaderMap) -> Strays {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use hyper::header::{HeaderName, HeaderValue};
 
     fn tool() -> Vec<Param> {
         param::read(
@@ -107,15 +108,8 @@ mod tests {
         .unwrap()
     }
 
-    fn map(pairs: &[(&str, &[u8])]) -> HeaderMap {
-        let pair = |(k, v): &(&str, &[u8])| {
-            (k.parse::<HeaderName>().unwrap(), HeaderValue::from_bytes(v).unwrap())
-        };
-        let mut map = HeaderMap::new();
-        for (name, value) in pairs.iter().map(pair) {
-            map.append(name, value);
-        }
-        map
+    fn map(pairs: &[(&str, &[u8])]) -> Headers {
+        pairs.iter().copied().collect()
     }
 
     fn told(call: &str, pairs: &[(&str, &[u8])]) -> String {
@@ -166,7 +160,7 @@ mod tests {
 
     #[test]
     fn what_no_tool_defines_is_kept_within_bounds() {
-        let names = |headers: &HeaderMap| {
+        let names = |headers: &Headers| {
             let kept = strays(&tool(), headers);
             kept.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(" ")
         };
@@ -179,11 +173,8 @@ mod tests {
             ("mcp-name", b"t"),
         ]);
         assert_eq!(names(&some), "mcp-param-tenant=a b");
-        let mut many = HeaderMap::new();
-        for n in 0..2 * STRAYS_MAX {
-            let name: HeaderName = format!("mcp-param-x{n}").parse().unwrap();
-            many.insert(name, HeaderValue::from_static("1"));
-        }
+        let many: Vec<_> = (0..2 * STRAYS_MAX).map(|n| format!("mcp-param-x{n}")).collect();
+        let many = many.iter().map(|name| (&**name, &b"1"[..])).collect();
         assert_eq!(strays(&[], &many).len(), STRAYS_MAX);
         let long = vec![b'x'; STRAYS_BYTES_MAX];
         assert_eq!(

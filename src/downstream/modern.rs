@@ -98,10 +98,14 @@ pub async fn handle(
         None => Askable::default(),
     };
     let asks = matches!(method.name, "tools/call" | "prompts/get" | "resources/read");
+    let mut earlier = None;
     let frame = if asks {
         match park::state_of(edge, consumer, &frame)? {
             park::State::None => frame,
-            park::State::Unwrapped(frame) => frame,
+            park::State::Unwrapped(frame, left) => {
+                earlier = left;
+                frame
+            }
             park::State::Parked(parked) => {
                 return Ok(Handled::Running(park::resume(edge, parked, id, &frame, meta)));
             }
@@ -116,6 +120,7 @@ pub async fn handle(
         open(edge, transport, consumer, method, frame, meta, revision, (askable, None), trace);
     call.strays = strays;
     call.task = task;
+    call.earlier = earlier;
     call.tasks = wanted;
     if method.handling != Handling::Forward {
         let (none, gateway) = (Notices::none(), &edge.gateway);

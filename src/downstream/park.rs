@@ -18,8 +18,9 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::call::heard::{self, Heard};
 use crate::call::{
-    ANSWER_TIME, Call, Consumer, Form, Heard, Notices, Question, Reply, Terminal, Word,
+    ANSWER_TIME, Call, Consumer, Earlier, Form, Notices, Question, Reply, Terminal, Word,
 };
 use crate::failure::{Reason, Refusal};
 use crate::observe::record::Record;
@@ -113,7 +114,7 @@ pub enum State {
     /// There is none.
     None,
     /// It was an upstream's own: the request as that upstream knows it.
-    Unwrapped(Frame),
+    Unwrapped(Frame, Option<Box<Earlier>>),
     /// A call waits for this request.
     Parked(Conversation),
 }
@@ -126,6 +127,11 @@ struct Sealed {
     /// The upstream's state, raw.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     state: Option<Box<str>>,
+    /// What the round that was answered with it left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    owner: Option<Box<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key: Option<Box<str>>,
     consumer: Box<str>,
     /// Of the method and the params that stay the same.
     digest: Box<str>,
@@ -182,7 +188,9 @@ pub fn state_of(edge: &Edge, consumer: &Consumer, frame: &Frame) -> Result<State
         let mut s = Splice::new();
         s.replace(place.start + at..place.end + at, state.into_string().into_bytes());
         let frame = Frame::scan(s.apply(frame.bytes())).map_err(|_| invalid())?;
-        return Ok(State::Unwrapped(frame));
+        let Sealed { owner, key, .. } = sealed;
+        let left = owner.is_some() || key.is_some();
+        return Ok(State::Unwrapped(frame, left.then(|| Box::new(Earlier { owner, key }))));
     }
     let park = sealed.park.ok_or_else(invalid)?;
     let (_, (conversation, _)) = edge.parks.0.remove(&park).ok_or_else(invalid)?;
@@ -274,6 +282,8 @@ fn wrap(edge: &Edge, call: &Call, frame: &Frame) -> Option<Frame> {
         &Sealed {
             park: None,
             state: Some(raw.get().into()),
+            owner: call.owner.get().map(|owner| (&**owner).into()),
+            key: call.key.get().cloned(),
             consumer: (&*call.consumer.name).into(),
             digest: digest(&call.frame).into(),
             until: now() + WRAPPED_TIME,
@@ -335,7 +345,7 @@ fn run(
     id: Bytes,
     token: Option<Box<str>>,
 ) -> Running {
-    let (tx, notices) = mpsc::channel(crate::call::NOTICES_MAX);
+    let (tx, notices) = heard::way();
     let edge = edge.clone();
     let work = Work::new(async move { Some(go_on(&edge, conversation, &id, token, tx).await) });
     Running::new(work, notices)
@@ -346,7 +356,7 @@ async fn go_on(
     mut conversation: Conversation,
     id: &[u8],
     token: Option<Box<str>>,
-    tx: mpsc::Sender<Heard>,
+    tx: heard::Teller,
 ) -> Said {
     let (method, revision) = (conversation.method, conversation.revision);
     match conversation.turn(token.as_deref(), &tx).await {
@@ -371,6 +381,8 @@ fn park(edge: &Edge, conversation: Conversation) -> Terminal {
         &Sealed {
             park: Some(name.clone()),
             state: None,
+            owner: None,
+            key: None,
             consumer: (&*conversation.consumer.name).into(),
             digest: digest(&conversation.frame).into(),
             until: now() + ANSWER_TIME.as_secs(),
@@ -388,7 +400,7 @@ fn park(edge: &Edge, conversation: Conversation) -> Terminal {
 
 impl Conversation {
     // Until the end, or until there is something to ask (`None`).
-    async fn turn(&mut self, token: Option<&str>, tx: &mpsc::Sender<Heard>) -> Option<Terminal> {
+    async fn turn(&mut self, token: Option<&str>, tx: &heard::Teller) -> Option<Terminal> {
         let mut gathered: Option<Instant> = None;
         loop {
             self.forget();
@@ -461,7 +473,7 @@ impl Conversation {
     }
 
     // With the token of the request that is open now; without one the caller wants no progress.
-    fn tell(&self, notice: Bytes, token: Option<&str>, tx: &mpsc::Sender<Heard>) {
+    fn tell(&self, notice: Bytes, token: Option<&str>, tx: &heard::Teller) {
         let notice =
             if token == self.token.as_deref() { Some(notice) } else { with_token(notice, token) };
         if let Some(notice) = notice {

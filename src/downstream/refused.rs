@@ -24,11 +24,13 @@ pub struct Refused {
 
 impl Refused {
     /// A refusal with the code that goes with its reason.
+    #[cold]
     pub fn new(reason: Reason, text: impl Into<String>) -> Refused {
         Refused::with_code(reason, reason.code(), text)
     }
 
     /// The same, with a code that says more than the reason does.
+    #[cold]
     pub fn with_code(reason: Reason, code: i32, text: impl Into<String>) -> Refused {
         let data = serde_json::json!({"reason": reason.as_str()});
         Refused { reason, error: ErrorObject::new(code, text).with_data(data) }
@@ -44,11 +46,13 @@ impl Refused {
     }
 
     /// More bytes than are taken.
+    #[cold]
     pub fn too_large(text: impl Into<String>) -> Refused {
         Refused::with_code(Reason::TooLarge, INVALID_REQUEST, text)
     }
 
     /// A method that this revision does not have, or not here.
+    #[cold]
     pub fn unknown_method(method: &str) -> Refused {
         let method: String = method.chars().take(64).collect();
         Refused::new(Reason::UnknownMethod, format!("Method not found: {method}"))
@@ -60,11 +64,13 @@ impl Refused {
     }
 
     /// The response message.
+    #[cold]
     pub fn message(&self, id: &[u8]) -> Bytes {
         response(id, Kind::Error, self.error.to_raw().get().as_bytes())
     }
 
     /// Count it and write its line.
+    #[cold]
     pub fn note(
         &self,
         edge: &Edge,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyper::body::Body as _;
 use hyper::header::{
     ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
 };
@@ -15,7 +16,7 @@ use crate::protocol::prepared::Prepared;
 use super::body::{Events, OutBody, Pieces};
 use super::refused::{Refused, label};
 
-/// A response of the endpoint.
+/// A response of the endpoint. A body without a `Content-Type` is JSON: see [`IS_JSON`].
 pub type Out = Response<OutBody>;
 
 /// When a client that finds everything taken may come back.
@@ -37,31 +38,42 @@ pub struct Denied {
 }
 
 /// Deny with a status, a reason and a sentence.
+#[cold]
 pub fn deny(status: u16, reason: Reason, text: impl Into<String>) -> Denied {
     Denied::new(status, Refused::new(reason, text))
 }
 
 /// All places are taken; the id is the request's, if there is one.
+#[cold]
 pub fn busy() -> Denied {
     let refusal =
         Refusal::new(Reason::Overloaded, "as many streams or sessions are open as may be")
             .retry_after(BUSY_TIME);
-    Denied { retry_after: Some(BUSY_TIME), ..Denied::new(503, refusal.into()) }
+    overloaded(refusal)
+}
+
+/// There is no room; the refusal says when to come back.
+#[cold]
+pub fn overloaded(refusal: Refusal) -> Denied {
+    Denied { retry_after: refusal.retry_after, ..Denied::new(503, refusal.into()) }
 }
 
 /// Nothing new begins.
+#[cold]
 pub fn draining() -> Denied {
     let refusal = Refusal::new(Reason::Draining, "the gateway is stopping").retry_after(DRAIN_TIME);
-    Denied { retry_after: Some(DRAIN_TIME), ..Denied::new(503, refusal.into()) }
+    overloaded(refusal)
 }
 
 /// The HTTP method is not for this.
+#[cold]
 pub fn not_allowed() -> Denied {
     deny(405, Reason::MethodNotAllowed, "this HTTP method is not served here")
 }
 
 impl Denied {
     /// Deny with a status and a refusal.
+    #[cold]
     pub fn new(status: u16, refused: Refused) -> Denied {
         let method = crate::observe::metrics::OTHER;
         Denied { status, refused, method, id: Bytes::new(), retry_after: None }
@@ -69,6 +81,7 @@ impl Denied {
 
     /// The answer to this request.
     #[must_use]
+    #[cold]
     pub fn to(mut self, frame: &Frame) -> Denied {
         self.id = frame.id().unwrap_or_default();
         self.method = label(frame);
@@ -76,6 +89,7 @@ impl Denied {
     }
 
     /// As a response.
+    #[cold]
     pub fn out(&self) -> Out {
         let mut out = json(self.status, self.refused.message(&self.id));
         let headers = out.headers_mut();
@@ -116,10 +130,21 @@ pub fn shared(prepared: &Prepared, id: &[u8]) -> Out {
 fn json_of(status: u16, body: OutBody) -> Out {
     let mut out = Response::new(body);
     *out.status_mut() = StatusCode::from_u16(status).expect("a status of ours");
-    out.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    // What a consumer gets depends on its key.
-    out.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     out
+}
+
+/// The lines of a body that says nothing else of itself: it is JSON. What a consumer gets depends
+/// on its key.
+pub const IS_JSON: &[u8] = b"content-type: application/json\r\ncache-control: no-store\r\n";
+
+/// Add what [`IS_JSON`] says, for whoever writes no such lines by itself.
+pub fn complete(out: &mut Out) {
+    if out.body().is_end_stream() || out.headers().contains_key(CONTENT_TYPE) {
+        return;
+    }
+    let headers = out.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
 }
 
 /// A JSON message that is still coming.

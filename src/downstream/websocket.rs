@@ -10,7 +10,6 @@ use hyper::header::{
     CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
     SEC_WEBSOCKET_VERSION, UPGRADE,
 };
-use hyper::http::request::Parts;
 use hyper::{Response, StatusCode};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -24,6 +23,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use super::access::Access;
 use super::body::OutBody;
 use super::h1::Upgrade;
+use super::headers::{Head, visible};
 use super::pipe::{OUT_MAX, Pipe};
 use super::{Edge, Slot, UNREAD_TIME};
 
@@ -33,8 +33,8 @@ const SUBPROTOCOL: &str = "mcp";
 const MISSED_MAX: u32 = 3;
 
 /// Whether a request asks for a WebSocket.
-pub fn wanted(parts: &Parts) -> bool {
-    let upgrade = parts.headers.get(UPGRADE).and_then(|v| v.to_str().ok());
+pub fn wanted(parts: &Head) -> bool {
+    let upgrade = parts.headers.text(&UPGRADE);
     upgrade.is_some_and(|v| v.split(',').any(|p| p.trim().eq_ignore_ascii_case("websocket")))
 }
 
@@ -45,21 +45,21 @@ pub fn wanted(parts: &Parts) -> bool {
 pub fn upgrade(
     edge: &Arc<Edge>,
     access: Access,
-    parts: &Parts,
+    parts: &Head,
     slot: Slot,
 ) -> Result<Response<OutBody>, &'static str> {
-    let key = parts.headers.get(SEC_WEBSOCKET_KEY).ok_or("Sec-WebSocket-Key is missing")?;
-    if parts.headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|v| v != "13") {
+    let key = parts.headers.get(&SEC_WEBSOCKET_KEY).ok_or("Sec-WebSocket-Key is missing")?;
+    if parts.headers.get(&SEC_WEBSOCKET_VERSION).is_none_or(|v| v != b"13") {
         return Err("Sec-WebSocket-Version must be 13");
     }
-    let offered = parts.headers.get_all(SEC_WEBSOCKET_PROTOCOL).into_iter();
-    let mut offered = offered.filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
+    let offered = parts.headers.get_all(&SEC_WEBSOCKET_PROTOCOL);
+    let mut offered = offered.filter_map(visible).flat_map(|v| v.split(','));
     if !offered.any(|p| p.trim() == SUBPROTOCOL) {
         return Err("Sec-WebSocket-Protocol must offer mcp");
     }
     let stream = parts.extensions.get::<Upgrade<TcpStream>>().and_then(Upgrade::take);
     let stream = stream.ok_or("this connection cannot be upgraded; use HTTP/1.1")?;
-    let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes()))
+    let accept = HeaderValue::from_str(&derive_accept_key(key))
         .map_err(|_| "Sec-WebSocket-Key is not valid")?;
     let tasks = edge.served.clone();
     let edge = edge.clone();

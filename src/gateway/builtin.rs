@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::call::{Call, Form, Terminal};
+use crate::catalog::freshness::rfc3339;
 use crate::catalog::slice::{About, Slice, SliceBuilder};
 use crate::catalog::view::View;
 use crate::failure::{Reason, Refusal};
@@ -19,6 +20,9 @@ use super::snapshot::Snapshot;
 
 /// Its name; no configured upstream may have it.
 pub const NAME: &str = "weir";
+
+/// The tool that says why another cannot be called.
+pub const WHY: &str = "why";
 
 /// Most hits of a search: a model reads them all.
 const HITS_MAX: usize = 25;
@@ -43,6 +47,20 @@ pub fn slice() -> Arc<Slice> {
                 "type": "object",
                 "properties": {"query": {"type": "string", "description": "Words to look for"}},
                 "required": ["query"],
+                "additionalProperties": false,
+            },
+            "annotations": {"readOnlyHint": true, "openWorldHint": false},
+        },
+        {
+            "name": WHY,
+            "title": "Why a tool cannot be called",
+            "description": "Says whether you can call a tool now; if not, what refuses it, since \
+                when, and what would change it; if so, which limits apply and how near they are. \
+                It calls nothing and costs nothing.",
+            "inputSchema": {
+                "type": "object",
+                "properties": {"tool": {"type": "string", "description": "Name of the tool"}},
+                "required": ["tool"],
                 "additionalProperties": false,
             },
             "annotations": {"readOnlyHint": true, "openWorldHint": false},
@@ -72,13 +90,7 @@ pub fn call(
     let value = match tool {
         "status" => status(gateway, snapshot, view, false),
         "search" => {
-            let params = call.frame.params().unwrap_or_default();
-            let query = Members::read(&params).ok().and_then(|m| {
-                let arguments = m.get("arguments")?;
-                let arguments: Value = serde_json::from_str(arguments.get()).ok()?;
-                Some(arguments.get("query")?.as_str()?.to_owned())
-            });
-            let Some(query) = query else {
+            let Some(query) = argument(call, "query") else {
                 return Ok((text("search needs the argument `query`, a string", true), true));
             };
             search(view, &query)
@@ -89,7 +101,16 @@ pub fn call(
     Ok((text(&pretty, false), false))
 }
 
-fn text(text: &str, is_error: bool) -> Terminal {
+/// A string among the arguments of a call.
+pub(super) fn argument(call: &Call, name: &str) -> Option<String> {
+    let params = call.frame.params().unwrap_or_default();
+    let members = Members::read(&params).ok()?;
+    let arguments: Value = serde_json::from_str(members.get("arguments")?.get()).ok()?;
+    Some(arguments.get(name)?.as_str()?.to_owned())
+}
+
+/// A result with this text.
+pub(super) fn text(text: &str, is_error: bool) -> Terminal {
     let result = json!({
         "resultType": "complete",
         "content": [{"type": "text", "text": text}],
@@ -134,6 +155,18 @@ pub fn upstream_status(snapshot: &Snapshot, name: &Arc<str>) -> Value {
     let set = |out: &mut Value, key: &str, value: Value| {
         out.as_object_mut().expect("an object").insert(key.into(), value);
     };
+    if let Some(term) = upstream.upkeep() {
+        // What callers meet goes before what the gateway sees; that stands beside it.
+        set(&mut out, "state", term.settings.state.as_str().into());
+        set(&mut out, "since", rfc3339(term.since).into());
+        set(&mut out, "connection", condition.state.as_str().into());
+        if let Some(message) = &term.settings.message {
+            set(&mut out, "message", (**message).into());
+        }
+        if let Some(until) = term.settings.until {
+            set(&mut out, "until", rfc3339(until).into());
+        }
+    }
     if !condition.why.is_empty() {
         set(&mut out, "why", (*condition.why).into());
     }

@@ -8,7 +8,7 @@ use crate::config::Gateway as Settings;
 use crate::failure::{Reason, Refusal};
 use crate::protocol::address::Parsed;
 use crate::protocol::meta::{Members, ObjectWriter, key};
-use crate::protocol::method::{AddressField, Handling, ListKind};
+use crate::protocol::method::{AddressField, Handling, ListKind, Method};
 use crate::protocol::revision::Revision;
 
 /// What is to be done.
@@ -76,21 +76,24 @@ pub fn plan(view: &View, call: &Call, settings: &Settings) -> Result<Plan, Unpla
             if let Some(route) = route.filter(|r| view.serves(call.method, Some(r.upstream()))) {
                 return Ok(Plan::Forward(route, parsed));
             }
-            let name = address.value.clone();
-            if let Some(upstream) = view.unseen_owner(&address.value) {
-                let text = "nothing is known of this upstream yet: it is being started, or has not \
-                            answered since it was configured";
-                let refusal = Refusal::new(Reason::UpstreamDown, text).at(upstream);
-                return Err(Unplanned { refusal, name });
-            }
-            // Unknown and not visible are one answer on purpose.
-            let text = unknown(call.method.address, &address.value);
-            Err(Unplanned { refusal: Refusal::new(Reason::UnknownName, text), name })
+            let refusal = no_route(view, call.method, &address.value);
+            Err(Unplanned { refusal, name: address.value.clone() })
         }
         Handling::Edge | Handling::Listen => {
             Err(Refusal::new(Reason::UnknownMethod, "this method is not for here").into())
         }
     }
+}
+
+/// What is said of a name that leads nowhere in this view.
+pub fn no_route(view: &View, method: &Method, name: &str) -> Refusal {
+    if let Some(upstream) = view.unseen_owner(name) {
+        let text = "nothing is known of this upstream yet: it is being started, or has not \
+                    answered since it was configured";
+        return Refusal::new(Reason::UpstreamDown, text).at(upstream);
+    }
+    // Unknown and not visible are one answer on purpose.
+    Refusal::new(Reason::UnknownName, unknown(method.address, name))
 }
 
 fn unknown(field: AddressField, name: &str) -> String {

@@ -1,6 +1,7 @@
 //! One immutable version of everything the data path reads, and the one place that holds it.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
@@ -21,6 +22,8 @@ pub struct Snapshot {
     pub number: u64,
     /// The configuration in force.
     pub config: Arc<Config>,
+    /// When that was taken.
+    pub configured_at: SystemTime,
     /// The running upstreams.
     pub upstreams: HashMap<Arc<str>, Arc<Upstream>>,
     /// New instances of some of them that are not ready yet; shown to operators, never called.
@@ -58,16 +61,27 @@ impl Snapshot {
         let Some(quota) = self.identity.named(&consumer.name).and_then(|m| m.quota.as_ref()) else {
             return Ok(());
         };
-        quota.try_take().map_err(|after| {
-            Refusal::new(Reason::QuotaExceeded, "the consumer's rate quota is used up")
-                .retry_after(after)
-        })
+        quota.try_take().map_err(used_up)
+    }
+
+    /// What [`Snapshot::quota`] would say, without taking any.
+    pub fn look_at_quota(&self, consumer: &Consumer) -> Result<(), Refusal> {
+        match self.identity.named(&consumer.name).and_then(|m| m.quota.as_ref()) {
+            Some(quota) => {
+                quota.look(Duration::ZERO).map(|_| ()).map_err(|dry| used_up(dry.retry_after))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The metric handles of a route's upstream.
     pub fn series(&self, route: &Route) -> Arc<UpstreamSeries> {
         self.series.get(route.upstream()).unwrap_or(&self.no_series).clone()
     }
+}
+
+fn used_up(after: Duration) -> Refusal {
+    Refusal::new(Reason::QuotaExceeded, "the consumer's rate quota is used up").retry_after(after)
 }
 
 /// The newest snapshot, and word of each new one.

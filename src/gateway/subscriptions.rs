@@ -166,6 +166,7 @@ mod tests {
             number,
             identity: Arc::new(Identity::new(&config, None)),
             config: Arc::new(config),
+            configured_at: std::time::SystemTime::UNIX_EPOCH,
             upstreams: HashMap::new(),
             successors: HashMap::new(),
             views: HashMap::from([(None, Arc::new(View::new(&catalog, None)))]),

@@ -138,6 +138,8 @@ pub struct BreakerSnapshot {
     pub calls: u64,
     /// Failures in the window.
     pub failed: u64,
+    /// Failures since the last success.
+    pub in_a_row: u32,
     /// Slow calls in the window.
     pub slow: u64,
     /// How often it has opened.

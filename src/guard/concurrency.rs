@@ -117,6 +117,16 @@ impl Concurrency {
         self.queued.load(Ordering::Relaxed)
     }
 
+    /// Whether a call that comes now has to wait.
+    pub(super) fn is_full(&self) -> bool {
+        self.permits.available_permits() <= self.debt.load(Ordering::Acquire) as usize
+    }
+
+    /// Whether one that has to is refused.
+    pub(super) fn line_is_full(&self) -> bool {
+        self.queued() >= self.queue.load(Ordering::Relaxed)
+    }
+
     fn permit<'a>(&'a self, permit: SemaphorePermit<'a>, waited: Duration) -> Permit<'a> {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         Permit { home: self, held: Some(permit), waited }

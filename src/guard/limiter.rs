@@ -97,6 +97,7 @@ impl Limiter {
                 max_wait: max_wait(rate),
                 full_at: 0,
                 paused_until: 0,
+                paused_at: 0,
                 waiting: 0,
             }),
             turn: Semaphore::new(1),
@@ -119,7 +120,11 @@ impl Limiter {
     /// go on coming in meanwhile.
     pub fn pause(&self, how_long: Duration) {
         let mut bucket = lock(&self.bucket);
-        let until = self.nanos(Instant::now()) + how_long.as_nanos();
+        let now = self.nanos(Instant::now());
+        if bucket.paused_until <= now {
+            bucket.paused_at = now;
+        }
+        let until = now + how_long.as_nanos();
         bucket.paused_until = bucket.paused_until.max(until);
         self.changed.notify_one();
     }
@@ -189,6 +194,27 @@ impl Limiter {
                 () = self.changed.notified() => {}
             }
         }
+    }
+
+    /// How long a call with this much time would wait for a token that is not taken.
+    ///
+    /// # Errors
+    /// As [`Limiter::take`], for the same calls.
+    pub fn look(&self, time: Duration) -> Result<Duration, Dry> {
+        let bucket = lock(&self.bucket);
+        let now = self.nanos(Instant::now());
+        let wait = bucket.wait(now, bucket.waiting);
+        if wait > bucket.max_wait.min(time) {
+            return Err(bucket.dry(now, wait, Duration::ZERO));
+        }
+        Ok(wait)
+    }
+
+    /// How long ago the pause began that is not over.
+    pub fn paused_for(&self) -> Option<Duration> {
+        let bucket = lock(&self.bucket);
+        let now = self.nanos(Instant::now());
+        (bucket.paused_until > now).then(|| duration(now - bucket.paused_at))
     }
 
     /// Tokens in the bucket; `None`: no limit.
@@ -263,6 +289,8 @@ struct Bucket {
     /// When it will be full again, if nobody takes anything.
     full_at: u128,
     paused_until: u128,
+    /// When the pause began; a longer one that is asked for meanwhile goes on with it.
+    paused_at: u128,
     waiting: u32,
 }
 

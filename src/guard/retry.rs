@@ -1,8 +1,8 @@
 //! Whether a failed attempt is followed by another, and after what pause.
 //!
-//! Two keys open it, and no setting does: the call changes nothing, so that it may be repeated
-//! whatever happened; or the fault proves that the request never left us. A write that may have
-//! arrived is never repeated.
+//! Two keys open it, and no setting of retries does: the call does nothing twice, since it changes
+//! nothing or carries an idempotency key, so that it may be repeated whatever happened; or the fault
+//! proves that the request never left us. Any other write that may have arrived is never repeated.
 //!
 //! Retries have a budget, not only a count: three attempts for each call are three times the
 //! load just when the upstream can bear it least. Over the last ten seconds retries may be a
@@ -143,6 +143,8 @@ fn may_help(reason: Reason) -> bool {
             | Reason::Cancelled
             | Reason::Retired
             | Reason::Draining
+            | Reason::UpstreamDraining
+            | Reason::Maintenance
             | Reason::DeadlineExceeded
     )
 }
@@ -193,7 +195,7 @@ mod tests {
         let hopeless: Vec<_> = Reason::ALL.into_iter().filter(|r| !may_help(*r)).collect();
         insta::assert_snapshot!(
             hopeless.iter().map(|r| r.as_str()).collect::<Vec<_>>().join(" "),
-            @"retired deadline_exceeded draining too_large credential_refused cancelled capability_missing header_mismatch"
+            @"retired deadline_exceeded draining upstream_draining maintenance too_large credential_refused cancelled capability_missing header_mismatch"
         );
         let fault = Fault::new(Reason::CredentialRefused, Delivery::Refused, "401");
         assert!(!may_repeat(&fault, true));

@@ -13,8 +13,8 @@ use crate::config::{BreakerConfig, ConcurrencyConfig, RateConfig, RetryConfig, T
 
 const S: Duration = Duration::from_secs(1);
 
-const READ: Ask<'static> = Ask { repeatable: true, write: false, tool: None };
-const WRITE: Ask<'static> = Ask { repeatable: false, write: true, tool: None };
+const READ: Ask<'static> = Ask { repeatable: true, write: false, keyed: None, tool: None };
+const WRITE: Ask<'static> = Ask { repeatable: false, write: true, keyed: None, tool: None };
 
 fn n(n: u32) -> NonZeroU32 {
     NonZeroU32::new(n).unwrap()
@@ -548,7 +548,7 @@ async fn a_refused_credential_counts_and_a_timeout_counts() {
 
 #[tokio::test(start_paused = true)]
 async fn only_what_changes_nothing_or_never_left_is_repeated() {
-    let both = Ask { repeatable: true, write: true, tool: None };
+    let both = Ask { repeatable: true, write: true, keyed: None, tool: None };
     for (ask, delivery, attempts) in [
         (READ, Delivery::Unknown, 2),
         (READ, Delivery::Refused, 2),
@@ -570,6 +570,33 @@ async fn only_what_changes_nothing_or_never_left_is_repeated() {
         }
         assert_eq!(guard.snapshot().retries, u64::from(attempts - 1));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_with_a_key_is_repeated_and_its_doubt_stays() {
+    use Delivery::{NotSent, Refused, Unknown};
+    for (ends, unknown) in [
+        (vec![Unknown, NotSent], true),
+        (vec![Unknown, Refused], true),
+        (vec![NotSent, Refused], false),
+        (vec![Refused, Unknown], true),
+    ] {
+        let guard = guard(|c| c.retry.attempts = 1);
+        let key = AtomicBool::new(true);
+        let ask = Ask { keyed: Some(&key), ..WRITE };
+        let ends: Vec<Result<(), Fault>> = ends.into_iter().map(|d| Err(lost(d))).collect();
+        let (result, spent) = script(&guard, &ask, &ends).await;
+        let failure = result.unwrap_err();
+        assert_eq!((spent.attempts, failure.outcome_unknown), (2, unknown), "{ends:?}");
+        let told = failure.sentence().contains("same idempotency key");
+        assert_eq!((failure.keyed, told), (true, unknown));
+    }
+    // The answer to the first attempt has come, or nothing carried the key.
+    let guard = guard(|c| c.retry.attempts = 1);
+    let key = AtomicBool::new(false);
+    let ask = Ask { keyed: Some(&key), ..WRITE };
+    let (result, spent) = script(&guard, &ask, &[Err(lost(Unknown)), Ok(())]).await;
+    assert_eq!((spent.attempts, result.unwrap_err().keyed), (1, false));
 }
 
 #[tokio::test(start_paused = true)]
@@ -763,4 +790,117 @@ fn what_the_agent_reads() {
     stripe: it was not called: the deadline passed while the call was waiting (reason: deadline_exceeded)
     stripe: no answer came in time; 0.0 s have passed (reason: deadline_exceeded). The outcome is unknown: the request may have taken effect. Check before you repeat it; the gateway did not repeat it.
     ");
+}
+
+fn maintenance() -> crate::config::upkeep::Upkeep {
+    let state = crate::config::upkeep::UpkeepState::Maintenance;
+    crate::config::upkeep::Upkeep { state, message: None, until: None }
+}
+
+#[tokio::test(start_paused = true)]
+async fn maintenance_sends_away_who_waits_in_any_line_and_lets_finish_who_has_left() {
+    for line in ["place", "token"] {
+        let guard = guard(|c| match line {
+            "place" => c.concurrency = ConcurrencyConfig { max: n(1), queue: 9 },
+            _ => c.rate = Some(rate(0.1, 1, 60 * S)),
+        });
+        let work = |guard: Arc<Guard>| {
+            tokio::spawn(async move {
+                let attempt = |_| async {
+                    sleep(5 * S).await;
+                    Ok(Done::fine(()))
+                };
+                guard.run(&WRITE, &soon(), attempt).await
+            })
+        };
+        let left = work(guard.clone());
+        yield_now().await;
+        let waits = work(guard.clone());
+        yield_now().await;
+        let before = guard.snapshot();
+        assert_eq!(before.queued + before.limited, 1, "{line}");
+        guard.keep_up(Some(&maintenance()));
+        let (refused, spent) = waits.await.unwrap();
+        let refused = refused.unwrap_err();
+        assert_eq!((refused.reason, spent.attempts), (Reason::Maintenance, 0), "{line}");
+        assert!(!refused.fault && !refused.outcome_unknown);
+        assert!(left.await.unwrap().0.is_ok(), "{line}");
+        let after = guard.snapshot();
+        assert_eq!((after.queued, after.limited, after.breaker.failed), (0, 0, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_lets_finish_who_waits() {
+    let guard = guard(|c| c.concurrency = ConcurrencyConfig { max: n(1), queue: 9 });
+    let held = busy(&guard, 5 * S).await;
+    let waits = {
+        let guard = guard.clone();
+        tokio::spawn(async move { script(&guard, &WRITE, &[Ok(())]).await.0 })
+    };
+    yield_now().await;
+    let state = crate::config::upkeep::UpkeepState::Draining;
+    guard.keep_up(Some(&crate::config::upkeep::Upkeep { state, ..maintenance() }));
+    assert!(waits.await.unwrap().is_ok());
+    assert!(held.await.unwrap().0.is_ok());
+    assert_eq!(guard.barred(|| false).unwrap().reason, Reason::UpstreamDraining);
+}
+
+#[tokio::test(start_paused = true)]
+async fn looking_says_what_a_call_meets_and_takes_nothing() {
+    // Each part refuses in turn; the look must name it, twice the same, and the call must agree.
+    let cases: [(&str, Part, Reason); 5] = [
+        ("breaker", Part::Breaker, Reason::BreakerOpen),
+        ("line", Part::Concurrency, Reason::QueueFull),
+        ("tool", Part::ToolRate, Reason::RateLimited),
+        ("rate", Part::Rate, Reason::RateLimited),
+        ("pause", Part::Rate, Reason::Throttled),
+    ];
+    for (case, part, reason) in cases {
+        let guard = guard(|c| match case {
+            "breaker" => c.breaker.consecutive = n(1),
+            "line" => c.concurrency = ConcurrencyConfig { max: n(1), queue: 0 },
+            "rate" => c.rate = Some(rate(0.1, 1, Duration::ZERO)),
+            _ => {}
+        });
+        let own = Limiter::new(Some(&rate(0.1, 1, Duration::ZERO)));
+        let tool = (case == "tool").then_some(&own);
+        let ask = Ask { tool, ..WRITE };
+        let before = guard.look(tool, 60 * S);
+        assert!(before.refused.is_none() && before.wait.is_zero(), "{case}");
+        let mut held = None;
+        match case {
+            "breaker" => drop(fail(&guard).await),
+            "line" => held = Some(busy(&guard, 5 * S).await),
+            "pause" => guard.pause(5 * S),
+            _ => assert!(script(&guard, &ask, &[Ok(())]).await.0.is_ok(), "{case}"),
+        }
+        advance(Duration::from_millis(10)).await;
+        let counted = guard.snapshot().refused;
+        let looks = [guard.look(tool, 60 * S), guard.look(tool, 60 * S)];
+        for look in &looks {
+            let (said, refusal) = look.refused.as_ref().unwrap();
+            assert_eq!((*said, refusal.reason), (part, reason), "{case}");
+        }
+        assert_eq!(guard.snapshot().refused, counted, "a look is not counted");
+        let aged = matches!(case, "breaker" | "pause");
+        assert_eq!(looks[0].age.is_some(), aged, "{case}");
+        let met = assert_refused(script(&guard, &ask, &[Ok(())]).await, reason);
+        let refusal = &looks[1].refused.as_ref().unwrap().1;
+        assert_eq!((&met.text, met.retry_after), (&refusal.text, refusal.retry_after), "{case}");
+        drop(held);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn looking_uses_no_probe() {
+    let guard = guard(|c| c.breaker.consecutive = n(1));
+    fail(&guard).await;
+    advance(31 * S).await;
+    for _ in 0..3 {
+        assert!(guard.look(None, 60 * S).refused.is_none());
+    }
+    let still = guard.snapshot().breaker;
+    assert_eq!((still.state, still.half_opened), (State::Open, 0));
+    assert!(fine(&guard).await.0.is_ok());
 }

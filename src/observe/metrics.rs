@@ -21,7 +21,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::config::Trouble;
 use crate::failure::Reason;
 
-pub use gathered::{BreakerState, CatalogFacts, DROPPED_WHY, Gathered, Totals, UpstreamFacts};
+pub use gathered::{
+    BreakerState, CatalogFacts, DROPPED_WHY, Gathered, Totals, UpstreamFacts, resident_bytes,
+};
 pub use page::{Family, Kind};
 pub use series::{TOOLS_MAX, ToolSeries, UpstreamSeries};
 

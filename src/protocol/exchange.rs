@@ -8,11 +8,11 @@ use super::address::Parsed;
 use super::form::strip_members;
 use super::message::{Frame, message};
 use super::meta::ObjectWriter;
-use super::splice::Splice;
+use super::splice::{Edit, Splice};
 use super::walk;
 
 /// What stands in the request afterwards.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Exchange<'a> {
     /// The name or URI that takes the place of the address, if the request has one.
     pub native: &'a str,
@@ -24,6 +24,8 @@ pub struct Exchange<'a> {
     pub unknown: &'a [&'a str],
     /// Members that are added to the params.
     pub more: &'a [(&'static str, Bytes)],
+    /// One more edit on the params, if there are any.
+    pub edit: Option<Edit>,
 }
 
 impl Exchange<'_> {
@@ -45,6 +47,9 @@ impl Exchange<'_> {
         if let Some(address) = &parsed.address {
             let (range, text) = address.edit(self.native);
             s.replace(shift(range), text);
+        }
+        if let Some((range, with)) = &self.edit {
+            s.replace(shift(range.clone()), with.as_slice());
         }
         let body = &frame.bytes()[params.clone()];
         let cuts = match self.unknown {

@@ -15,6 +15,7 @@ use crate::protocol::address::Parsed;
 use crate::protocol::message::{Frame, Kind};
 
 use super::asking::{ASKS_MAX, Asking};
+use super::idempotency::Key;
 use super::inbound::{self, Arrived};
 use super::lease::{self, Hearing, Held};
 use super::link::{Answered, Came, Link, Unanswered};
@@ -30,6 +31,8 @@ pub struct Errand<'a> {
     pub parsed: &'a Parsed,
     /// The headers that mirror the arguments, as the route's tool was last listed.
     pub mirrored: &'a [Header],
+    /// What the upstream knows the call by, if it can.
+    pub key: Option<&'a Key>,
     pub trace: Trace<'a>,
     pub asking: Asking<'a>,
 }
@@ -89,6 +92,9 @@ pub async fn attempt(
     let mut extra = tasks::extra(errand);
     let own = extra.members.len();
     let (mut arrived, mut way) = once(upstream, errand, &mut headers, &extra).await?;
+    if let Some(key) = errand.key {
+        key.answered();
+    }
     let mut rounds = 0;
     loop {
         // A caller of the newest revision makes the rounds itself.
@@ -206,16 +212,19 @@ pub async fn carry(
     extra: &Extra,
 ) -> Result<Arrived, Fault> {
     let link = way.link();
-    let Errand { route, parsed, trace, asking, .. } = *errand;
+    let Errand { route, parsed, key, trace, asking, .. } = *errand;
     let Asking { call, notices, deadline, guard, .. } = asking;
     if let Some(level) = &call.meta.log_level
         && let Some(rank) = inbound::LOG_LEVELS.iter().position(|l| **l == **level)
     {
         Box::pin(link.want_logs(rank, level)).await;
     }
+    if let Some(key) = key {
+        key.leaves_on(link)?;
+    }
     let id = link.mint();
     let revision = link.agreed.revision;
-    let message = outbound::build(call, parsed, route.native(), revision, id, trace, extra);
+    let message = outbound::build(call, parsed, route.native(), revision, id, trace, extra, key);
     let method = call.method.name;
     let name = match (&call.task, method) {
         (Some(task), _) => Some(&*task.native),
@@ -235,6 +244,7 @@ pub async fn carry(
         }
     };
     let pieces = large::may_be(errand, extra);
+    let headers = (headers, key.and_then(Key::header));
     let answered = if link.askable.is_nothing() {
         link.exchange_with(id, method, name, headers, message, &on_notice, None, pieces).await
     } else {

@@ -15,6 +15,7 @@ use crate::protocol::message::{Frame, Kind, message};
 use crate::protocol::meta::at;
 use crate::protocol::revision::{Era, Revision};
 
+use super::mirror::Header;
 use super::transport::http::{self, HttpWire, Large, Outgoing, RequestError};
 use super::transport::pipe::Pipe;
 use super::transport::{OnNotice, Unasked};
@@ -204,21 +205,25 @@ impl Link {
         on_notice: OnNotice<'_>,
         asks: Option<&mpsc::Sender<Unasked>>,
     ) -> Result<Answered, Unanswered> {
-        match self.exchange_with(id, method, name, &[], message, on_notice, asks, false).await? {
+        match self
+            .exchange_with(id, method, name, (&[], None), message, on_notice, asks, false)
+            .await?
+        {
             Came::Answered(answered) => Ok(answered),
             Came::Large(large) => Ok(Answered::whole(large.whole().await?)),
         }
     }
 
     /// The same with headers that mirror `params` for a modern HTTP upstream
-    /// (2026-07-28 basic/transports/streamable-http); others get none. `large`: an answer that is
+    /// (2026-07-28 basic/transports/streamable-http), which others don't get, and one that carries the
+    /// call's key, which any HTTP upstream gets. `large`: an answer that is
     /// large may be handed over when it has begun.
     pub async fn exchange_with(
         &self,
         id: u64,
         method: &str,
         name: Option<&str>,
-        params: &[(HeaderName, HeaderValue)],
+        (params, key): (&[Header], Option<&Header>),
         message: Bytes,
         on_notice: OnNotice<'_>,
         asks: Option<&mpsc::Sender<Unasked>>,
@@ -233,6 +238,7 @@ impl Link {
             }
         };
         let mut headers = headers_for(&self.agreed, method, name);
+        headers.extend(key.cloned());
         if self.era() == Era::Modern {
             headers.extend_from_slice(params);
             return over_http(wire, &headers, id, message, on_notice, unasked, large)

@@ -17,6 +17,7 @@ use crate::protocol::revision::Era;
 
 use super::Upstream;
 use super::errand::Errand;
+use super::idempotency::Key;
 use super::keeper::Note;
 use super::link::{Answered, Link, Wire};
 
@@ -29,8 +30,12 @@ const RELIST_TIME: Duration = Duration::from_secs(5);
 
 /// The headers of a call: what its tool mirrors, from the body; and the caller's own that mirror
 /// nothing we know of.
-pub fn headers(params: &[Param], call: &Call) -> Result<Vec<Header>, Unfit> {
-    let body = call.frame.params().unwrap_or_default();
+pub fn headers(params: &[Param], call: &Call, key: Option<&Key>) -> Result<Vec<Header>, Unfit> {
+    let mut body = call.frame.params().unwrap_or_default();
+    // One that was filled in may be mirrored like what the agent said.
+    if let Some(key) = key.filter(|_| !params.is_empty()) {
+        body = key.params(body);
+    }
     let mut out = param::headers(params, &body)?;
     for (name, value) in &call.strays {
         let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), value.parse::<HeaderValue>())
@@ -77,7 +82,7 @@ pub async fn remade(
         let list = slice.as_ref()?.list(ListKind::Tools);
         let tool = list.items.iter().find(|tool| tool.key == *errand.route.native())?;
         let params = param::read(&tool.schema()?).ok()?;
-        headers(&params, errand.asking.call).ok().filter(|headers| headers != sent)
+        headers(&params, errand.asking.call, errand.key).ok().filter(|headers| headers != sent)
     };
     let mut lists = upstream.lists.subscribe();
     // The route may be older than what has been fetched since.

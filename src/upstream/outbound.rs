@@ -12,6 +12,7 @@ use crate::protocol::revision::{Era, Revision};
 use crate::protocol::task::{self, Tasks};
 
 use super::errand::Extra;
+use super::idempotency::Key;
 
 /// The W3C context that the upstream continues.
 #[derive(Clone, Copy, Default)]
@@ -100,7 +101,7 @@ pub fn meta_of_task(call: &Call) -> Vec<u8> {
 /// `native` replaces the address, `id` the caller's id. What is neither address, id nor `_meta`
 /// is copied as it came, except the context of a completion, which upstreams older than
 /// 2025-06-18 do not know. `extra` are members that are added to the
-/// params.
+/// params, and `key` what the upstream knows the call by.
 pub fn build(
     call: &Call,
     parsed: &Parsed,
@@ -109,6 +110,7 @@ pub fn build(
     id: u64,
     trace: Trace<'_>,
     extra: &Extra,
+    key: Option<&Key>,
 ) -> Bytes {
     let meta = meta_for(call, revision.era(), id, trace, extra.tasks);
     let id = id.to_string();
@@ -120,6 +122,13 @@ pub fn build(
         "completion/complete" if revision < Revision::R2025_06_18 => &["context"],
         _ => &[],
     };
-    Exchange { native, id: id.as_bytes(), meta: &meta, unknown, more: &extra.members }
-        .apply(&call.frame, parsed)
+    Exchange {
+        native,
+        id: id.as_bytes(),
+        meta: &meta,
+        unknown,
+        more: &extra.members,
+        edit: key.and_then(Key::edit),
+    }
+    .apply(&call.frame, parsed)
 }

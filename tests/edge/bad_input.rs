@@ -15,7 +15,7 @@ async fn list(weir: &Weir, body: impl Into<bytes::Bytes>) -> Got {
 }
 
 async fn still_serves(weir: &Weir) {
-    assert_eq!(tool_names(&weir.url, None).await, ["weir__status", "weir__search"]);
+    assert_eq!(tool_names(&weir.url, None).await, ["weir__status", "weir__search", "weir__why"]);
 }
 
 #[tokio::test]
@@ -149,6 +149,26 @@ async fn nesting_is_bounded() {
         r#"{{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{{"x":"\"{text}",{META}}}}}"#
     );
     assert_eq!(list(&weir, body).await.status, 200);
+    still_serves(&weir).await;
+}
+
+#[tokio::test]
+async fn beyond_the_memory_that_may_be_used_requests_are_refused_until_there_is_room() {
+    let asked = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{{{META}}}}}"#);
+    let weir = Weir::start("max_memory = \"64KiB\"", "");
+    for _ in 0..3 {
+        let got = list(&weir, asked.clone()).await;
+        assert_eq!((got.status, reason(&got).as_str()), (503, "overloaded"), "{}", got.body);
+        assert!(got.body.contains("gateway.max_memory"), "{}", got.body);
+        assert_eq!(got.headers["retry-after"], "2");
+    }
+    // A higher ceiling counts as soon as it is known, and nothing that was refused is held.
+    weir.rewrite("max_memory = \"256MiB\"", "");
+    let end = std::time::Instant::now() + PATIENCE;
+    while list(&weir, asked.clone()).await.status != 200 {
+        assert!(std::time::Instant::now() < end, "no room: {}", weir.log());
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
     still_serves(&weir).await;
 }
 

@@ -171,7 +171,7 @@ async fn one_connection_more_than_may_be_is_closed() {
     counted(&weir, "weir_connections_refused_total{why=\"max_connections\"} 1").await;
     open.pop();
     counted(&weir, "weir_connections 2").await;
-    assert_eq!(tool_names(&weir.url, None).await.len(), 2);
+    assert_eq!(tool_names(&weir.url, None).await.len(), 3);
 }
 
 #[tokio::test]
@@ -181,12 +181,12 @@ async fn the_longest_idle_session_makes_room() {
     tokio::time::sleep(Duration::from_millis(20)).await;
     let second = Old::open(&weir.url, "2025-11-25").await;
     tokio::time::sleep(Duration::from_millis(20)).await;
-    assert_eq!(first.tools().await.len(), 2);
+    assert_eq!(first.tools().await.len(), 3);
     tokio::time::sleep(Duration::from_millis(20)).await;
     let third = Old::open(&weir.url, "2025-11-25").await;
     assert_eq!(weir.status().await["sessions"], 2);
-    assert_eq!(first.tools().await.len(), 2);
-    assert_eq!(third.tools().await.len(), 2);
+    assert_eq!(first.tools().await.len(), 3);
+    assert_eq!(third.tools().await.len(), 3);
     // It was only forgotten: its client comes back and notices nothing.
     assert_eq!(second.ask("ping", json!({})).await.status, 200);
     assert_eq!(weir.status().await["sessions"], 2);

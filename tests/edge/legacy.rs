@@ -30,7 +30,7 @@ async fn the_handshake_agrees_on_a_revision() {
         assert_eq!(result["capabilities"]["tools"], json!({"listChanged": true}));
         assert!(result.get("resultType").is_none(), "{result}");
         let old = Old::open(&weir.url, asked).await;
-        assert_eq!(old.tools().await, ["weir__status", "weir__search"]);
+        assert_eq!(old.tools().await, ["weir__status", "weir__search", "weir__why"]);
     }
     // The header alone makes no handshake modern.
     let headers = [("mcp-protocol-version", "2026-07-28")];
@@ -138,14 +138,14 @@ async fn a_session_is_its_consumers_own() {
         ),
     );
     let mut old = Old::open_as(&weir.url, "2025-11-25", Some(one.expose())).await;
-    assert_eq!(old.tools().await.len(), 2);
+    assert_eq!(old.tools().await.len(), 3);
     old.key = Some(two.expose().into());
     assert_eq!(old.ask("tools/list", json!({})).await.status, 404);
     old.key = None;
     assert_eq!(old.ask("tools/list", json!({})).await.status, 401);
     assert_eq!(old.delete().await, 401);
     old.key = Some(one.expose().into());
-    assert_eq!(old.tools().await.len(), 2);
+    assert_eq!(old.tools().await.len(), 3);
 }
 
 #[tokio::test]

@@ -282,7 +282,7 @@ async fn lists_come_in_pages() {
             None => break,
         }
     }
-    assert_eq!(names, ["weir__status", "weir__search"]);
+    assert_eq!(names, ["weir__status", "weir__search", "weir__why"]);
     // A cursor is good for its own list only, and not when it was tampered with.
     let good = cursor.unwrap();
     for (method, cursor) in [

@@ -11,6 +11,7 @@ mod gateway;
 mod guard;
 mod lists;
 mod observe;
+mod upkeep;
 mod upstream;
 
 use std::time::{Duration, Instant};

@@ -176,3 +176,30 @@ async fn tools_have_rules_of_their_own() {
     assert_eq!(reasons(&weir, &["ok", "ok", "ok"]).await, ["", "", ""]);
     assert!(began.elapsed() >= Duration::from_millis(350), "two waits of a fifth of a second");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_carry_keys_where_they_should() {
+    let schema = json!({"type": "object", "properties": {"key": {"type": "string"}}});
+    let tools = ["a", "b"].map(|name| json!({"name": name, "inputSchema": schema}));
+    let key = |of: &str| format!("idempotency = {{ {of} }}\n");
+    let (argument, header) = ("argument = \"key\"", "header = \"X-Once\"");
+    for (all, of_b, wanted) in [
+        ("", "", [(false, false), (false, false)]),
+        (argument, "", [(true, false), (true, false)]),
+        (header, argument, [(false, true), (true, false)]),
+        ("", header, [(false, false), (false, true)]),
+    ] {
+        let up = Scripted::start(&tools, |_| None).await;
+        let own = if all.is_empty() { String::new() } else { key(all) };
+        let rule = format!("[upstreams.up.tools.b]\n{}", key(of_b));
+        let more = own + if of_b.is_empty() { "" } else { &rule };
+        let weir = over(&up, "", &more).await;
+        for (tool, wanted) in ["a", "b"].iter().zip(wanted) {
+            call(&weir.url, &format!("up__{tool}"), json!({})).await;
+            let arrivals = up.arrivals();
+            let call = arrivals.last().unwrap();
+            let filled = call.message["params"]["arguments"]["key"].is_string();
+            assert_eq!((filled, call.headers.contains_key("x-once")), wanted, "{more}: {tool}");
+        }
+    }
+}

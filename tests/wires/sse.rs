@@ -97,7 +97,7 @@ async fn an_old_client_posts_and_reads_its_stream() {
     assert_eq!(welcome["result"]["protocolVersion"], "2024-11-05", "{welcome}");
     assert_eq!(door.say(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#).await, 202);
     let list = door.ask(2, "tools/list", &json!({})).await;
-    assert_eq!(list["result"]["tools"].as_array().unwrap().len(), 5);
+    assert_eq!(list["result"]["tools"].as_array().unwrap().len(), 6);
     let params = json!({"name": "up__steps", "arguments": {}, "_meta": {"progressToken": 7}});
     assert_eq!(door.say(&request(3, "tools/call", &params)).await, 202);
     let step = door.message().await.unwrap();

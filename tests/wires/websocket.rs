@@ -65,7 +65,7 @@ async fn both_eras_speak_over_one_socket() {
     let welcome = ask(&mut socket, 2, "initialize", &hello()).await;
     assert_eq!(welcome["result"]["protocolVersion"], "2025-06-18", "{welcome}");
     let list = ask(&mut socket, 3, "tools/list", &json!({})).await;
-    assert_eq!(list["result"]["tools"].as_array().unwrap().len(), 5, "{list}");
+    assert_eq!(list["result"]["tools"].as_array().unwrap().len(), 6, "{list}");
     // Progress comes before its answer, with the caller's own token.
     let params = json!({"name": "up__steps", "arguments": {}, "_meta": {"progressToken": "p"}});
     say(&mut socket, &request(4, "tools/call", &params)).await;

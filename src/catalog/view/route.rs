@@ -21,6 +21,7 @@ pub struct Route {
     exposed: Arc<str>,
     hints: Hints,
     params: Arc<[Param]>,
+    declares_key: bool,
 }
 
 impl Route {
@@ -28,7 +29,7 @@ impl Route {
         kind: ListKind,
         exposed: Arc<str>,
         item: &Item,
-        params: Arc<[Param]>,
+        (params, declares_key): (Arc<[Param]>, bool),
         config: &UpstreamConfig,
     ) -> Route {
         Route {
@@ -39,6 +40,7 @@ impl Route {
             exposed,
             hints: item.hints,
             params,
+            declares_key,
         }
     }
 
@@ -56,6 +58,7 @@ impl Route {
             exposed: exposed.into(),
             hints: Hints::default(),
             params: Arc::default(),
+            declares_key: false,
         }
     }
 
@@ -98,6 +101,11 @@ impl Route {
     /// The tool's parameters that are mirrored in headers; none where its upstream gets none.
     pub fn params(&self) -> &[Param] {
         &self.params
+    }
+
+    /// Whether the tool declares the argument that is to hold the key of a call.
+    pub fn declares_key(&self) -> bool {
+        self.declares_key
     }
 
     /// The public form of a URI in this upstream's answers; `None` if it is the same.

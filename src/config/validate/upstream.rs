@@ -1,5 +1,7 @@
 //! `[upstreams.NAME]` and its tables.
 
+mod tools;
+
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -9,11 +11,11 @@ use crate::config::secret::{Missing, Template};
 use crate::config::section::{At, Section};
 use crate::config::{
     BreakerConfig, ConcurrencyConfig, EraChoice, GuardConfig, HttpConfig, Isolation, PackageSpec,
-    Patterns, Program, RateConfig, Registry, RetryConfig, StdioConfig, ThrottleConfig, ToolRule,
+    Patterns, Program, RateConfig, Registry, RetryConfig, StdioConfig, ThrottleConfig,
     TransportConfig, UpstreamConfig, UrlTransport,
 };
 
-use super::{Env, ReadFile, seconds};
+use super::{Env, ReadFile, seconds, upkeep};
 
 /// Longest name: with `__` and a tool's name it has to fit in 64 characters.
 const NAME_MAX: usize = 16;
@@ -31,6 +33,14 @@ const OWNED_HEADERS: [&str; 10] = [
     "transfer-encoding",
     "upgrade",
 ];
+
+// By its name in lower case.
+fn is_owned(header: &str) -> bool {
+    OWNED_HEADERS.contains(&header)
+        || header.starts_with("mcp-")
+        || header.starts_with("sec-websocket-")
+        || header == "last-event-id"
+}
 
 /// All upstreams, in the order of the file.
 pub fn all(
@@ -171,6 +181,7 @@ fn one(
         order,
         prefixed,
         enabled: s.flag("enabled", true, "false takes the upstream out without deleting its section."),
+        upkeep: upkeep::read(s),
         era,
         isolation: s.choice(
             "isolation",
@@ -197,7 +208,8 @@ fn one(
         max_pages: s.count("max_pages", 1000, "Most pages of each of its lists."),
         max_message: s.size("max_message", 16 << 20, "Largest message that it may send."),
         guard: guard(s),
-        tools: tools(s),
+        idempotency: tools::idempotency(s, &transport),
+        tools: tools::all(s, &transport),
         dormant: (!resolver.absent.is_empty()).then(|| resolver.absent.join("; ")),
         transport,
     }
@@ -398,11 +410,7 @@ fn http(s: &Section<'_>, r: &mut Resolver<'_, '_>, url: Option<At<String>>) -> H
     {
         let key = format!("headers.{name}");
         let lower = name.to_ascii_lowercase();
-        if OWNED_HEADERS.contains(&lower.as_str())
-            || lower.starts_with("mcp-")
-            || lower.starts_with("sec-websocket-")
-            || lower == "last-event-id"
-        {
+        if is_owned(&lower) {
             s.wrong_at(&value.span, &key, "is set by the gateway itself", "remove it");
         } else if lower.parse::<hyper::header::HeaderName>().is_err() {
             s.wrong_at(&value.span, &key, "is no header name", "use letters, digits and -");
@@ -647,34 +655,4 @@ fn guard(s: &Section<'_>) -> GuardConfig {
     };
     t.finish();
     GuardConfig { concurrency, rate, breaker, retry, throttle }
-}
-
-fn tools(s: &Section<'_>) -> Vec<ToolRule> {
-    let mut out = Vec::new();
-    for (pattern, t) in s.tables(
-        "tools",
-        "What holds for some of its tools: [upstreams.NAME.tools.\"PATTERN\"], first match counts.",
-    ) {
-        if pattern.is_empty() {
-            t.wrong_at(
-                &t.span,
-                "",
-                "is an empty pattern",
-                "write a tool's own name, with * for anything",
-            );
-        }
-        let rule = ToolRule {
-            pattern,
-            call_timeout: t.maybe_duration("call_timeout", None, "Time for a call of it."),
-            read_only: t.maybe_flag(
-                "read_only",
-                None,
-                "Whether it changes nothing and may be repeated, whatever it says of itself.",
-            ),
-            rate: rate(&t, "A rate limit of its own, besides the upstream's."),
-        };
-        t.finish();
-        out.push(rule);
-    }
-    out
 }

@@ -7,15 +7,11 @@ use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE,
-};
-use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, StatusCode, Uri, Version};
 
-use crate::protocol::header;
 use crate::wire::{Left, Seen};
 
+use super::super::headers::{Head, Headers};
 use super::super::http::PATH;
 
 /// Most headers of a request, as many as hyper takes: clients send a dozen.
@@ -41,7 +37,7 @@ const fn wrong(status: u16, text: &'static str) -> Wrong {
 #[derive(Debug)]
 pub struct Parsed {
     /// The request without its body.
-    pub parts: Parts,
+    pub head: Head,
     /// Where the body ends.
     pub left: Left,
     /// The client wants the connection to go on.
@@ -75,15 +71,12 @@ pub fn parse(bytes: &Bytes) -> Result<Option<(Parsed, usize)>, Wrong> {
     let mut seen = Seen::of(is_new);
     let mut chunked = false;
     let (mut expects, mut upgrades) = (false, false);
-    let mut map = HeaderMap::with_capacity(request.headers.len());
     for line in request.headers.iter() {
-        let name = name(line.name).ok_or(wrong(400, "a header's name is not valid"))?;
-        let value = HeaderValue::from_maybe_shared(bytes.slice_ref(line.value))
-            .map_err(|_| wrong(400, "a header's value is not valid"))?;
-        if name == CONTENT_LENGTH {
+        let is = |name: &str| line.name.eq_ignore_ascii_case(name);
+        if is("content-length") {
             seen.length(line.value)
                 .map_err(|_| wrong(400, "Content-Length is not valid, or not one"))?;
-        } else if name == TRANSFER_ENCODING {
+        } else if is("transfer-encoding") {
             // Only the one that everybody reads alike, and said once.
             let coding = line.value.trim_ascii();
             if chunked || coding.rsplit(|b| *b == b',').next().is_none_or(is_not_chunked) {
@@ -93,14 +86,13 @@ pub fn parse(bytes: &Bytes) -> Result<Option<(Parsed, usize)>, Wrong> {
                 return Err(wrong(501, "no Transfer-Encoding but chunked is served here"));
             }
             chunked = true;
-        } else if name == CONNECTION {
+        } else if is("connection") {
             seen.connection(line.value);
-        } else if name == EXPECT {
+        } else if is("expect") {
             expects = is_new && line.value.eq_ignore_ascii_case(b"100-continue");
-        } else if name == UPGRADE {
+        } else if is("upgrade") {
             upgrades = is_new;
         }
-        map.append(name, value);
     }
     // Two ways to tell the end are how requests are smuggled (RFC 9112, 6.1); HTTP/1.0 has one.
     if chunked && (seen.length.is_some() || !is_new) {
@@ -114,13 +106,15 @@ pub fn parse(bytes: &Bytes) -> Result<Option<(Parsed, usize)>, Wrong> {
     let method = request.method.unwrap_or_default();
     let method =
         Method::from_bytes(method.as_bytes()).map_err(|_| wrong(400, "the method is not valid"))?;
-    let (mut parts, ()) = hyper::Request::new(()).into_parts();
-    parts.method = method;
-    parts.uri = uri(bytes, request.path.unwrap_or_default())?;
-    parts.version = if is_new { Version::HTTP_11 } else { Version::HTTP_10 };
-    parts.headers = map;
+    let head = Head {
+        method,
+        uri: uri(bytes, request.path.unwrap_or_default())?,
+        version: if is_new { Version::HTTP_11 } else { Version::HTTP_10 },
+        headers: Headers::of(bytes, request.headers.iter().map(|line| (line.name, line.value))),
+        extensions: hyper::http::Extensions::new(),
+    };
     let expects = expects && !left.is_over();
-    Ok(Some((Parsed { parts, left, keep: seen.alive(), expects, upgrades }, length)))
+    Ok(Some((Parsed { head, left, keep: seen.alive(), expects, upgrades }, length)))
 }
 
 fn too_large() -> Wrong {
@@ -141,23 +135,6 @@ fn uri(bytes: &Bytes, target: &str) -> Result<Uri, Wrong> {
         .map_err(|_| wrong(400, "the request's target is not valid"))
 }
 
-// Those that each request has, without an allocation; the standard ones have none anyway.
-fn name(text: &str) -> Option<HeaderName> {
-    static OURS: [HeaderName; 5] = [
-        header::METHOD,
-        header::NAME,
-        header::PROTOCOL_VERSION,
-        header::SESSION_ID,
-        header::LAST_EVENT_ID,
-    ];
-    if matches!(text.len(), 8 | 10 | 13 | 14 | 20)
-        && let Some(own) = OURS.iter().find(|own| text.eq_ignore_ascii_case(own.as_str()))
-    {
-        return Some(own.clone());
-    }
-    HeaderName::from_bytes(text.as_bytes()).ok()
-}
-
 /// How a response's body is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sends {
@@ -173,12 +150,12 @@ pub enum Sends {
     Nothing,
 }
 
-/// Write a response's head.
+/// Write a response's head. The headers are those of a map, and lines that are written already.
 pub fn write(
     out: &mut Vec<u8>,
     version: Version,
     status: StatusCode,
-    headers: &HeaderMap,
+    (headers, besides): (&HeaderMap, &[u8]),
     sends: Sends,
     keep: bool,
 ) {
@@ -197,6 +174,7 @@ pub fn write(
             out.extend_from_slice(part);
         }
     }
+    out.extend_from_slice(besides);
     match sends {
         Sends::Length(length) | Sends::HeadOnly(Some(length)) => {
             out.extend_from_slice(b"content-length: ");
@@ -256,6 +234,8 @@ fn date(out: &mut Vec<u8>) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::protocol::header;
+    use hyper::header::{HeaderName, HeaderValue};
 
     fn read(text: &str) -> Result<Option<(Parsed, usize)>, Wrong> {
         parse(&Bytes::copy_from_slice(text.as_bytes()))
@@ -342,11 +322,11 @@ mod tests {
             assert_eq!(status(line), want, "{line}");
         }
         let (parsed, _) = read("\r\nGET /sse?s=1 HTTP/1.0\r\n\r\n").unwrap().unwrap();
-        assert_eq!(parsed.parts.uri, "/sse?s=1");
-        assert_eq!((parsed.parts.version, parsed.keep), (Version::HTTP_10, false));
+        assert_eq!(parsed.head.uri, "/sse?s=1");
+        assert_eq!((parsed.head.version, parsed.keep), (Version::HTTP_10, false));
         let (parsed, _) =
             read("GET /mcp HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n").unwrap().unwrap();
-        assert!(parsed.keep && parsed.parts.uri == PATH);
+        assert!(parsed.keep && parsed.head.uri == PATH);
     }
 
     #[test]
@@ -366,12 +346,12 @@ mod tests {
         let text =
             "GET / HTTP/1.1\r\nMCP-Method: a\r\nmcp-NAME: b\r\nx-Team: c\r\nX-TEAM: d\r\n\r\n";
         let (parsed, _) = read(text).unwrap().unwrap();
-        let headers = parsed.parts.headers;
+        let headers = parsed.head.headers;
         assert_eq!(
-            (&headers[header::METHOD], &headers[header::NAME]),
-            (&"a".parse().unwrap(), &"b".parse().unwrap())
+            (headers.text(&header::METHOD), headers.text(&header::NAME)),
+            (Some("a"), Some("b"))
         );
-        assert_eq!(headers.get_all("x-team").iter().count(), 2);
+        assert_eq!(headers.get_all(&HeaderName::from_static("x-team")).count(), 2);
     }
 
     #[test]
@@ -381,7 +361,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert("Content-Type", HeaderValue::from_static("a/b"));
             let status = StatusCode::from_u16(status).unwrap();
-            write(&mut out, version, status, &headers, sends, keep);
+            write(&mut out, version, status, (&headers, b""), sends, keep);
             let text = String::from_utf8(out).unwrap();
             let dated = text.split("\r\n").filter(|line| line.starts_with("date: ")).count();
             assert_eq!((dated, text.ends_with("\r\n\r\n")), (1, true));

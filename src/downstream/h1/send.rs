@@ -7,10 +7,12 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use hyper::body::Body as _;
+use hyper::header::CONTENT_TYPE;
 use hyper::{HeaderMap, Response, StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::super::body::OutBody;
+use super::super::reply::IS_JSON;
 use super::head::{self, Sends};
 use super::io::{Part, Shared};
 
@@ -26,6 +28,8 @@ const HEAD_KEPT: usize = 4 << 10;
 pub struct Sending {
     // Until the head is written.
     head: Option<(Version, StatusCode, HeaderMap)>,
+    // What it says besides its headers.
+    besides: &'static [u8],
     body: OutBody,
     sends: Sends,
     // Of the announced length.
@@ -56,12 +60,14 @@ impl Sending {
                 None => Sends::Chunks,
             },
         };
+        let is_named = body.is_end_stream() || parts.headers.contains_key(CONTENT_TYPE);
+        let besides = if is_named { &[][..] } else { IS_JSON };
         let keep = keep && sends != Sends::UntilClose;
         let has_body = matches!(sends, Sends::Length(1..) | Sends::Chunks | Sends::UntilClose);
         let head = Some((version, parts.status, parts.headers));
         let left = length.unwrap_or(0);
         let body = if has_body { body } else { OutBody::empty() };
-        Sending { head, body, sends, left, over: !has_body, keep }
+        Sending { head, besides, body, sends, left, over: !has_body, keep }
     }
 
     /// Whether the connection becomes something else afterwards.
@@ -154,7 +160,8 @@ impl Sending {
         LINES.with_borrow_mut(|lines| {
             lines.clear();
             if let Some((version, status, headers)) = self.head.take() {
-                head::write(lines, version, status, &headers, self.sends, self.keep);
+                let headers = (&headers, self.besides);
+                head::write(lines, version, status, headers, self.sends, self.keep);
             }
             // Where the lines before each frame end, and those behind the last one.
             let mut ends = [0; FRAMES_MAX + 1];

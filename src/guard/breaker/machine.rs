@@ -58,6 +58,8 @@ pub(super) fn counts(reason: Reason) -> bool {
             | Reason::CapabilityMissing
             | Reason::HeaderMismatch
             | Reason::Draining
+            | Reason::UpstreamDraining
+            | Reason::Maintenance
             // The keeper knows it already, and tells calls without asking the breaker.
             | Reason::Dormant
             | Reason::UpstreamDown
@@ -276,6 +278,7 @@ impl Machine {
             calls,
             failed,
             slow,
+            in_a_row: self.in_a_row,
             opened: self.opened,
             half_opened: self.half_opened,
             closed: self.closed,

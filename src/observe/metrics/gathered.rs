@@ -224,14 +224,19 @@ impl UpstreamFacts {
 
 /// What the kernel says of this process; nothing where there is no `/proc`.
 pub(super) fn tell_process(page: &mut Page) {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    if let Some(kib) = resident_kib(&status) {
-        page.value(&RESIDENT, &[], (kib * 1024) as f64);
+    if let Some(bytes) = resident_bytes() {
+        page.value(&RESIDENT, &[], bytes as f64);
     }
     if let Ok(entries) = std::fs::read_dir("/proc/self/fd") {
         // One of them is the folder that is being read.
         page.value(&OPEN_FDS, &[], entries.count().saturating_sub(1) as f64);
     }
+}
+
+/// Memory of this process that is in RAM.
+pub fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    Some(resident_kib(&status)? * 1024)
 }
 
 fn resident_kib(status: &str) -> Option<u64> {

@@ -107,7 +107,7 @@ fn what_does_not_count_against_the_upstream() {
     let innocent: Vec<_> = Reason::ALL.into_iter().filter(|r| !counts(*r)).collect();
     insta::assert_snapshot!(
         innocent.iter().map(|r| r.as_str()).collect::<Vec<_>>().join(" "),
-        @"dormant upstream_down retired queue_full throttled draining overloaded too_large cancelled capability_missing header_mismatch"
+        @"dormant upstream_down retired queue_full throttled draining upstream_draining maintenance overloaded too_large cancelled capability_missing header_mismatch"
     );
 }
 
