@@ -2,10 +2,11 @@
 //!
 //! `WEIR_RELOADS=1000 cargo test --test reloads -- --nocapture` does a thousand and prints what it
 //! saw; by default there are a hundred.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
 mod harness;
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -57,11 +58,12 @@ fn file(round: u64, script: &str, one: &Scripted, two: &Scripted) -> String {
         &format!("call_timeout = \"{timeout}s\"\nbearer = \"rotated-key-number-{key}\""),
     );
     // A process that is made anew in each round.
-    text += &format!(
+    let _ = write!(
+        text,
         "[upstreams.child]\ncommand = \"python3\"\nargs = [\"-u\", {script:?}]\nenv = {{ ROUND = \"{round}\" }}\n"
     );
     // One that stays as it is.
-    text += &format!("[upstreams.still]\ncommand = \"python3\"\nargs = [\"-u\", {script:?}]\n");
+    let _ = write!(text, "[upstreams.still]\ncommand = \"python3\"\nargs = [\"-u\", {script:?}]\n");
     // One that comes and goes, and one that never starts.
     if round.is_multiple_of(2) {
         text += &two.section("two", "");
