@@ -23,14 +23,20 @@ use crate::downstream::stall::Impatient;
 use crate::downstream::{Edge, checks};
 use crate::gateway::builtin;
 use crate::guard::State;
-use crate::observe::metrics::{BreakerState, CatalogFacts, Gathered, UpstreamFacts};
+use crate::observe::metrics::{
+    BreakerState, CatalogFacts, ChildFacts, Gathered, ReplicaFacts, UpstreamFacts,
+};
 use crate::protocol::method::ListKind;
 use crate::upstream::condition;
+use crate::upstream::replicas::Standing;
+use crate::upstream::transport::stdio::FamilyUsage;
 
 use plan::Planner;
 
 /// Most connections at once: a scraper, a probe and a few curious people.
 const CONNECTIONS_MAX: usize = 64;
+/// How long a look at the children may take before what was seen last is told instead.
+const LOOK_TIME: Duration = Duration::from_secs(2);
 /// Time for a request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -79,9 +85,10 @@ async fn answer(edge: &Edge, planner: &Arc<Planner>, request: Request<Incoming>)
         return text(405, "only GET is served here, and POST at /plan\n");
     }
     match request.uri().path() {
-        "/readyz" if edge.gateway.is_draining() => text(503, "draining\n"),
+        "/readyz" if edge.gateway.is_leaving() => text(503, "draining\n"),
         "/livez" | "/readyz" => text(200, "ok\n"),
         "/metrics" => {
+            look_at_children(edge).await;
             let mut out = text(200, &edge.gateway.observe.render(gather(edge)));
             out.headers_mut().insert(
                 CONTENT_TYPE,
@@ -89,12 +96,24 @@ async fn answer(edge: &Edge, planner: &Arc<Planner>, request: Request<Incoming>)
             );
             out
         }
-        "/status" => json(200, &status(edge)),
+        "/status" => {
+            look_at_children(edge).await;
+            json(200, &status(edge))
+        }
         "/why" => match why::answer(&edge.gateway, request.uri().query()) {
-            Some(body) => json_text(&body),
+            Some(body) => json_text(200, &body),
             None => text(400, why::USAGE),
         },
         _ => text(404, "served here: /livez /readyz /metrics /status /why, and POST /plan\n"),
+    }
+}
+
+// A walk over the system's processes takes milliseconds; the admin's answers are not for long waits.
+async fn look_at_children(edge: &Edge) {
+    let snapshot = edge.gateway.current.load();
+    // One look is at the children of all.
+    if let Some(any) = snapshot.upstreams.values().find(|u| u.children().is_some()) {
+        let _ = tokio::time::timeout(LOOK_TIME, any.look_at_children()).await;
     }
 }
 
@@ -102,9 +121,7 @@ type Body = Full<Bytes>;
 
 fn json(status: u16, body: &impl serde::Serialize) -> Response<Body> {
     let body = serde_json::to_string_pretty(body).expect("our own values");
-    let mut out = text(status, &(body + "\n"));
-    out.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    out
+    json_text(status, &(body + "\n"))
 }
 
 fn text(status: u16, body: &str) -> Response<Body> {
@@ -114,8 +131,8 @@ fn text(status: u16, body: &str) -> Response<Body> {
     out
 }
 
-fn json_text(body: &str) -> Response<Full<Bytes>> {
-    let mut out = text(200, body);
+fn json_text(status: u16, body: &str) -> Response<Body> {
+    let mut out = text(status, body);
     out.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     out
 }
@@ -134,6 +151,17 @@ pub fn status(edge: &Edge) -> Value {
         let Some(name) = told["upstream"].as_str().map(str::to_owned) else { continue };
         if let Some(cause) = snapshot.upstreams.get(&*name).and_then(|u| cause(&u.condition())) {
             set(told, "cause", cause);
+        }
+        let replicas = told["replicas"].as_array_mut().into_iter().flatten();
+        let standings = snapshot.upstreams.get(&*name).map(|u| u.standings()).unwrap_or_default();
+        for (replica, standing) in replicas.zip(standings) {
+            set(replica, "at", standing.at.into());
+            if let Some(cause) = cause(&standing.condition) {
+                set(replica, "cause", cause);
+            }
+        }
+        if let Some(used) = snapshot.upstreams.get(&*name).and_then(|u| u.children()) {
+            set(told, "child", child(&used));
         }
         if let Some(given_up) = standing.rolled_back.get(&*name) {
             set(told, "rolled_back", given_up.to_json());
@@ -156,6 +184,10 @@ pub fn status(edge: &Edge) -> Value {
     set(&mut out, "snapshot", snapshot.number.into());
     set(&mut out, "calls_in_flight", edge.gateway.in_flight().into());
     set(&mut out, "sessions", edge.sessions.len().into());
+    // What leaks is seen here first: nothing that has ended leaves a task behind.
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        set(&mut out, "tasks", runtime.metrics().num_alive_tasks().into());
+    }
     let drops: Vec<Value> = snapshot
         .catalog
         .drops()
@@ -169,8 +201,30 @@ pub fn status(edge: &Edge) -> Value {
     out
 }
 
+fn child(used: &FamilyUsage) -> Value {
+    serde_json::json!({
+        "children": used.children,
+        "processes": used.usage.processes,
+        "resident_bytes": used.usage.resident,
+        "cpu_seconds": used.usage.cpu_ms as f64 / 1000.0,
+        "uptime_seconds": used.uptime.map(|t| t.as_secs()),
+    })
+}
+
 fn cause(now: &condition::Condition) -> Option<Value> {
     (!now.cause.is_empty()).then(|| (*now.cause).into())
+}
+
+fn replica_facts(replica: &Standing) -> ReplicaFacts {
+    ReplicaFacts {
+        number: replica.number,
+        up: replica.condition.link.is_some(),
+        ejected: replica.facts.ejected_for.is_some(),
+        in_flight: replica.facts.in_flight.into(),
+        calls: replica.facts.calls,
+        failures: replica.facts.failures,
+        ejections: replica.facts.ejections,
+    }
 }
 
 fn gather(edge: &Edge) -> Gathered {
@@ -185,8 +239,10 @@ fn gather(edge: &Edge) -> Gathered {
             let catalog = &snapshot.catalog;
             UpstreamFacts {
                 name: u.name.clone(),
-                up: (condition.state != condition::State::Dormant)
-                    .then_some(condition.link.is_some()),
+                up: match condition.state {
+                    condition::State::Dormant | condition::State::Idle => None,
+                    _ => Some(condition.link.is_some()),
+                },
                 in_flight: guard.in_flight.into(),
                 queued: guard.queued.into(),
                 breaker: match guard.breaker.state {
@@ -209,6 +265,18 @@ fn gather(edge: &Edge) -> Gathered {
                     as u64,
                 incarnation: u.incarnation,
                 totals: u.totals(),
+                child: u.children().map(|used| ChildFacts {
+                    children: used.children,
+                    processes: used.usage.processes,
+                    resident: used.usage.resident,
+                    uptime: used.uptime,
+                    idle: u
+                        .config()
+                        .child
+                        .idle_stop
+                        .map(|_| condition.state == condition::State::Idle),
+                }),
+                replicas: u.standings().iter().map(replica_facts).collect(),
             }
         })
         .collect();

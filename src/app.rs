@@ -2,6 +2,7 @@
 
 mod boot;
 pub mod findings;
+mod handed;
 pub mod limits;
 pub mod plan;
 pub mod report;
@@ -10,6 +11,7 @@ pub mod why;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -39,6 +41,7 @@ use crate::protocol::revision::Revision;
 use crate::protocol::task::Tasks;
 use crate::seal::Sealer;
 use crate::upstream::Site;
+use crate::upstream::starts::Starts;
 
 use findings::Findings;
 use report::{CallReport, CatalogReport, ConsumerReport, ListReport, UpstreamReport};
@@ -53,6 +56,8 @@ const GIVE_BACK_EVERY: Duration = Duration::from_secs(1);
 const BLOCK: usize = 1 << 20;
 /// How long answers that came at the end of the drain time may take to leave.
 const LAST_BYTES: Duration = Duration::from_secs(1);
+/// How often it is looked at whether anybody is still connected when the gateway is leaving.
+const LEAVE_LOOK: Duration = Duration::from_millis(50);
 /// How long the last spans and log lines may take to leave.
 const FLUSH_WAIT: Duration = Duration::from_secs(2);
 
@@ -91,6 +96,8 @@ pub struct Running {
     /// The way to the one writer.
     pub orders: mpsc::Sender<Order>,
     site: Site,
+    // Whether another gateway accepts at the same socket.
+    shares: bool,
 }
 
 // What the file itself says about what the command line can say too.
@@ -159,6 +166,8 @@ fn start(
         shim,
         state_dir: config.gateway.state_dir.clone(),
         cache_dir: config.gateway.cache_dir.clone(),
+        children: Arc::default(),
+        starts: Arc::new(Starts::new(config.gateway.max_starting)),
         subscriptions: Arc::default(),
     };
     let tracer = Tracer::new(&config.trace).map_err(|e| AppError::Start(e.to_string()))?;
@@ -194,7 +203,7 @@ fn start(
     let edge = Edge::new(gateway, sealer(&config));
     tokio::spawn(sweep(edge.clone()));
     tokio::spawn(give_back(edge.stop.clone()));
-    Ok(Running { edge, orders, site })
+    Ok(Running { edge, orders, site, shares: false })
 }
 
 fn sealer(config: &Config) -> Sealer {
@@ -234,8 +243,28 @@ async fn give_back(stop: CancellationToken) {
 }
 
 impl Running {
+    /// Ask clients to go elsewhere, and give them time for it: not ready, and each answer says that
+    /// its connection ends. Over when nobody is connected any more, or `hurry` resolves.
+    pub async fn leave(&self, hurry: impl Future<Output = ()>) {
+        let notice = self.edge.gateway.current.load().config.gateway.drain_notice;
+        self.edge.leave();
+        let nobody = async {
+            tokio::time::sleep(notice.min(LEAVE_LOOK)).await;
+            while self.edge.connections.load(Ordering::Relaxed) > 0 {
+                tokio::time::sleep(LEAVE_LOOK).await;
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(notice) => {}
+            // Who does not share its socket may still be found by clients who know no better.
+            () = nobody, if self.shares => {}
+            () = hurry => {}
+        }
+    }
+
     /// Finish: no new calls, calls in flight end, children stop.
     pub async fn stop(self) {
+        self.edge.leave();
         let patience = self.edge.gateway.current.load().config.gateway.drain_timeout;
         self.edge.gateway.drain();
         let end = tokio::time::Instant::now() + patience;
@@ -324,27 +353,41 @@ pub async fn serve(options: ServeOptions, ready: impl FnOnce(&str)) -> Result<()
         tracing::warn!("admin.listen {open}");
     }
     // Both sockets before anything else starts: a second gateway must not start children first.
-    let socket = bind("gateway.listen", config.gateway.listen).await?;
+    let given = handed::socket(&config)?;
+    let shares = given.is_some();
+    let socket = match given {
+        Some(socket) => socket,
+        None => bind("gateway.listen", config.gateway.listen).await?,
+    };
     let admin_socket = match config.admin.listen {
         Some(address) => Some(bind("admin.listen", address).await?),
         None => None,
     };
     let local = socket.local_addr().map_err(|e| AppError::Start(e.to_string()))?;
     let admin_local = admin_socket.as_ref().and_then(|s| s.local_addr().ok());
-    let running = start(config, Some(origin), Some(log), own_program())?;
+    let mut running = start(config, Some(origin), Some(log), own_program())?;
+    running.shares = shares;
     if let Some(admin_socket) = admin_socket {
         let planner = plan::planner(options);
         tokio::spawn(admin::run(running.edge.clone(), admin_socket, planner));
     }
-    let serving = tokio::spawn(listener::run(running.edge.clone(), socket));
+    let serving = tokio::spawn(listener::run(running.edge.clone(), socket, shares));
     let snapshot = running.edge.gateway.current.load();
     ready(&match snapshot.config.log.format {
         LogFormat::Text => report::banner(&snapshot, local, admin_local),
         LogFormat::Json => report::banner_line(&snapshot, local, admin_local),
     });
     drop(snapshot);
-    signals.any().await;
+    // Who types Ctrl-C waits for it, and who asks twice is in a hurry.
+    let patient = signals.any().await;
     tracing::info!("stopping");
+    if patient {
+        running
+            .leave(async {
+                signals.any().await;
+            })
+            .await;
+    }
     running.stop().await;
     let _ = serving.await;
     Ok(())
@@ -362,12 +405,12 @@ impl Signals {
         Signals(both.ok())
     }
 
-    /// Wait for either.
-    async fn any(&mut self) {
+    /// Wait for either; whether it is SIGTERM.
+    async fn any(&mut self) -> bool {
         let Some([term, int]) = &mut self.0 else { return std::future::pending().await };
         tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
+            _ = term.recv() => true,
+            _ = int.recv() => false,
         }
     }
 }
@@ -391,7 +434,7 @@ pub async fn serve_stdio(options: ServeOptions, consumer: Option<String>) -> Res
     tokio::pin!(pipe);
     let ended = tokio::select! {
         () = &mut pipe => true,
-        () = signals.any() => false,
+        _ = signals.any() => false,
     };
     // Who could answer a question is gone, or is about to be.
     running.edge.parks.clear();
@@ -414,7 +457,9 @@ pub async fn connect(options: bridge::Options, format: LogFormat) -> Result<(), 
         tracing::warn!("the key goes to another machine unencrypted: use https");
     }
     let (input, output) = (tokio::io::stdin(), tokio::io::stdout());
-    let bridged = bridge::run(options, input, output, async move { signals.any().await });
+    let bridged = bridge::run(options, input, output, async move {
+        signals.any().await;
+    });
     bridged.await.map_err(|fault| AppError::Config(format!("weir stdio --connect: {fault}")))
 }
 

@@ -72,6 +72,8 @@ pub struct Edge {
     pub kept_bytes: Arc<AtomicUsize>,
     /// Answers that their clients have not read yet.
     pub unread: body::Unread,
+    /// Set when the gateway is about to stop: clients are asked to go elsewhere.
+    pub leave: CancellationToken,
     /// Set when the gateway stops.
     pub stop: CancellationToken,
     /// Open notification streams.
@@ -93,6 +95,7 @@ impl Edge {
             served: TaskTracker::new(),
             kept_bytes: Arc::default(),
             unread: body::Unread::default(),
+            leave: CancellationToken::new(),
             stop: CancellationToken::new(),
             streams: Arc::default(),
             connections: Arc::default(),
@@ -103,6 +106,12 @@ impl Edge {
     pub fn session(&self, id: &str, consumer: &Arc<Consumer>) -> Found {
         let max = self.gateway.current.load().config.gateway.max_sessions;
         self.sessions.find(&self.sealer, id, consumer, max)
+    }
+
+    /// Ask clients to go elsewhere; calls that come all the same are answered.
+    pub fn leave(&self) {
+        self.gateway.leave();
+        self.leave.cancel();
     }
 
     /// A place among the open streams; `None` if all are taken.

@@ -60,6 +60,9 @@ pub enum Reason {
     ConnectFailed,
     /// The connection or process ended during the call.
     ConnectionLost,
+    /// The upstream's process was ended during the call because it used more memory than
+    /// `memory_max`.
+    MemoryExceeded,
     /// The upstream's answer is no valid message.
     Garbled,
     /// The upstream's message is larger than `max_message`.
@@ -106,7 +109,7 @@ pub enum Reason {
 
 impl Reason {
     /// All, for tests and metric registration.
-    pub const ALL: [Reason; 40] = [
+    pub const ALL: [Reason; 41] = [
         Reason::Unauthenticated,
         Reason::QuotaExceeded,
         Reason::UnknownName,
@@ -126,6 +129,7 @@ impl Reason {
         Reason::Overloaded,
         Reason::ConnectFailed,
         Reason::ConnectionLost,
+        Reason::MemoryExceeded,
         Reason::Garbled,
         Reason::TooLarge,
         Reason::UpstreamStatus,
@@ -171,6 +175,7 @@ impl Reason {
             Reason::Overloaded => "overloaded",
             Reason::ConnectFailed => "connect_failed",
             Reason::ConnectionLost => "connection_lost",
+            Reason::MemoryExceeded => "memory_exceeded",
             Reason::Garbled => "garbled",
             Reason::TooLarge => "too_large",
             Reason::UpstreamStatus => "upstream_status",

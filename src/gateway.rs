@@ -52,6 +52,7 @@ pub struct Gateway {
     in_flight: Arc<AtomicU64>,
     // Of these, what is carried to an upstream.
     carried: Arc<AtomicU64>,
+    leaving: AtomicBool,
     draining: AtomicBool,
     drains_since: OnceLock<SystemTime>,
 }
@@ -71,6 +72,7 @@ impl Gateway {
             standing: ArcSwap::default(),
             in_flight: Arc::default(),
             carried: Arc::default(),
+            leaving: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             drains_since: OnceLock::new(),
         }
@@ -81,9 +83,20 @@ impl Gateway {
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    /// From now on clients are asked to go elsewhere; calls that come all the same are answered.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the gateway is about to stop, or stopping.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
     /// From now on no call is admitted.
     pub fn drain(&self) {
         let _ = self.drains_since.set(SystemTime::now());
+        self.leave();
         self.draining.store(true, Ordering::Relaxed);
     }
 

@@ -23,6 +23,7 @@
 
 mod lookup;
 mod tree;
+mod usage;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
@@ -36,6 +37,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 pub use lookup::{NotFound, find_program};
+pub use usage::{Usage, usage};
 
 /// How long a program may take to end by itself once its input is closed, before it is asked to
 /// with SIGTERM. Most servers end within a second; this leaves room for one open call.

@@ -5,13 +5,21 @@
 use std::fs;
 use std::path::Path;
 
-// The properties speak of `crate::protocol`: here it is the gateway's, in `fuzz/` the same sources.
-use weirkeeper::protocol;
+// The properties speak of `crate::protocol` and others: here it is the gateway's, in `fuzz/` the same sources.
+use weirkeeper::{config, downstream, protocol, upstream, wire};
 
+#[path = "../fuzz/src/configuration.rs"]
+mod configuration;
 #[path = "../fuzz/src/envelope.rs"]
 mod envelope;
 #[path = "../fuzz/src/event_stream.rs"]
 mod event_stream;
+#[path = "../fuzz/src/framing.rs"]
+mod framing;
+#[path = "../fuzz/src/request.rs"]
+mod request;
+#[path = "../fuzz/src/response.rs"]
+mod response;
 
 /// More would be a collection and no choice; each input has a name that says why it is there.
 const INPUTS_MAX: usize = 100;
@@ -48,4 +56,19 @@ fn what_is_known_of_envelopes_holds() {
 #[test]
 fn what_is_known_of_event_streams_holds() {
     replay("event_stream", event_stream::holds);
+}
+
+#[test]
+fn what_is_known_of_requests_holds() {
+    replay("request", request::holds);
+}
+
+#[test]
+fn what_is_known_of_responses_holds() {
+    replay("response", response::holds);
+}
+
+#[test]
+fn what_is_known_of_configurations_holds() {
+    replay("configuration", configuration::holds);
 }

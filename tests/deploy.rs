@@ -17,6 +17,7 @@ const COMPOSE: &str = include_str!("../deploy/compose.yaml");
 const KUBERNETES: &str = include_str!("../deploy/kubernetes.yaml");
 const DOCKERFILE: &str = include_str!("../deploy/Dockerfile");
 const SERVICE: &str = include_str!("../deploy/weir.service");
+const SOCKET: &str = include_str!("../deploy/weir.socket");
 
 /// Every series with the labels that it may be selected by.
 fn labels(series: &str) -> Option<BTreeSet<&'static str>> {
@@ -255,6 +256,9 @@ fn ports_agree_everywhere() {
     }
     assert!(DOCKERFILE.contains(&format!("EXPOSE {} {}", port("gateway"), port("admin"))));
     assert!(PROMETHEUS.contains(&format!("weir:{}", port("admin"))));
+    // One socket: the gateway takes no more than that.
+    assert_eq!(SOCKET.matches("\nListenStream=").count(), 1);
+    assert!(SOCKET.contains(&format!("\nListenStream=127.0.0.1:{}\n", port("gateway"))));
 }
 
 #[test]

@@ -89,6 +89,8 @@ impl World {
             scrubber: Scrubber::default(),
             max_message: 1000,
             counters: self.counters.clone(),
+            children: Arc::default(),
+            family: Arc::default(),
         }
     }
 

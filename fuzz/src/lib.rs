@@ -3,8 +3,12 @@
 //! The targets under `targets/` hand them what the fuzzer makes up; `tests/corpus.rs` of the
 //! gateway hands them the kept inputs in `corpus/`, with any toolchain and no fuzzer.
 
+pub mod configuration;
 pub mod envelope;
 pub mod event_stream;
+pub mod framing;
+pub mod request;
+pub mod response;
 
 // The gateway's own sources, without the gateway: nothing here needs a runtime or a socket.
 #[path = "../../src/protocol"]
@@ -24,4 +28,37 @@ pub mod protocol {
     pub mod splice;
     pub mod sse;
     pub mod walk;
+}
+
+// Files that stand beside their folder.
+#[path = "../../src"]
+mod beside {
+    pub mod config;
+    pub mod wire;
+}
+pub use beside::{config, wire};
+
+#[path = "../../src/downstream"]
+pub mod downstream {
+    pub mod http {
+        /// Where the gateway serves.
+        pub const PATH: &str = "/mcp";
+    }
+
+    pub mod headers;
+
+    pub mod h1 {
+        pub mod head;
+    }
+}
+
+#[path = "../../src/upstream"]
+pub mod upstream {
+    pub mod transport {
+        pub mod http {
+            pub mod h1 {
+                pub mod head;
+            }
+        }
+    }
 }

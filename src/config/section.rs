@@ -376,14 +376,24 @@ impl<'a> Section<'a> {
 
     /// A number of bytes > 0.
     pub fn size(&self, key: &'static str, default: usize, doc: &'static str) -> usize {
-        let shown = format!("\"{}\"", show_size(default));
-        let Some(value) = self.ask(key, Kind::Size, Some(shown), doc) else { return default };
+        self.maybe_size(key, Some(default), doc).unwrap_or(default)
+    }
+
+    /// A number of bytes > 0, or absent.
+    pub fn maybe_size(
+        &self,
+        key: &'static str,
+        default: Option<usize>,
+        doc: &'static str,
+    ) -> Option<usize> {
+        let shown = default.map(|d| format!("\"{}\"", show_size(d)));
+        let Some(value) = self.ask(key, Kind::Size, shown, doc) else { return default };
         let size = match value.get_ref() {
             DeValue::String(s) => parse_size(s),
             other => whole(other).and_then(|n| usize::try_from(n).ok()),
         };
         match size {
-            Some(n) if n > 0 => n,
+            Some(n) if n > 0 => Some(n),
             _ => {
                 self.wrong(
                     key,

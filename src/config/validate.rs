@@ -196,6 +196,9 @@ fn gateway(s: &Section<'_>, env: Env<'_>, read_file: ReadFile<'_>) -> Gateway {
         max_calls: s.count("max_calls", 4096, "Most calls in flight over all upstreams."),
         // Ten thousand sessions and four thousand calls take half of it.
         max_memory: s.size("max_memory", 1 << 30, "Memory of the gateway itself, children not included, from which on new requests are refused."),
+        // An interpreter takes a core for a second or two while it starts: four of them keep a
+        // small machine busy, and leave each enough of it to make its connect_timeout.
+        max_starting: s.count("max_starting", 4, "Most child processes that start at once; as many again may start because a call waits for them."),
         max_streams: s.count("max_streams", 12_000, "Most open notification streams."),
         // Load balancers cut silent connections after 30 to 60 s.
         keep_alive: s.duration("keep_alive", seconds(15), "Interval of keep-alive comments on event streams."),
@@ -204,6 +207,8 @@ fn gateway(s: &Section<'_>, env: Env<'_>, read_file: ReadFile<'_>) -> Gateway {
         instructions_max: s.size("instructions_max", 4 << 10, "Most bytes of one upstream's instructions."),
         builtin: s.flag("builtin", true, "Whether the gateway's own read-only tools are offered (weir__status, weir__search, weir__why)."),
         list_changed_debounce: s.duration("list_changed_debounce", Duration::from_millis(250), "Quiet time before a change of lists is told to clients."),
+        // Who runs one gateway alone would only wait for nobody.
+        drain_notice: s.wait("drain_notice", Duration::ZERO, "How long calls are still taken after SIGTERM, each answer saying that the connection ends and /readyz that the gateway is not ready: for those who run several."),
         drain_timeout: s.duration("drain_timeout", seconds(10), "How long calls in flight may take to finish when the gateway stops or an upstream is replaced."),
         // Most servers start within ten seconds; the first start of a package installs it.
         rollback_after: s.duration("rollback_after", seconds(30), "How long the new instance of a changed upstream may take to become ready; then it is given up and the old one goes on."),

@@ -11,9 +11,9 @@ use crate::catalog::merge::Part;
 use crate::catalog::slice::Slice;
 use crate::config::secret::{ConsumerKey, Template};
 use crate::config::{
-    BreakerConfig, ConcurrencyConfig, Config, ConsumerConfig, EraChoice, GuardConfig, HttpConfig,
-    Isolation, Patterns, RateConfig, RetryConfig, ThrottleConfig, TransportConfig, UpstreamConfig,
-    UrlTransport,
+    BreakerConfig, ChildConfig, ConcurrencyConfig, Config, ConsumerConfig, EraChoice, GuardConfig,
+    HttpConfig, Isolation, Patterns, RateConfig, RetryConfig, ThrottleConfig, TransportConfig,
+    UpstreamConfig, UrlTransport,
 };
 use crate::gateway::builtin;
 
@@ -226,12 +226,14 @@ pub fn builtin_config(order: usize) -> UpstreamConfig {
         upkeep: None,
         transport: TransportConfig::Http(HttpConfig {
             url: Template::literal(""),
+            replicas: Vec::new(),
             transport: UrlTransport::Auto,
             headers: vec![],
             bearer: None,
             pool_idle: long,
             dial_timeout: long,
         }),
+        child: ChildConfig::default(),
         era: EraChoice::Auto,
         isolation: Isolation::Shared,
         instructions: false,
@@ -262,6 +264,7 @@ pub fn builtin_config(order: usize) -> UpstreamConfig {
             retry: RetryConfig { attempts: 0, backoff: long, backoff_max: long, budget: 0.0 },
             throttle: ThrottleConfig { texts: vec![], pause: long, pause_max: long },
         },
+        ejection: crate::config::EjectionConfig::default(),
         idempotency: None,
         tools: vec![],
     }

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::diff::{self, AllRunning};
 use super::successor::Successor;
 use super::{Control, Load, Why};
+use crate::catalog::freshness::Freshness;
 use crate::config::{Config, Trouble};
 use crate::gateway::Gateway;
 use crate::gateway::snapshot::Snapshot;
@@ -18,7 +19,9 @@ use crate::upstream::Upstream;
 pub fn running(snapshot: &Snapshot) -> AllRunning {
     let of = |(name, upstream): (&Arc<str>, &Arc<Upstream>)| {
         let successor = snapshot.successors.get(name).map(|s| s.config());
-        let (serving, ready) = (upstream.config(), upstream.is_ready());
+        // Who has just taken over is told only after its lists are shown; it serves all the same.
+        let shown = matches!(snapshot.catalog.freshness(name), Some(Freshness::Live));
+        let (serving, ready) = (upstream.config(), upstream.is_ready() || shown);
         (name.clone(), diff::Running { serving, successor, ready })
     };
     snapshot.upstreams.iter().map(of).collect()
@@ -122,6 +125,7 @@ impl Control {
         config: &Arc<Config>,
         plan: &diff::Plan,
     ) -> Vec<Arc<Upstream>> {
+        self.site.starts.resize(config.gateway.max_starting);
         let scrubber = self.scrubber(config);
         gateway.scrub_logs(scrubber.clone());
         let mut upstreams = HashMap::new();

@@ -15,6 +15,17 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::gateway::snapshot::Snapshot;
 
+fn site_in(dir: &Path) -> Site {
+    Site {
+        shim: "/nonexistent".into(),
+        state_dir: dir.into(),
+        cache_dir: dir.into(),
+        children: Arc::default(),
+        starts: Arc::new(crate::upstream::starts::Starts::new(4)),
+        subscriptions: Arc::default(),
+    }
+}
+
 /// A server with one tool, which can be deaf: it hangs up on whoever asks.
 struct Server {
     url: String,
@@ -105,12 +116,7 @@ impl Rig {
         let dir = tempfile::tempdir().unwrap();
         let text = Arc::new(Mutex::new(whole(dir.path(), "", upstreams)));
         let config = Arc::new(parsed(&text.lock().unwrap()).unwrap());
-        let site = Site {
-            shim: "/nonexistent".into(),
-            state_dir: dir.path().into(),
-            cache_dir: dir.path().into(),
-            subscriptions: Arc::default(),
-        };
+        let site = site_in(dir.path());
         let observe = Arc::new(Observe::quiet());
         let (mut control, events) = Control::new(site.clone(), observe.clone());
         control.keep_good(good::Place::of(dir.path(), Path::new(FILE)));
@@ -354,4 +360,40 @@ async fn a_refused_file_is_told_until_one_is_taken() {
     for reason in ["config_invalid", "needs_restart"] {
         assert_eq!(rig.metric(&format!("weir_config_troubles_total{{reason=\"{reason}\"}}")), "1");
     }
+}
+
+fn one_upstream_at(port: u16) -> Config {
+    let dir = std::env::temp_dir().join("no-such-folder-of-weirkeeper");
+    let text = format!(
+        "[gateway]\nstate_dir = \"{0}\"\ncache_dir = \"{0}\"\n\
+         [upstreams.up]\nurl = \"http://127.0.0.1:{port}/mcp\"\n",
+        dir.display()
+    );
+    crate::config::parse(&text, "t", &|_| None, &|_| unreachable!()).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_just_taken_over_is_kept_until_the_next_one_is_ready() {
+    let first = one_upstream_at(1);
+    let site = site_in(&first.gateway.state_dir);
+    let observe = Arc::new(Observe::quiet());
+    let (mut control, _events) = Control::new(site, observe.clone());
+    let gateway = Gateway::new(control.first(Arc::new(first)), observe, Arc::default());
+    let old = gateway.current.load().upstreams["up"].clone();
+    // Its lists are shown; that they are, it does not know yet.
+    let (done, _waits) = oneshot::channel();
+    let event = Event::Fresh(builtin::slice());
+    let told =
+        Told { name: old.name.clone(), incarnation: old.incarnation, event, done: Some(done) };
+    let mut shown = Vec::new();
+    assert!(control.take(&gateway, told, &mut shown));
+    control.republish(&gateway);
+    assert!(!old.is_ready());
+
+    let load: Load = Box::new(|| Ok(one_upstream_at(2)));
+    control.reload(&gateway, Why::Signal, &load).unwrap();
+    let now = gateway.current.load();
+    assert!(Arc::ptr_eq(&now.upstreams["up"], &old), "it serves on");
+    assert!(control.successors.contains_key("up"));
+    assert!(!now.catalog.exposed_names("up", ListKind::Tools).is_empty());
 }

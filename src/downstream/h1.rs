@@ -63,6 +63,11 @@ pub trait Answers {
 
     /// Say why what came is not taken as a request.
     fn refuse(&self, wrong: Wrong) -> Response<OutBody>;
+
+    /// Whether the client may send its next request here; if not, it is told with each answer.
+    fn goes_on(&self) -> bool {
+        true
+    }
 }
 
 /// Why a connection was given up.
@@ -137,7 +142,7 @@ where
                 drop(answering);
                 let Some(response) = answered else { return Ended::Closed };
                 io.lock().begin_response();
-                let keep = keep && !stop.is_said() && io.can_go_on();
+                let keep = keep && answers.goes_on() && !stop.is_said() && io.can_go_on();
                 (Sending::new(response, version, is_head, keep), upgrade)
             }
         };

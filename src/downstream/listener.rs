@@ -52,12 +52,16 @@ const FIRST: usize = 4 << 10;
 /// The first bytes of an HTTP/2 connection with prior knowledge.
 const H2_PREFACE: &[u8] = b"PRI";
 
-/// Accept connections until the edge stops, then let open ones finish their requests.
-pub async fn run(edge: Arc<Edge>, listener: TcpListener) {
+/// Accept connections until the edge stops, then let open ones finish their requests. A socket that
+/// is `shared` with another gateway is left to it as soon as this one is leaving.
+pub async fn run(edge: Arc<Edge>, listener: TcpListener, shared: bool) {
+    let end = if shared { edge.leave.clone() } else { edge.stop.clone() };
     loop {
+        // What the system has given us is served; what is asked for first is whether to go on.
         let accepted = tokio::select! {
+            biased;
+            () = end.cancelled() => return,
             accepted = listener.accept() => accepted,
-            () = edge.stop.cancelled() => return,
         };
         let (stream, peer) = match accepted {
             Ok(pair) => pair,
@@ -122,6 +126,10 @@ impl Answers for Client {
         denied.refused.note(&self.edge, NOBODY, denied.method, "http", "");
         denied.out()
     }
+
+    fn goes_on(&self) -> bool {
+        !self.edge.gateway.is_leaving()
+    }
 }
 
 async fn http2(
@@ -160,15 +168,23 @@ async fn http2(
         .keep_alive_timeout(patience);
     let served = builder.serve_connection(TokioIo::new(io), service);
     tokio::pin!(served);
-    let ended = tokio::select! {
-        ended = served.as_mut() => ended,
-        () = edge.stop.cancelled() => {
-            served.as_mut().graceful_shutdown();
-            tokio::select! {
-                ended = served => ended,
-                () = idle(&busy, &writing) => Ok(()),
-            }
-        }
+    let mut ended = tokio::select! {
+        ended = served.as_mut() => Some(ended),
+        () = edge.leave.cancelled() => None,
+    };
+    if ended.is_none() {
+        served.as_mut().graceful_shutdown();
+        ended = tokio::select! {
+            ended = served.as_mut() => Some(ended),
+            () = edge.stop.cancelled() => None,
+        };
+    }
+    let ended = match ended {
+        Some(ended) => ended,
+        None => tokio::select! {
+            ended = served => ended,
+            () = idle(&busy, &writing) => Ok(()),
+        },
     };
     note_end(&edge, ended);
 }

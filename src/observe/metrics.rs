@@ -22,7 +22,8 @@ use crate::config::Trouble;
 use crate::failure::Reason;
 
 pub use gathered::{
-    BreakerState, CatalogFacts, DROPPED_WHY, Gathered, Totals, UpstreamFacts, resident_bytes,
+    BreakerState, CatalogFacts, ChildFacts, DROPPED_WHY, Gathered, ReplicaFacts, Totals,
+    UpstreamFacts, resident_bytes,
 };
 pub use page::{Family, Kind};
 pub use series::{TOOLS_MAX, ToolSeries, UpstreamSeries};
@@ -58,10 +59,36 @@ families! {
     BREAKER_TO: Counter "weir_breaker_transitions_total" ["upstream", "to"];
     /// Attempts besides the first, of calls that may be repeated.
     RETRIES: Counter "weir_retries_total" ["upstream"];
-    /// Whether the upstream is connected. One without a credential is not meant to be, and absent.
+    /// Whether the upstream is connected. One without a credential, or stopped while nobody uses it, is not meant to be, and absent.
     UP: Gauge "weir_upstream_up" ["upstream"];
+    /// Whether the replica is connected. Replicas are numbered from 1, in the order of `urls`.
+    REPLICA_UP: Gauge "weir_replica_up" ["upstream", "replica"];
+    /// Whether the replica gets no calls for a while, because it failed.
+    REPLICA_EJECTED: Gauge "weir_replica_ejected" ["upstream", "replica"];
+    /// Calls under way at the replica.
+    REPLICA_IN_FLIGHT: Gauge "weir_replica_calls_in_flight" ["upstream", "replica"];
+    /// Attempts of calls that were made at the replica.
+    REPLICA_CALLS: Counter "weir_replica_calls_total" ["upstream", "replica"];
+    /// Of these, those in which the replica failed.
+    REPLICA_FAILURES: Counter "weir_replica_failures_total" ["upstream", "replica"];
+    /// Times the replica was left out for a while.
+    REPLICA_EJECTIONS: Counter "weir_replica_ejections_total" ["upstream", "replica"];
     /// Times the upstream's process was started again, or its endpoint connected to again. A session that it ended and that was renewed does not count.
     RESTARTS: Counter "weir_upstream_restarts_total" ["upstream"];
+    /// Child processes that run for an upstream: one, and one for each conversation that can ask back.
+    CHILDREN: Gauge "weir_upstream_children" ["upstream"];
+    /// Processes of an upstream's children: the programs and all that they started.
+    PROCESSES: Gauge "weir_upstream_processes" ["upstream"];
+    /// Memory of these processes that is in RAM. What they share counts in each.
+    CHILD_RESIDENT: Gauge "weir_upstream_resident_memory_bytes" ["upstream"];
+    /// Processor time of these processes and of those before them, as last seen of each.
+    CHILD_CPU: Counter "weir_upstream_cpu_seconds_total" ["upstream"];
+    /// How long the oldest child of an upstream has been running.
+    UPTIME: Gauge "weir_upstream_uptime_seconds" ["upstream"];
+    /// Whether the upstream's process is stopped because nobody uses it; only where idle_stop is set.
+    IDLE: Gauge "weir_upstream_idle" ["upstream"];
+    /// Children that were ended because they used more memory than memory_max.
+    MEMORY_RESTARTS: Counter "weir_upstream_memory_restarts_total" ["upstream"];
     /// Lines on an upstream's stdout, frames and events that were no message.
     NOISE: Counter "weir_upstream_stdout_noise_total" ["upstream"];
     /// Bytes of an upstream's stderr that were not relayed to the log.

@@ -49,10 +49,13 @@ pub(super) fn pids() -> String {
 /// One line of `/proc/PID/stat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
-struct Process {
-    pid: i32,
-    parent: i32,
+pub(super) struct Process {
+    pub(super) pid: i32,
+    pub(super) parent: i32,
     group: i32,
+    /// Processor time in ticks: its own, and what its ended children used that it waited for.
+    pub(super) ticks: u64,
+    pub(super) waited_ticks: u64,
     /// In clock ticks since boot; with the pid it names one process for good.
     started: u64,
 }
@@ -64,13 +67,28 @@ impl Process {
         let (pid, rest) = stat.split_once(" (")?;
         let rest = &rest[rest.rfind(')')? + 1..];
         let mut fields = rest.split_ascii_whitespace(); // from the third field on
+        let (parent, group) = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
+        fields.nth(7)?; // up to the fault counts
+        let mut times = [0i64; 4];
+        for time in &mut times {
+            *time = fields.next()?.parse().ok()?;
+        }
+        let [user, system, waited_user, waited_system] = times.map(|t| t.max(0).cast_unsigned());
         Some(Process {
             pid: pid.parse().ok()?,
-            parent: fields.nth(1)?.parse().ok()?,
-            group: fields.next()?.parse().ok()?,
-            started: fields.nth(16)?.parse().ok()?,
+            parent,
+            group,
+            ticks: user.saturating_add(system),
+            waited_ticks: waited_user.saturating_add(waited_system),
+            started: fields.nth(4)?.parse().ok()?,
         })
     }
+}
+
+/// Every process that we can see, up to `most`.
+#[cfg(target_os = "linux")]
+pub(super) fn processes(most: usize) -> Vec<Process> {
+    linux::all(most)
 }
 
 /// Of `all`, those below `root`.
@@ -95,13 +113,17 @@ mod linux {
     use super::{Process, below};
 
     pub(super) fn descendants() -> Vec<Process> {
+        below(getpid().as_raw_nonzero().get(), all(usize::MAX))
+    }
+
+    pub(super) fn all(most: usize) -> Vec<Process> {
         let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-        let all = entries
+        entries
             .flatten()
             .filter_map(|e| e.file_name().to_str()?.parse().ok())
+            .take(most)
             .filter_map(look)
-            .collect();
-        below(getpid().as_raw_nonzero().get(), all)
+            .collect()
     }
 
     fn look(pid: i32) -> Option<Process> {
@@ -132,15 +154,23 @@ mod tests {
     use super::*;
 
     fn process(pid: i32, parent: i32) -> Process {
-        Process { pid, parent, group: pid, started: 0 }
+        Process { pid, parent, group: pid, ticks: 0, waited_ticks: 0, started: 0 }
     }
 
     #[test]
     fn a_stat_line_is_read_past_a_hostile_name() {
         let line = "77 (a) R 1 (b) S 5 70 60 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 12345 9 9";
+        let times = (11, 15);
         assert_eq!(
             Process::read(line),
-            Some(Process { pid: 77, parent: 5, group: 70, started: 12345 })
+            Some(Process {
+                pid: 77,
+                parent: 5,
+                group: 70,
+                ticks: times.0,
+                waited_ticks: times.1,
+                started: 12345
+            })
         );
         assert_eq!(Process::read("77 (a"), None);
         assert_eq!(Process::read(""), None);

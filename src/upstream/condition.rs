@@ -16,6 +16,8 @@ pub enum State {
     Starting,
     /// Connected and agreed.
     Ready,
+    /// Its process is stopped because nobody used it; the next call starts it.
+    Idle,
     /// Could not be connected, or was lost; the next try is planned.
     Down,
     /// Taken out of the configuration.
@@ -29,6 +31,7 @@ impl State {
             State::Dormant => "dormant",
             State::Starting => "starting",
             State::Ready => "ready",
+            State::Idle => "idle",
             State::Down => "down",
             State::Retired => "retired",
         }

@@ -16,7 +16,7 @@ use super::keeper::Note;
 use super::link::{Link, Wire};
 use super::transport::http::{HttpCounters, HttpWire};
 use super::transport::pipe::{Pipe, PipeCounters};
-use super::transport::stdio::{Launch, StdioWire};
+use super::transport::stdio::{Family, Launch, StdioWire};
 use super::transport::websocket::{self, Dial};
 use super::transport::{UNASKED_MAX, Unasked, sse};
 
@@ -32,12 +32,25 @@ pub struct Connector {
     pub ids: Arc<AtomicU64>,
     /// Where notifications go that belong to no call, wherever they came.
     pub notes: mpsc::Sender<Note>,
+    /// What its children use and may use.
+    pub family: Arc<Family>,
     /// What went wrong with messages on a pipe.
     pub pipe: Arc<PipeCounters>,
     /// Bytes and strays of the HTTP wire.
     pub http: Arc<HttpCounters>,
     /// Its URL was found to be one of HTTP+SSE.
     pub sse: AtomicBool,
+    /// Which of several replicas it is.
+    pub replica: Option<Replica>,
+}
+
+/// One of several that stand for one another.
+#[derive(Clone, Debug)]
+pub struct Replica {
+    /// Its place in the file, from 1: what people and metrics call it.
+    pub number: usize,
+    /// What the owner of its conversations begins with; the same wherever its URL is.
+    pub tag: Arc<str>,
 }
 
 /// A wire, where it puts what comes unasked, and where that comes out.
@@ -148,6 +161,8 @@ impl Connector {
                     scrubber: self.scrubber.clone(),
                     max_message: config.max_message,
                     counters: self.pipe.clone(),
+                    children: self.site.children.clone(),
+                    family: self.family.clone(),
                 })
                 .await?;
                 Ok(piped(wire.pipe().clone(), rx))

@@ -25,6 +25,7 @@ use super::transport::Unasked;
 use super::{Upstream, large, pages, tasks};
 
 /// What an attempt carries, the same for each.
+#[derive(Clone, Copy)]
 pub struct Errand<'a> {
     pub config: &'a Arc<UpstreamConfig>,
     pub route: &'a Route,
@@ -129,6 +130,7 @@ pub async fn attempt(
     let unknown = |fault| Fault { delivery: Delivery::Unknown, ..fault };
     let task = tasks::created(call, way.link(), &arrived.terminal, own > 0).map_err(unknown)?;
     if let Some(task) = task {
+        upstream.uses.task();
         let became = Box::pin(tasks::became(upstream, errand, &way, arrived, task));
         arrived = became.await.map_err(unknown)?;
     }

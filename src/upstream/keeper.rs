@@ -1,5 +1,8 @@
 //! The one task that owns an upstream's link: connect, agree, load the lists, wait, again.
 
+mod rest;
+
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
@@ -22,7 +25,9 @@ use crate::protocol::task;
 
 use super::condition::{Condition, State};
 use super::connector::Connector;
+use super::idle::{self, Quiet, Uses};
 use super::link::{Link, Wire};
+use super::starts::Cause;
 use super::subscriptions::{Subscriptions, TaskNews};
 use super::transport::Unasked;
 use super::{Upstream, events, loader};
@@ -82,6 +87,9 @@ pub struct Keeper {
     // What calls and other conversations heard that is for all.
     pub(super) notes: mpsc::Receiver<Note>,
     pub(super) events: Events,
+    pub(super) uses: Arc<Uses>,
+    // Why it is started next.
+    pub(super) cause: Cause,
     pub(super) condition: watch::Sender<Condition>,
     pub(super) stop: CancellationToken,
     pub(super) restarts: Arc<AtomicU64>,
@@ -96,6 +104,8 @@ pub struct Keeper {
 enum Ended {
     Stopped,
     Lost(Fault),
+    // Nobody used it; the conversation is to be closed.
+    Idle(Arc<Link>),
 }
 
 impl Keeper {
@@ -131,6 +141,15 @@ impl Keeper {
                     }
                     return;
                 }
+                Ended::Idle(link) => {
+                    if !self.rest(link).await {
+                        self.set(Condition::new(State::Retired, "")).await;
+                        return;
+                    }
+                    // Started again on purpose, and it had done well.
+                    (again, early_deaths, self.ready_at) = (false, 0, None);
+                    continue;
+                }
                 Ended::Lost(fault) => fault,
             };
             if let Some(link) = link.as_ref().filter(|l| l.is_lost()) {
@@ -140,6 +159,15 @@ impl Keeper {
                 continue;
             }
             let steady = self.ready_at.take().is_some_and(|at| at.elapsed() >= STEADY_AFTER);
+            if steady && fault.reason == Reason::MemoryExceeded {
+                // Our own doing, and long after its start: calls wait for the next one.
+                early_deaths = 0;
+                self.set(Condition::new(State::Starting, fault.text.as_str())).await;
+                if let Some(link) = link {
+                    tokio::spawn(async move { link.close().await });
+                }
+                continue;
+            }
             early_deaths = if steady { 1 } else { early_deaths + 1 };
             let (least, most) = match &config.transport {
                 TransportConfig::Stdio(s) => (s.restart_backoff, s.restart_backoff_max),
@@ -167,7 +195,7 @@ impl Keeper {
                 }
             };
             let why = told(&fault.text);
-            tracing::warn!(upstream = %self.name, reason = %fault.reason, crash_loop,
+            tracing::warn!(upstream = %self.name, replica = self.replica(), reason = %fault.reason, crash_loop,
                 cause = %self.connector.scrubber.scrub(&fault.cause), retry_in_ms = pause.as_millis() as u64,
                 "upstream is down");
             let mut condition = Condition::new(State::Down, why.clone());
@@ -198,7 +226,7 @@ impl Keeper {
 
     // The upstream forgot the session: calls wait for the next one, and lists stay as they are.
     async fn renew(&self, link: &Arc<Link>, began: Instant) {
-        tracing::info!(upstream = %self.name, "the session ended and is renewed");
+        tracing::info!(upstream = %self.name, replica = self.replica(), "the session ended and is renewed");
         self.set(Condition::new(State::Starting, "the session ended and is renewed")).await;
         // It is gone there already; ending it could only hurt who is still served in it.
         if link.wire.is_pipe() {
@@ -235,7 +263,7 @@ impl Keeper {
             Ok(slice) => {
                 let mut ready = Condition::new(State::Ready, "");
                 ready.link = Some(link.clone());
-                tracing::info!(upstream = %self.name, revision = %link.agreed.revision,
+                tracing::info!(upstream = %self.name, replica = self.replica(), revision = %link.agreed.revision,
                     tools = slice.list(crate::protocol::method::ListKind::Tools).items.len(), "upstream is ready");
                 self.verdict = Some(link.agreed.revision);
                 self.publish(config, slice).await;
@@ -267,9 +295,11 @@ impl Keeper {
         let mut last = Instant::now();
         let mut sooner: Option<Instant> = None;
         let mut failures = 0u32;
+        let mut quiet = Quiet::new(&self.uses);
         loop {
             let Some(config) = self.settings() else { return Ended::Stopped };
             let due = sooner.map_or(last + config.refresh, |at| at.min(last + config.refresh));
+            let idle_stop = config.child.idle_stop;
             tokio::select! {
                 fault = ended(link) => return Ended::Lost(fault),
                 Some(note) = self.notes.recv() => {
@@ -283,6 +313,15 @@ impl Keeper {
                     let wait = CHANGE_DEBOUNCE.max(RELOAD_PAUSE.saturating_sub(last.elapsed()));
                     sooner.get_or_insert_with(|| Instant::now() + wait);
                     continue;
+                }
+                () = self.uses.woken() => continue,
+                () = tokio::time::sleep(idle_stop.map_or(config.refresh, idle::pause)) => {
+                    match idle_stop {
+                        Some(limit) if self.begins_to_rest(&mut quiet, limit).await => {
+                            return Ended::Idle(link.clone());
+                        }
+                        _ => continue,
+                    }
                 }
                 () = link.doubted() => {
                     sooner = Some(last + RELOAD_PAUSE);
@@ -299,7 +338,7 @@ impl Keeper {
                     self.publish(&config, slice).await;
                 }
                 Err(fault) => {
-                    tracing::warn!(upstream = %self.name, reason = %fault.reason,
+                    tracing::warn!(upstream = %self.name, replica = self.replica(), reason = %fault.reason,
                         cause = %self.connector.scrubber.scrub(&fault.cause), "lists could not be fetched again");
                     if matches!(fault.reason, Reason::ConnectFailed | Reason::ConnectionLost) {
                         return Ended::Lost(fault);
@@ -348,8 +387,11 @@ impl Keeper {
             (EraChoice::Auto, Some(Era::Legacy)) => EraChoice::Legacy,
             (chosen, _) => chosen,
         };
-        let connected = self.connector.connect(config, era, Askable::default()).await;
-        if connected.is_err() {
+        let _place = self.place(config).await;
+        let mut connected = self.connector.connect(config, era, Askable::default()).await;
+        if let Ok((link, _)) = &mut connected {
+            link.owner = self.connector.replica.as_ref().map(|replica| replica.tag.clone());
+        } else {
             // A remembered verdict can be out of date: forget it and probe next time.
             self.verdict = None;
             self.connector.forget();
@@ -385,18 +427,16 @@ impl Keeper {
         let (done, shown) = oneshot::channel();
         self.tell_and(Event::Fresh(slice.clone()), Some(done)).await;
         let _ = shown.await;
-        // Disk is slow at times and nobody waits for it, but the next one does; a lost write costs
-        // a probe at the next start.
-        if let Some(before) = self.saving.take() {
-            let _ = before.await;
+        // What replicas offer is kept as one catalog, by whoever knows them all.
+        if self.connector.replica.is_none() {
+            let dir = &self.connector.site.state_dir;
+            save(&mut self.saving, dir, config, slice).await;
         }
-        let (dir, name) = (self.connector.site.state_dir.clone(), self.name.clone());
-        let identity = keep::identity(&config.transport);
-        self.saving = Some(tokio::task::spawn_blocking(move || {
-            if let Err(error) = keep::save(&dir, &name, &identity, &slice, SystemTime::now()) {
-                tracing::warn!(upstream = %name, %error, "the catalog could not be kept on disk");
-            }
-        }));
+    }
+
+    // Which one, of several; for the log.
+    fn replica(&self) -> Option<usize> {
+        self.connector.replica.as_ref().map(|replica| replica.number)
     }
 
     async fn set(&self, condition: Condition) {
@@ -419,6 +459,27 @@ impl Keeper {
     }
 }
 
+/// Keep a slice on disk. `saving` is the write before it, and then this one.
+pub(super) async fn save(
+    saving: &mut Option<tokio::task::JoinHandle<()>>,
+    dir: &Path,
+    config: &UpstreamConfig,
+    slice: Arc<Slice>,
+) {
+    // Disk is slow at times and nobody waits for it, but the next one does; a lost write costs
+    // a probe at the next start.
+    if let Some(before) = saving.take() {
+        let _ = before.await;
+    }
+    let (dir, name) = (dir.to_owned(), config.name.clone());
+    let identity = keep::identity(&config.transport);
+    *saving = Some(tokio::task::spawn_blocking(move || {
+        if let Err(error) = keep::save(&dir, &name, &identity, &slice, SystemTime::now()) {
+            tracing::warn!(upstream = %name, %error, "the catalog could not be kept on disk");
+        }
+    }));
+}
+
 fn backoff(early_deaths: u32, least: Duration, most: Duration) -> Duration {
     let grown = least.saturating_mul(1 << early_deaths.saturating_sub(1).min(16)).min(most);
     // Half fixed, half random: many upstreams that died together do not come back together.
@@ -434,6 +495,8 @@ pub(super) async fn ended(link: &Link) -> Fault {
     };
     match &link.wire {
         Wire::Pipe(pipe) => tokio::select! {
+            biased;
+            fault = pipe.doomed() => fault,
             fault = pipe.ended() => fault,
             fault = lost => fault,
         },

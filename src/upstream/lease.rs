@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 
 use crate::call::{Asides, Call, Reply};
-use crate::config::{EraChoice, Isolation, UpstreamConfig};
+use crate::config::{EraChoice, Isolation, TransportConfig, UpstreamConfig};
 use crate::failure::{Delivery, Fault, Reason};
 use crate::protocol::capability::Askable;
 use crate::protocol::message::{Frame, Kind, message, response};
@@ -23,8 +23,10 @@ use crate::protocol::task::{TaskSupport, Tasks};
 use super::asking::Asking;
 use super::connector::Connector;
 use super::events;
+use super::idle;
 use super::keeper::{AbortOnDrop, Note, ended, is_change, refuse};
 use super::link::{Link, Wire};
+use super::starts::Cause;
 use super::transport::Unasked;
 
 /// Most conversations of this kind with one upstream: each is a session there, or a process here.
@@ -36,7 +38,7 @@ const LINE_MAX: usize = 32;
 const ROOTS_ASKED_MAX: usize = 2;
 /// So long without a call, and a conversation is ended.
 const LEASE_IDLE: Duration = Duration::from_secs(600);
-/// How often that is looked at.
+/// How often that is looked at at least; more often where `idle_stop` is shorter.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// Whose a conversation is, and what may be asked in it.
@@ -57,6 +59,8 @@ impl Key {
 pub struct Leases {
     open: Mutex<HashMap<Key, Arc<Lease>>>,
     unnamed: AtomicU64,
+    // `idle_stop` in milliseconds, as the last call had it; 0: not set.
+    idle_stop: AtomicU64,
     // Sessions whose change of roots is being told, and whether there was another since.
     telling: Mutex<HashMap<Box<str>, bool>>,
 }
@@ -164,6 +168,8 @@ impl Leases {
         let client = call.asides.as_ref().filter(|_| config.isolation == Isolation::Session);
         let client = client.map(Arc::downgrade).unwrap_or_default();
         let key = Key { owner, askable: call.askable };
+        let idle_stop = config.child.idle_stop.map_or(0, |stop| stop.as_millis().max(1) as u64);
+        self.idle_stop.store(idle_stop, Ordering::Relaxed);
         let lease = self.find(&key)?;
         // Counted before anything is waited for, so that it is not taken for idle meanwhile.
         let mut held = Using(Some(lease.clone()));
@@ -198,6 +204,13 @@ impl Leases {
         let fits = |l: &Live| !l.link.is_lost() && l.link.wire.is_pipe() == exclusive;
         if !live.as_ref().is_some_and(fits) {
             *live = None;
+            let _place = match config.transport {
+                TransportConfig::Stdio(_) => {
+                    let starts = &connector.site.starts;
+                    Some(starts.enter(Cause::Wanted, config.connect_timeout).await)
+                }
+                TransportConfig::Http(_) => None,
+            };
             let connected = connector.connect(config, EraChoice::Legacy, call.askable).await;
             // It is the making of a conversation that failed: the call was not sent.
             let (mut link, unasked) =
@@ -208,7 +221,11 @@ impl Leases {
                 let text = "it was not called: how the upstream is reached has just changed";
                 return Err(Fault::new(Reason::ConnectionLost, Delivery::NotSent, text));
             }
-            link.owner = Some(format!("{}/{}", key.owner, key.askable.bits()).into());
+            let own = format!("{}/{}", key.owner, key.askable.bits());
+            link.owner = Some(match &connector.replica {
+                Some(replica) => format!("{} {own}", replica.tag).into(),
+                None => own.into(),
+            });
             *live = Some(Live::new(link, unasked, connector.notes.clone(), client));
         }
         let live = live.as_ref().expect("made above");
@@ -264,12 +281,19 @@ impl Leases {
             return true;
         }
         let idle = lock(&lease.used).elapsed();
-        let over =
-            lease.users.load(Ordering::Acquire) == 0 && (idle >= LEASE_IDLE || key.of_one_call());
+        let over = lease.users.load(Ordering::Acquire) == 0
+            && (idle >= self.idle_max() || key.of_one_call());
         if over {
             open.remove(key);
         }
         over
+    }
+
+    fn idle_max(&self) -> Duration {
+        match self.idle_stop.load(Ordering::Relaxed) {
+            0 => LEASE_IDLE,
+            stop => LEASE_IDLE.min(Duration::from_millis(stop)),
+        }
     }
 
     /// End them all.
@@ -454,8 +478,12 @@ fn of_consumer(consumer: &str) -> Box<str> {
 
 // Ends a conversation that is lost or that nobody has used for long.
 async fn look_after(leases: Weak<Leases>, key: Key, lease: Weak<Lease>) {
+    let mut every = LOOK_EVERY;
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
+        if let Some(leases) = leases.upgrade() {
+            every = idle::pause(leases.idle_max()).min(LOOK_EVERY);
+        }
+        tokio::time::sleep(every).await;
         let (Some(leases), Some(lease)) = (leases.upgrade(), lease.upgrade()) else { return };
         if leases.forget(&key, &lease) {
             return lease.close().await;

@@ -149,6 +149,11 @@ impl Subscriptions {
         of.map(|uris| uris.keys().cloned().collect()).unwrap_or_default()
     }
 
+    /// Whether nothing is wished for of one upstream.
+    pub fn nothing_of(&self, subject: Subject, upstream: &Arc<str>) -> bool {
+        self.lock().get(&(subject, upstream.clone())).is_none_or(BTreeMap::is_empty)
+    }
+
     /// Changes whenever wishes do.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.version.subscribe()

@@ -168,3 +168,28 @@ async fn a_conversation_of_one_call_ends_with_it() {
     // Far sooner than idle conversations are looked at.
     assert!(began.elapsed() < std::time::Duration::from_secs(20));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conversations_that_nobody_uses_rest_with_their_upstream() {
+    let dir = tempfile::tempdir().unwrap();
+    let weir = Weir::start("", &child(&dir, "isolation = \"session\"\nidle_stop = \"1s\""));
+    weir.ready(&["up"]).await;
+    let old = Old::open(&weir.url, None, "2025-11-25", &everything()).await;
+    let mut before = Vec::new();
+    for _ in 0..2 {
+        let seen = old.call("up__ask", json!({"word": "w"}), echo).await;
+        let told = text(seen.last().unwrap());
+        assert_eq!(told[1]["content"], json!({"heard": "w"}), "{seen:?}");
+        let plain = modern_call(&weir.url, None, &json!({}), "up__caps", json!({})).await;
+        let pids = [text(&plain)[0].clone(), told[0].clone()];
+        assert_ne!(pids[0], pids[1], "its own and the shared one");
+        assert!(pids.iter().all(|pid| !before.contains(pid)), "both are new: {pids:?} {before:?}");
+        weir.until("idle", |s| upstream(s, "up")["state"] == "idle").await;
+        for pid in &pids {
+            let place = format!("/proc/{pid}");
+            weir.until("its end", |_| !std::path::Path::new(&place).exists()).await;
+        }
+        before.extend(pids);
+    }
+    assert_eq!(upstream(&weir.status().await, "up")["restarts"], 0);
+}

@@ -9,6 +9,7 @@ mod bad_input;
 mod bounds;
 mod doors;
 mod ends;
+mod handed;
 mod legacy;
 mod modern;
 mod refusals;

@@ -123,5 +123,5 @@ async fn a_stream_that_is_refused_for_now_is_asked_for_when_it_wants() {
     weir.until("fetched", |_| up.asked("tools/list") == 2).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!((up.asked("tools/list"), tries.load(Ordering::SeqCst)), (2, 2));
-    assert_eq!(tool_names(&weir.url, None).await.len(), 3);
+    assert_eq!(tool_names(&weir.url, None).await.len(), 4);
 }

@@ -125,12 +125,41 @@ impl Weir {
         args: &[&str],
         env: &[(&str, &str)],
     ) -> Result<Weir, String> {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_weir"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+        command.stdin(Stdio::null());
+        Weir::start_as(command, dir, args, env)
+    }
+
+    /// Start with a listening socket that is handed over, as systemd does: descriptor 3, and whom
+    /// it is for. `count` is how many it says there are.
+    pub fn start_on(
+        socket: &std::net::TcpListener,
+        count: usize,
+        gateway: &str,
+        upstreams: &str,
+    ) -> Result<Weir, String> {
+        let mut command = Command::new("/bin/sh");
+        let script = "exec 3<&0 0</dev/null; LISTEN_PID=$$ exec \"$0\" \"$@\"";
+        command.args(["-c", script, env!("CARGO_BIN_EXE_weir")]);
+        command.env("LISTEN_FDS", count.to_string());
+        command.stdin(Stdio::from(std::os::fd::OwnedFd::from(socket.try_clone().unwrap())));
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("upstreams.toml"), text(dir.path(), gateway, upstreams))
+            .unwrap();
+        Weir::start_as(command, dir, &["serve"], &[])
+    }
+
+    fn start_as(
+        mut command: Command,
+        dir: tempfile::TempDir,
+        args: &[&str],
+        env: &[(&str, &str)],
+    ) -> Result<Weir, String> {
+        let mut child = command
             .args(args)
             .args(["--log-format", "json", "--config"])
             .arg(dir.path().join("upstreams.toml"))
             .envs(env.iter().copied())
-            .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -241,10 +270,15 @@ impl Weir {
         get(&format!("{}/metrics", self.admin)).await.1
     }
 
-    /// SIGTERM, and wait for the end.
-    pub fn stop(&mut self) -> std::process::ExitStatus {
+    /// SIGTERM.
+    pub fn terminate(&self) {
         let pid = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+
+    /// SIGTERM, and wait for the end.
+    pub fn stop(&mut self) -> std::process::ExitStatus {
+        self.terminate();
         self.child.wait().unwrap()
     }
 

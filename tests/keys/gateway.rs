@@ -84,6 +84,34 @@ async fn list_changed_waits_for_quiet() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn drain_notice_is_how_long_calls_are_still_taken() {
+    let up = acting().await;
+    for (notice, status) in [("60s", 200), ("0s", 503)] {
+        let settings = format!("drain_timeout = \"60s\"\ndrain_notice = \"{notice}\"");
+        let mut weir = over(&up, &settings, "").await;
+        let (url, admin, before) = (weir.url.clone(), weir.admin.clone(), up.arrived("slow"));
+        let running = tokio::spawn(async move { call(&url, "up__slow", json!({})).await });
+        until("in flight", || up.arrived("slow") == before + 1).await;
+        weir.terminate();
+        until_not_ready(&admin).await;
+        let params = json!({"name": "up__ok", "arguments": {}});
+        let got = modern(&weir.url, None, "tools/call", params).await;
+        assert_eq!(got.status, status, "{notice}: {}", got.body);
+        assert_eq!(got.headers["connection"], "close");
+        assert_eq!(running.await.unwrap()["result"]["content"][0]["text"], "slow");
+        // Who asks again does not want to wait.
+        weir.stop();
+    }
+}
+
+async fn until_not_ready(admin: &str) {
+    let ready = format!("{admin}/readyz");
+    while crate::harness::get(&ready).await.0 != 503 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn drain_timeout_is_how_long_calls_may_take_to_finish() {
     let up = acting().await;
     for (patience, finished) in [("30s", true), ("100ms", false)] {

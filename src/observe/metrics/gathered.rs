@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use super::page::Page;
 use super::{
-    BREAKER, BREAKER_TO, CATALOG_AGE, CATALOG_BYTES, CATALOG_DROPPED, CATALOG_ENTRIES, CONNECTIONS,
-    DROPPED, IN_FLIGHT, LOG_DROPPED, NOISE, ON_LAST_GOOD, OPEN_FDS, QUEUE_DEPTH, RECEIVED,
-    RESIDENT, RESTARTS, ROLLED_BACK, SENT, SESSIONS, SPANS_DROPPED, STDERR_DROPPED, STREAMS, TASKS,
-    UNMATCHED, UP, UpstreamSeries,
+    BREAKER, BREAKER_TO, CATALOG_AGE, CATALOG_BYTES, CATALOG_DROPPED, CATALOG_ENTRIES, CHILD_CPU,
+    CHILD_RESIDENT, CHILDREN, CONNECTIONS, DROPPED, IDLE, IN_FLIGHT, LOG_DROPPED, MEMORY_RESTARTS,
+    NOISE, ON_LAST_GOOD, OPEN_FDS, PROCESSES, QUEUE_DEPTH, RECEIVED, REPLICA_CALLS,
+    REPLICA_EJECTED, REPLICA_EJECTIONS, REPLICA_FAILURES, REPLICA_IN_FLIGHT, REPLICA_UP, RESIDENT,
+    RESTARTS, ROLLED_BACK, SENT, SESSIONS, SPANS_DROPPED, STDERR_DROPPED, STREAMS, TASKS,
+    UNMATCHED, UP, UPTIME, UpstreamSeries,
 };
 
 /// Everything that is only known elsewhere.
@@ -40,7 +42,7 @@ pub struct UpstreamFacts {
     /// Its name.
     pub name: Arc<str>,
     /// Whether it is connected; `None` for one that is not meant to be, since it has no
-    /// credential yet. It gets no series, so that nobody is woken for it.
+    /// credential yet or is stopped while nobody uses it. It gets no series, so that nobody is woken for it.
     pub up: Option<bool>,
     /// Calls under way.
     pub in_flight: u64,
@@ -58,6 +60,60 @@ pub struct UpstreamFacts {
     pub incarnation: u64,
     /// What it counted since then.
     pub totals: Totals,
+    /// Its processes, if it has some and no URL.
+    pub child: Option<ChildFacts>,
+    /// Its replicas, if it has several. What they count begins anew with each incarnation.
+    pub replicas: Vec<ReplicaFacts>,
+}
+
+/// The processes of an upstream now.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ChildFacts {
+    /// Children that run: one, and one more for each conversation that can ask back.
+    pub children: u64,
+    /// These and all that they started.
+    pub processes: u64,
+    /// Bytes of their memory that are in RAM.
+    pub resident: u64,
+    /// How long the oldest child has been running.
+    pub uptime: Option<Duration>,
+    /// Whether it is stopped because nobody uses it; `None`: that never happens to it.
+    pub idle: Option<bool>,
+}
+
+/// How one replica is now.
+#[derive(Clone, Copy, Debug)]
+pub struct ReplicaFacts {
+    /// Its place in the file, from 1.
+    pub number: usize,
+    /// Whether it is connected.
+    pub up: bool,
+    /// Whether it gets no calls for a while.
+    pub ejected: bool,
+    /// Calls under way.
+    pub in_flight: u64,
+    /// Attempts made at it.
+    pub calls: u64,
+    /// Of these, those in which it failed.
+    pub failures: u64,
+    /// Times it was left out.
+    pub ejections: u64,
+}
+
+impl ReplicaFacts {
+    fn tell(&self, page: &mut Page, upstream: &str) {
+        let number = self.number.to_string();
+        for (family, value) in [
+            (&REPLICA_UP, u64::from(self.up)),
+            (&REPLICA_EJECTED, u64::from(self.ejected)),
+            (&REPLICA_IN_FLIGHT, self.in_flight),
+            (&REPLICA_CALLS, self.calls),
+            (&REPLICA_FAILURES, self.failures),
+            (&REPLICA_EJECTIONS, self.ejections),
+        ] {
+            page.value(family, &[upstream, &number], value as f64);
+        }
+    }
 }
 
 /// A part of the catalog.
@@ -107,6 +163,10 @@ pub const DROPPED_WHY: [&str; 5] = ["notice", "unread", "oversize", "question", 
 pub struct Totals {
     /// Starts or connections besides the first.
     pub restarts: u64,
+    /// Milliseconds of processor time that its processes used.
+    pub cpu_ms: u64,
+    /// Children that were ended because they used too much memory.
+    pub memory_restarts: u64,
     /// Lines on stdout, frames and events that were no message.
     pub stdout_noise: u64,
     /// Bytes of stderr that were not relayed.
@@ -127,6 +187,8 @@ impl Totals {
     fn with(self, other: Totals, f: impl Fn(u64, u64) -> u64) -> Totals {
         Totals {
             restarts: f(self.restarts, other.restarts),
+            cpu_ms: f(self.cpu_ms, other.cpu_ms),
+            memory_restarts: f(self.memory_restarts, other.memory_restarts),
             stdout_noise: f(self.stdout_noise, other.stdout_noise),
             stderr_dropped_bytes: f(self.stderr_dropped_bytes, other.stderr_dropped_bytes),
             unmatched_answers: f(self.unmatched_answers, other.unmatched_answers),
@@ -198,10 +260,26 @@ impl UpstreamFacts {
             page.value(&CATALOG_ENTRIES, &[&*self.name, part.kind], part.entries as f64);
             page.value(&CATALOG_BYTES, &[&*self.name, part.kind], part.bytes as f64);
         }
+        if let Some(child) = &self.child {
+            page.value(&CHILDREN, &name, child.children as f64);
+            page.value(&PROCESSES, &name, child.processes as f64);
+            page.value(&CHILD_RESIDENT, &name, child.resident as f64);
+            if let Some(uptime) = child.uptime {
+                page.value(&UPTIME, &name, uptime.as_secs_f64());
+            }
+            if let Some(idle) = child.idle {
+                page.value(&IDLE, &name, f64::from(u8::from(idle)));
+            }
+            page.value(&CHILD_CPU, &name, totals.cpu_ms as f64 / 1000.0);
+            page.value(&MEMORY_RESTARTS, &name, totals.memory_restarts as f64);
+        }
         if let Some(age) = self.catalog_age {
             page.value(&CATALOG_AGE, &name, age.as_secs_f64());
         }
         page.value(&CATALOG_DROPPED, &name, self.catalog_dropped as f64);
+        for replica in &self.replicas {
+            replica.tell(page, &self.name);
+        }
         for to in BreakerState::ALL {
             let count = totals.breaker_to[to as usize];
             page.value(&BREAKER_TO, &[&*self.name, to.as_str()], count as f64);

@@ -41,6 +41,8 @@ fn facts() -> UpstreamFacts {
         incarnation: 1,
         totals: Totals {
             restarts: 1,
+            cpu_ms: 1500,
+            memory_restarts: 2,
             stdout_noise: 2,
             stderr_dropped_bytes: 3,
             unmatched_answers: 4,
@@ -49,6 +51,22 @@ fn facts() -> UpstreamFacts {
             dropped: [1, 2, 3, 4, 5],
             breaker_to: [7, 8, 9],
         },
+        child: Some(ChildFacts {
+            children: 1,
+            processes: 2,
+            resident: 3,
+            uptime: Some(Duration::from_secs(4)),
+            idle: Some(true),
+        }),
+        replicas: vec![ReplicaFacts {
+            number: 2,
+            up: true,
+            ejected: true,
+            in_flight: 1,
+            calls: 9,
+            failures: 4,
+            ejections: 1,
+        }],
     }
 }
 
@@ -218,6 +236,18 @@ fn all_series_as_a_scrape_sees_them() {
     weir_received_bytes_total counter
     weir_refusals_total Calls that the gateway itself said no to. The upstream never saw them.
     weir_refusals_total counter
+    weir_replica_calls_in_flight Calls under way at the replica.
+    weir_replica_calls_in_flight gauge
+    weir_replica_calls_total Attempts of calls that were made at the replica.
+    weir_replica_calls_total counter
+    weir_replica_ejected Whether the replica gets no calls for a while, because it failed.
+    weir_replica_ejected gauge
+    weir_replica_ejections_total Times the replica was left out for a while.
+    weir_replica_ejections_total counter
+    weir_replica_failures_total Of these, those in which the replica failed.
+    weir_replica_failures_total counter
+    weir_replica_up Whether the replica is connected. Replicas are numbered from 1, in the order of `urls`.
+    weir_replica_up gauge
     weir_retries_total Attempts besides the first, of calls that may be repeated.
     weir_retries_total counter
     weir_sent_bytes_total Bytes sent to an upstream.
@@ -232,8 +262,20 @@ fn all_series_as_a_scrape_sees_them() {
     weir_tool_call_duration_seconds histogram
     weir_unread_responses_total Answers and streams that were given up because the client did not read them.
     weir_unread_responses_total counter
+    weir_upstream_children Child processes that run for an upstream: one, and one for each conversation that can ask back.
+    weir_upstream_children gauge
+    weir_upstream_cpu_seconds_total Processor time of these processes and of those before them, as last seen of each.
+    weir_upstream_cpu_seconds_total counter
     weir_upstream_dropped_messages_total Messages from or to an upstream that were dropped, and why.
     weir_upstream_dropped_messages_total counter
+    weir_upstream_idle Whether the upstream's process is stopped because nobody uses it; only where idle_stop is set.
+    weir_upstream_idle gauge
+    weir_upstream_memory_restarts_total Children that were ended because they used more memory than memory_max.
+    weir_upstream_memory_restarts_total counter
+    weir_upstream_processes Processes of an upstream's children: the programs and all that they started.
+    weir_upstream_processes gauge
+    weir_upstream_resident_memory_bytes Memory of these processes that is in RAM. What they share counts in each.
+    weir_upstream_resident_memory_bytes gauge
     weir_upstream_restarts_total Times the upstream's process was started again, or its endpoint connected to again. A session that it ended and that was renewed does not count.
     weir_upstream_restarts_total counter
     weir_upstream_stderr_dropped_bytes_total Bytes of an upstream's stderr that were not relayed to the log.
@@ -242,8 +284,10 @@ fn all_series_as_a_scrape_sees_them() {
     weir_upstream_stdout_noise_total counter
     weir_upstream_unmatched_answers_total Answers of an upstream to no request that was waiting.
     weir_upstream_unmatched_answers_total counter
-    weir_upstream_up Whether the upstream is connected. One without a credential is not meant to be, and absent.
+    weir_upstream_up Whether the upstream is connected. One without a credential, or stopped while nobody uses it, is not meant to be, and absent.
     weir_upstream_up gauge
+    weir_upstream_uptime_seconds How long the oldest child of an upstream has been running.
+    weir_upstream_uptime_seconds gauge
     ");
 }
 

@@ -19,7 +19,7 @@ mod answer;
 mod body;
 mod client;
 mod events;
-mod h1;
+pub mod h1;
 mod large;
 mod outcome;
 mod redirect;

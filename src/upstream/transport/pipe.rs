@@ -106,6 +106,8 @@ pub(super) struct Inside {
     pub closing: CancellationToken,
     /// Set once, when all is over.
     pub ended: watch::Sender<Option<Lost>>,
+    /// Set where the end is decided on and may still take its time: another is to take its place.
+    pub doomed: watch::Sender<Option<Lost>>,
 }
 
 /// The way to one connected upstream. Cloning shares it; when the last clone is dropped, it is
@@ -118,6 +120,7 @@ struct Shared {
     queue: mpsc::Sender<Outgoing>,
     closing: CancellationToken,
     ended: watch::Receiver<Option<Lost>>,
+    doomed: watch::Receiver<Option<Lost>>,
 }
 
 impl Drop for Shared {
@@ -138,6 +141,7 @@ impl Pipe {
         let (asides, asides_end) = mpsc::channel(ASIDES_MAX);
         let (queue, queue_end) = mpsc::channel(QUEUE_MAX);
         let (ended_tx, ended) = watch::channel(None);
+        let (doomed_tx, doomed) = watch::channel(None);
         let closing = CancellationToken::new();
         let table = Table::new(upstream, max_message, scrubber, counters, unasked, asides);
         let table = Arc::new(table);
@@ -146,8 +150,9 @@ impl Pipe {
             outbox: Outbox { queue: queue_end, asides: asides_end },
             closing: closing.clone(),
             ended: ended_tx,
+            doomed: doomed_tx,
         };
-        (Pipe(Arc::new(Shared { table, queue, closing, ended })), inside, to_owner)
+        (Pipe(Arc::new(Shared { table, queue, closing, ended, doomed })), inside, to_owner)
     }
 
     /// Send the request `message`, whose id is `id`, and wait for its answer: a result or an
@@ -215,6 +220,16 @@ impl Pipe {
             // The runtime that carried it is being torn down.
             _ => closing().fault(true),
         }
+    }
+
+    /// Wait until it is decided that the connection ends although nobody closes it, and why. For
+    /// ever where that is never so: see [`Pipe::ended`].
+    pub async fn doomed(&self) -> Fault {
+        let mut doomed = self.0.doomed.clone();
+        if let Ok(Some(lost)) = doomed.wait_for(Option::is_some).await.as_deref() {
+            return lost.fault(true);
+        }
+        std::future::pending().await
     }
 
     /// Begin to close.

@@ -44,7 +44,7 @@ pub async fn connect(
     let max = wire.max_message();
     let (pipe, inside, unasked) = Pipe::new(wire.upstream().clone(), max, scrubber, counters);
     tokio::spawn(async move {
-        let Inside { table, mut outbox, closing: asked, ended } = inside;
+        let Inside { table, mut outbox, closing: asked, ended, .. } = inside;
         let door = Arc::new(Door { wire, endpoint, table: table.clone() });
         let mut posts = JoinSet::new();
         let mut alone = false;

@@ -7,6 +7,7 @@
 
 mod child;
 mod env;
+mod family;
 mod lines;
 mod report;
 mod stderr;
@@ -22,6 +23,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use env::BASE_ENV;
+pub use family::{Children, Family, FamilyUsage};
 pub use report::ExitReport;
 
 use child::{Shim, Warden};
@@ -55,6 +57,10 @@ pub struct Launch {
     pub max_message: usize,
     /// Where to count.
     pub counters: Arc<PipeCounters>,
+    /// All children, where it is one of.
+    pub children: Arc<Children>,
+    /// Those of its upstream.
+    pub family: Arc<Family>,
 }
 
 /// The way to one running child: a pipe, and how the child ended. Cloning shares it; when the last
@@ -97,13 +103,15 @@ impl StdioWire {
         started: Instant,
     ) -> std::io::Result<(StdioWire, mpsc::Receiver<Unasked>)> {
         let (stdin, stdout, stderr) = shim.pipes()?;
-        let Launch { upstream, config, scrubber, max_message, counters, .. } = launch;
+        let Launch { upstream, config, scrubber, max_message, counters, children, family, .. } =
+            launch;
+        let place = children.enter(family, shim.number());
         let (report, reported) = watch::channel(None);
         let broken = CancellationToken::new();
         let tail = Arc::new(Mutex::new(Tail::default()));
         let (pipe, inside, unasked) =
             Pipe::new(upstream.clone(), max_message, scrubber.clone(), counters.clone());
-        let Inside { table, outbox, closing, ended } = inside;
+        let Inside { table, outbox, closing, ended, doomed } = inside;
 
         let reader = tokio::spawn(read(stdout, max_message, table.clone(), broken.clone()));
         let writer = tokio::spawn(writer::write(
@@ -124,6 +132,7 @@ impl StdioWire {
         let warden = Warden {
             shim,
             upstream,
+            place,
             started,
             workdir,
             table,
@@ -134,6 +143,7 @@ impl StdioWire {
             closing,
             broken,
             ended,
+            doomed,
             report,
         };
         tokio::spawn(warden.watch());

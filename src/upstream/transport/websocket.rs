@@ -170,7 +170,7 @@ async fn carry<S>(socket: WebSocketStream<S>, inside: Inside, max: usize)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let Inside { table, outbox, closing: asked, ended } = inside;
+    let Inside { table, outbox, closing: asked, ended, .. } = inside;
     let (sink, stream) = socket.split();
     let broken = CancellationToken::new();
     let goodbye = Goodbye { asked: asked.clone(), code: Arc::default() };

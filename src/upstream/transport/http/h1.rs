@@ -12,7 +12,7 @@
 //! got (RFC 9112, 9.3.1).
 
 mod body;
-mod head;
+pub mod head;
 mod pool;
 
 use std::io;

@@ -47,10 +47,29 @@ impl Glance {
     }
 
     /// Read on.
-    pub fn feed(&mut self, bytes: &[u8]) {
-        for &b in bytes {
-            self.step(b);
+    pub fn feed(&mut self, mut bytes: &[u8]) {
+        while let Some(&b) = bytes.first() {
+            let quiet = self.quiet(bytes);
+            if quiet == 0 {
+                self.step(b);
+            }
+            bytes = &bytes[quiet.max(1)..];
         }
+    }
+
+    // How many bytes say nothing: most of a long message is the inside of a string, and behind what
+    // is no object there is nothing to know.
+    fn quiet(&self, bytes: &[u8]) -> usize {
+        let in_text = match self.at {
+            At::End => return bytes.len(),
+            At::InString => true,
+            At::InNested => self.in_string,
+            _ => false,
+        };
+        if !in_text || self.escaped {
+            return 0;
+        }
+        memchr::memchr2(b'"', b'\\', bytes).unwrap_or(bytes.len())
     }
 
     /// The id, if the text is meant as a response and names one number. A server that logs its

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::family::Place;
 use super::report::ExitReport;
 use super::stderr::Tail;
 use super::workdir::WorkDir;
@@ -45,6 +46,11 @@ impl Shim {
             self.0.stdout.take().ok_or_else(missing)?,
             self.0.stderr.take().ok_or_else(missing)?,
         ))
+    }
+
+    /// Its process id; 0, which no child has, once it was waited for.
+    pub(super) fn number(&self) -> u32 {
+        self.0.id().unwrap_or_default()
     }
 
     fn signal(&self, signal: Signal) {
@@ -101,6 +107,7 @@ pub(super) async fn spawn(mut command: Command) -> io::Result<Shim> {
 pub(super) struct Warden {
     pub(super) shim: Shim,
     pub(super) upstream: Arc<str>,
+    pub(super) place: Place,
     pub(super) started: Instant,
     pub(super) workdir: Option<WorkDir>,
     pub(super) table: Arc<Table>,
@@ -111,12 +118,14 @@ pub(super) struct Warden {
     pub(super) closing: CancellationToken,
     pub(super) broken: CancellationToken,
     pub(super) ended: watch::Sender<Option<Lost>>,
+    pub(super) doomed: watch::Sender<Option<Lost>>,
     pub(super) report: watch::Sender<Option<Arc<ExitReport>>>,
 }
 
 impl Warden {
     pub(super) async fn watch(mut self) {
         let mut asked = false;
+        let mut over = None;
         let status = tokio::select! {
             status = self.shim.0.wait() => status,
             () = self.closing.cancelled() => {
@@ -124,6 +133,16 @@ impl Warden {
                 self.stop().await
             }
             () = self.broken.cancelled() => self.end().await,
+            lost = self.place.over() => {
+                asked = true;
+                tracing::warn!(upstream = %self.upstream, reason = %lost.reason, "{}", lost.text);
+                self.table.fail_unsent(lost.clone());
+                self.doomed.send_replace(Some(lost.clone()));
+                over = Some(lost);
+                // As any stop: what it is at it may finish while it ends.
+                self.closing.cancel();
+                self.stop().await
+            }
         };
         // No new message goes out, and the pipes end now that all who had them are gone.
         self.closing.cancel();
@@ -133,7 +152,7 @@ impl Warden {
             }
         }
         let report = self.made(status, asked);
-        let lost = report.lost();
+        let lost = over.unwrap_or_else(|| report.lost());
         self.table.fail_all(lost.clone());
         tracing::info!(upstream = %self.upstream, asked, "{}", report.detail());
         if let Some(dir) = self.workdir.take() {
@@ -142,6 +161,7 @@ impl Warden {
                 tracing::warn!(upstream = %self.upstream, %error, "its directory stays");
             }
         }
+        drop(self.place);
         // Last: whoever waits for the end finds everything done.
         self.report.send_replace(Some(Arc::new(report)));
         self.ended.send_replace(Some(lost));

@@ -1,6 +1,7 @@
 //! Lines of bounded length from a stream of bytes.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::{BufMut as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
@@ -9,6 +10,13 @@ use crate::upstream::transport::pipe::{Glance, Heard};
 
 /// Read at a time: what a pipe holds, so that one read empties it.
 const CHUNK: usize = 64 * 1024;
+
+/// Bytes of one line that are read before others have a turn.
+const TURN: usize = 1 << 20;
+/// How long it is rested after so many bytes of a line that is thrown away. Reading as fast as they
+/// come would cost everybody else their part of the processor; twenty-five megabytes a second leave
+/// them nearly all of it, and it is the sender who waits.
+const REST: Duration = Duration::from_millis(40);
 
 /// A reader of lines that never holds more than `max` bytes of one.
 pub(super) struct Lines<R> {
@@ -32,15 +40,24 @@ impl<R: AsyncRead + Unpin> Lines<R> {
 
     /// The next line; `None` at the end. What stands behind the last line feed is a line too.
     pub(super) async fn next(&mut self) -> io::Result<Option<Heard>> {
+        let mut turn = 0;
         loop {
             if let Some(line) = self.cut() {
                 return Ok(Some(line));
+            }
+            if turn >= TURN {
+                turn = 0;
+                match self.skipping {
+                    Some(_) => tokio::time::sleep(REST).await,
+                    None => tokio::task::yield_now().await,
+                }
             }
             // Room for one byte over the limit, the line feed of a line that just fits.
             let room = (self.max + 1 - self.held.len()).min(CHUNK);
             self.held.reserve(room);
             let n = self.from.read_buf(&mut (&mut self.held).limit(room)).await?;
             self.bytes += n as u64;
+            turn += n;
             if n == 0 {
                 return Ok(self.rest());
             }
@@ -136,6 +153,31 @@ mod tests {
         let Some(Heard::TooLong(glance)) = lines.next().await.unwrap() else { panic!("it fits") };
         assert_eq!(glance.answers(), Some(9));
         assert_eq!(lines.take_bytes(), text.len() as u64);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_sends_too_much_waits_and_nobody_else_does() {
+        let line = vec![b'x'; 100 << 20];
+        let begun = tokio::time::Instant::now();
+        let mut lines = Lines::new(&line[..], 16 << 20);
+        let Some(Heard::TooLong(_)) = lines.next().await.unwrap() else { panic!("it fits") };
+        assert!(begun.elapsed() >= REST * 80, "{:?}", begun.elapsed());
+        // One that fits is read as it comes, and lets others have their turn.
+        let (begun, turns) = (tokio::time::Instant::now(), std::cell::Cell::new(0));
+        let mut lines = Lines::new(&line[..8 << 20], 16 << 20);
+        let others = async {
+            loop {
+                turns.set(turns.get() + 1);
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            line = lines.next() => assert!(matches!(line.unwrap(), Some(Heard::Whole(_)))),
+            () = others => {}
+        }
+        assert!(turns.get() >= 7, "{}", turns.get());
+        assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 
     proptest! {

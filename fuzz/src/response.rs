@@ -1,0 +1,44 @@
+//! What an upstream answers over HTTP/1.1: the head, and where its body ends.
+
+use crate::framing;
+use crate::upstream::transport::http::h1::head::{Framing, Parsed, parse};
+use crate::wire::Left;
+
+/// Panics if something does not hold for `data`.
+pub fn holds(data: &[u8]) {
+    let Ok(Some((parsed, length))) = parse(data) else { return };
+    assert!(length <= data.len());
+    for end in [length / 3, length / 2, length - 1] {
+        assert!(!matches!(parse(&data[..end]), Ok(Some(_))), "half a head");
+    }
+    let (alone, again) = parse(&data[..length]).unwrap().expect("a whole head");
+    assert_eq!((again, facts(&alone)), (length, facts(&parsed)));
+    // Nothing is sent on a connection whose last answer might not be over.
+    assert!(!parsed.reusable || parsed.framing != Framing::UntilClose);
+    let head = String::from_utf8_lossy(&data[..length]).to_ascii_lowercase();
+    let names =
+        |name: &str| head.lines().any(|l| l.strip_prefix(name).is_some_and(|l| l.starts_with(':')));
+    if names("content-length") && names("transfer-encoding") {
+        assert!(!parsed.reusable, "two framings");
+    }
+    let status = parsed.head.status;
+    assert!(status.as_u16() != 101);
+    if status.is_informational() || [204, 304].contains(&status.as_u16()) {
+        assert_eq!(parsed.framing, Framing::Length(0));
+    }
+    assert!(parsed.head.headers.keys().all(|name| {
+        ["content-type", "location", "mcp-session-id", "retry-after"].contains(&name.as_str())
+    }));
+    let left = match parsed.framing {
+        Framing::Length(0) => Left::Nothing,
+        Framing::Length(length) => Left::Length(length),
+        Framing::Chunked => Left::Size,
+        Framing::UntilClose => Left::UntilClose,
+    };
+    framing::holds(left, &data[length..], data.len() % 13);
+}
+
+fn facts(parsed: &Parsed) -> (u16, Framing, bool, usize) {
+    let Parsed { head, framing, reusable } = parsed;
+    (head.status.as_u16(), *framing, *reusable, head.headers.len())
+}
