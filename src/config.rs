@@ -77,7 +77,7 @@ pub struct Gateway {
     pub session_idle: Duration,
     /// Most calls in flight at once, over all upstreams.
     pub max_calls: usize,
-    /// Bytes of memory, children's not included, from which on new requests are refused.
+    /// Bytes of memory, children's not included, from which on new calls are refused.
     pub max_memory: usize,
     /// Most children that start at once, and as many again that a call waits for.
     pub max_starting: usize,
@@ -630,6 +630,8 @@ impl UpstreamConfig {
     #[must_use]
     pub fn of_replica(&self, number: usize) -> UpstreamConfig {
         let mut own = self.clone();
+        // Calls are refused before one of them is chosen.
+        own.upkeep = None;
         if let TransportConfig::Http(http) = &mut own.transport {
             let all = std::mem::take(&mut http.replicas);
             if let Some(url) = all.into_iter().nth(number) {

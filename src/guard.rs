@@ -127,6 +127,8 @@ pub struct Spent {
     pub limited: Duration,
     /// Attempts made; 0: the upstream never saw the call.
     pub attempts: u32,
+    /// Why it is not known what became of an earlier attempt, where a later one was answered.
+    pub doubt: Option<Reason>,
 }
 
 /// How a guard stands. Counters run from its making.
@@ -242,7 +244,7 @@ impl Guard {
         let mut last: Option<Failure> = None;
         // A write that carries a key is repeated when it may have arrived; what a later attempt
         // proves of itself proves nothing of the earlier one.
-        let mut doubt = false;
+        let mut doubt = None;
         loop {
             let admission = match self.admit(ask, deadline, spent).await {
                 Ok(admission) => admission,
@@ -252,7 +254,11 @@ impl Guard {
             if spent.attempts == 1 {
                 self.retry.sent();
             }
-            let mut fault = match deadline.run(attempt(spent.attempts)).await {
+            let done = deadline.run(attempt(spent.attempts)).await;
+            if matches!(done, Ok(Ok(_))) {
+                spent.doubt = doubt;
+            }
+            let mut fault = match done {
                 Ok(Ok(Done { value, signal: Signal::Fine })) => {
                     admission.succeeded(deadline.rested());
                     return Ok(value);
@@ -279,7 +285,9 @@ impl Guard {
             }
             let keyed = ask.keyed.is_some_and(|keyed| keyed.load(Ordering::Relaxed));
             let repeatable = ask.repeatable && !ask.write || keyed;
-            doubt |= fault.delivery == Delivery::Unknown;
+            if fault.delivery == Delivery::Unknown {
+                doubt.get_or_insert(fault.reason);
+            }
             let pause = self
                 .retry
                 .pause(&fault, repeatable, spent.attempts, at_least)
@@ -289,7 +297,7 @@ impl Guard {
                 .filter(|_| self.retry.draw());
             let reason = fault.reason;
             let mut failure = Failure::from_fault(fault, &self.upstream, ask.write);
-            failure.outcome_unknown = ask.write && doubt;
+            failure.outcome_unknown = ask.write && doubt.is_some();
             failure.keyed = ask.keyed.is_some() && spent.attempts > 1;
             let Some(pause) = pause else { return Err(failure) };
             tracing::debug!(

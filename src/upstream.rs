@@ -175,6 +175,7 @@ impl Counters {
             family,
             pipe: self.pipe.clone(),
             http: self.http.clone(),
+            in_line: AtomicBool::new(false),
             sse: AtomicBool::new(kept.is_some_and(|s| s.about.sse)),
             replica,
         };
@@ -320,6 +321,11 @@ impl Upstream {
     /// Whether it serves now, if only after a start.
     pub fn is_ready(&self) -> bool {
         matches!(self.condition.borrow().state, State::Ready | State::Idle)
+    }
+
+    /// Whether its child waits until others have started.
+    pub fn is_in_line(&self) -> bool {
+        self.connector.in_line.load(Ordering::Relaxed)
     }
 
     /// Whether anybody uses it or waits for it at this moment.
@@ -554,6 +560,14 @@ impl Upstream {
                 let failure = Failure::from_fault(fault, &self.name, !read_only);
                 (Err(failure), Sent { spent, passed: bytes, ..Sent::default() })
             }
+            // An error under the same key may be about the repetition only, such as that the first
+            // is still being worked on.
+            Ok((terminal, tool_error))
+                if !read_only && spent.doubt.is_some() && (tool_error || terminal.is_error()) =>
+            {
+                let failure = doubtful(&self.name, spent.doubt, &terminal);
+                (Err(failure), Sent { spent, ..Sent::default() })
+            }
             Ok((terminal, tool_error)) => (Ok(terminal), Sent { spent, tool_error, passed: 0 }),
             Err(failure) => (Err(failure), Sent { spent, ..Sent::default() }),
         }
@@ -639,6 +653,26 @@ impl Upstream {
             State::Starting | State::Ready | State::Idle => None,
         }
     }
+}
+
+/// How much of an upstream's error is told where it cannot be passed on as it is.
+const ERROR_TOLD: usize = 500;
+
+// A write was repeated under its key, and the repetition was answered with an error.
+#[cold]
+fn doubtful(upstream: &Arc<str>, earlier: Option<Reason>, terminal: &Terminal) -> Failure {
+    let said = match terminal {
+        Terminal::Answer(frame, _) => String::from_utf8_lossy(&frame.outcome()).into_owned(),
+        _ => String::new(),
+    };
+    let said: String = said.chars().take(ERROR_TOLD).collect();
+    let text = "an attempt got no answer, and its repetition was answered with an error";
+    let fault = Fault::new(earlier.unwrap_or(Reason::ConnectionLost), Delivery::Unknown, text);
+    let mut failure = Failure::from_fault(fault, upstream, true);
+    // For the agent; what upstreams say of their customers is not for the log.
+    failure.text = format!("{text}: {said}");
+    failure.keyed = true;
+    failure
 }
 
 fn ceiling(config: &UpstreamConfig) -> u64 {

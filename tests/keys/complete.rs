@@ -18,7 +18,7 @@ const TRIED: &[(&str, &str)] = &[
     ("gateway.max_calls", "max_calls_bounds_what_is_in_flight"),
     (
         "gateway.max_memory",
-        "edge::beyond_the_memory_that_may_be_used_requests_are_refused_until_there_is_room",
+        "edge::beyond_the_memory_that_may_be_used_new_work_is_refused_until_there_is_room",
     ),
     ("gateway.max_starting", "children::so_many_children_start_at_once_and_no_more"),
     ("gateway.max_streams", "edge::open_streams_show_signs_of_life_and_are_bounded"),
