@@ -13,8 +13,8 @@ use crate::config::{BreakerConfig, ConcurrencyConfig, RateConfig, RetryConfig, T
 
 const S: Duration = Duration::from_secs(1);
 
-const READ: Ask<'static> = Ask { repeatable: true, write: false, keyed: None, tool: None };
-const WRITE: Ask<'static> = Ask { repeatable: false, write: true, keyed: None, tool: None };
+const READ: Ask<'static> = Ask { repeatable: true, write: false, keyed: None, tool: None, hedge: None };
+const WRITE: Ask<'static> = Ask { repeatable: false, write: true, keyed: None, tool: None, hedge: None };
 
 fn n(n: u32) -> NonZeroU32 {
     NonZeroU32::new(n).unwrap()
