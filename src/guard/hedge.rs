@@ -6,7 +6,9 @@
 //! load just when everything is slow. One that would have to wait is no help, and would stand in
 //! the way of calls.
 //!
-//! Breaker: each of the two that ends has its own verdict, and the one that is dropped has none.
+//! Decided: each of the two that ends has its own verdict of the breaker, and the one that is
+//! dropped has none. It may have been about to answer; and an upstream whose callers were all
+//! answered in time is not to be kept from them.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -94,7 +96,8 @@ impl Guard {
                 upstream = &*self.upstream,
                 attempt = number,
                 after_ms = hedge.after.as_millis() as u64,
-                "a slow call to {} is made a second time beside the first", self.upstream,
+                "a slow call to {} is made a second time beside the first",
+                self.upstream,
             );
             Side { number, work: Box::pin(attempt(number)), admission, _place: Some(place) }
         });
@@ -170,3 +173,7 @@ fn poll<T, F: Future<Output = T>>(
     }
     Poll::Pending
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

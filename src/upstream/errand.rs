@@ -22,8 +22,8 @@ use super::lease::{self, Hearing, Held};
 use super::link::{Answered, Came, Link, Unanswered};
 use super::mirror::{self, Header};
 use super::outbound::{self, Trace};
-use super::transport::Unasked;
 use super::replicas::Trip;
+use super::transport::Unasked;
 use super::{Upstream, goes_on, large, pages, tasks};
 
 /// What an attempt carries, the same for each.
@@ -79,7 +79,7 @@ impl Upstream {
         let notices = Notices::none();
         let asking = Asking { notices: &notices, ..errand.asking };
         let hedge = errand.hedge.map(|(hedge, _)| (hedge, number));
-        let errand = Errand { asking, hedge, ..*errand };
+        let errand = Errand { hedge, asking, ..*errand };
         match (&self.replicas, trip) {
             // Another one of them, if there is one.
             (Some(replicas), Some(trip)) => replicas.attempt(self, &errand, trip).await,
