@@ -72,8 +72,9 @@ impl Server {
 
     fn section(&self, name: &str, more: &str) -> String {
         let script = self.dir.path().join("server.py");
+        let script = script.display();
         format!(
-            "[upstreams.{name}]\ncommand = \"python3\"\nargs = [\"-u\", {script:?}]\nera = \"legacy\"\n{more}\n"
+            "[upstreams.{name}]\ncommand = \"python3\"\nargs = [\"-u\", \"{script}\"]\nera = \"legacy\"\n{more}\n"
         )
     }
 
