@@ -183,6 +183,8 @@ pub struct UpstreamConfig {
     pub call_timeout: Duration,
     /// What progress can extend a call to at most.
     pub max_call_timeout: Duration,
+    /// When a slow read gets a second attempt beside the first; `None`: never.
+    pub hedge_after: Option<Duration>,
     /// How often its lists are fetched again without being told of a change.
     pub refresh: Duration,
     /// Most entries of each list; the rest is dropped and counted.
@@ -446,6 +448,8 @@ pub struct ToolRule {
     pub pattern: String,
     /// Overrides the upstream's.
     pub call_timeout: Option<Duration>,
+    /// Overrides the upstream's.
+    pub hedge_after: Option<Duration>,
     /// Overrides the tool's `readOnlyHint`.
     pub read_only: Option<bool>,
     /// A bucket of their own, besides the upstream's.

@@ -52,7 +52,7 @@ use crate::catalog::view::Route;
 use crate::config::secret::Scrubber;
 use crate::config::{ToolRule, TransportConfig, UpstreamConfig};
 use crate::failure::{Delivery, Failure, Fault, Reason, Refusal};
-use crate::guard::{Ask, Deadline, Guard, Limiter, Spent};
+use crate::guard::{Ask, Deadline, Guard, Hedge, Limiter, Spent};
 use crate::observe::metrics::Totals;
 use crate::protocol::address::Parsed;
 use crate::protocol::message::Frame;
@@ -484,7 +484,7 @@ impl Upstream {
         if config.child.idle_stop.is_some() {
             self.uses.add();
         }
-        let Terms { rule, read_only, timeout } = Terms::of(&config, &route);
+        let Terms { rule, read_only, timeout, hedge_after } = Terms::of(&config, &route);
         let read_only = call.method.read_only || read_only;
         let limiter = rule
             // What is asked about a task is no call of the tool.
@@ -493,11 +493,15 @@ impl Upstream {
         let deadline = Deadline::new(timeout, config.max_call_timeout.max(timeout));
         let place = rule.and_then(|r| r.idempotency.as_ref()).or(config.idempotency.as_ref());
         let key = place.and_then(|place| Key::of(place, &route, call));
+        let hedge = hedge_after
+            .filter(|_| read_only && errand::may_be_hedged(call, &route))
+            .map(Hedge::new);
         let ask = Ask {
             repeatable: read_only,
             write: !read_only,
             keyed: key.as_ref().map(|key| &key.repeatable),
             tool: limiter.as_deref(),
+            hedge: hedge.as_ref(),
         };
         // 2025-11-25 basic/utilities/tasks, "tool-level negotiation".
         if call.tasks == Tasks::Asked && route.task() == TaskSupport::Forbidden {
@@ -519,6 +523,7 @@ impl Upstream {
             mirrored: &mirrored,
             key: key.as_ref(),
             trace,
+            hedge: hedge.as_ref().map(|hedge| (hedge, 1)),
             asking: Asking {
                 call,
                 notices,
@@ -530,15 +535,19 @@ impl Upstream {
         };
         let begun = AtomicBool::new(false);
         let trip = self.replicas.as_ref().map(|_| Trip::new(read_only));
-        let carried = self.guard.run(&ask, &deadline, |_| {
+        let (errand, trip) = (&errand, trip.as_ref());
+        let carried = self.guard.run(&ask, &deadline, |number| {
             begun.store(true, Ordering::Relaxed);
             // In one place on the heap: it is handed through the guard, which must not copy it.
-            Box::pin(async {
-                match (&self.replicas, &trip) {
+            Box::pin(async move {
+                if errand.hedge.is_some_and(|(hedge, _)| hedge.is_beside(number)) {
+                    return Box::pin(self.attempt_beside(errand, number, trip)).await;
+                }
+                match (&self.replicas, trip) {
                     (Some(replicas), Some(trip)) => {
-                        Box::pin(replicas.attempt(self, &errand, trip)).await
+                        Box::pin(replicas.attempt(self, errand, trip)).await
                     }
-                    _ => errand::attempt(self, &errand).await,
+                    _ => errand::attempt(self, errand).await,
                 }
             })
         });
