@@ -45,6 +45,8 @@ pub mod downstream {
         pub const PATH: &str = "/mcp";
     }
 
+    pub mod headers;
+
     pub mod h1 {
         pub mod head;
     }

@@ -15,6 +15,17 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::gateway::snapshot::Snapshot;
 
+fn site_in(dir: &Path) -> Site {
+    Site {
+        shim: "/nonexistent".into(),
+        state_dir: dir.into(),
+        cache_dir: dir.into(),
+        children: Arc::default(),
+        starts: Arc::new(crate::upstream::starts::Starts::new(4)),
+        subscriptions: Arc::default(),
+    }
+}
+
 /// A server with one tool, which can be deaf: it hangs up on whoever asks.
 struct Server {
     url: String,
@@ -105,14 +116,7 @@ impl Rig {
         let dir = tempfile::tempdir().unwrap();
         let text = Arc::new(Mutex::new(whole(dir.path(), "", upstreams)));
         let config = Arc::new(parsed(&text.lock().unwrap()).unwrap());
-        let site = Site {
-            shim: "/nonexistent".into(),
-            state_dir: dir.path().into(),
-            cache_dir: dir.path().into(),
-            children: Arc::default(),
-            starts: Arc::new(crate::upstream::starts::Starts::new(4)),
-            subscriptions: Arc::default(),
-        };
+        let site = site_in(dir.path());
         let observe = Arc::new(Observe::quiet());
         let (mut control, events) = Control::new(site.clone(), observe.clone());
         control.keep_good(good::Place::of(dir.path(), Path::new(FILE)));
@@ -371,13 +375,7 @@ fn one_upstream_at(port: u16) -> Config {
 #[tokio::test(start_paused = true)]
 async fn who_has_just_taken_over_is_kept_until_the_next_one_is_ready() {
     let first = one_upstream_at(1);
-    let site = Site {
-        shim: "/nonexistent".into(),
-        state_dir: first.gateway.state_dir.clone(),
-        cache_dir: first.gateway.cache_dir.clone(),
-        subscriptions: Arc::default(),
-        starts: Arc::default(),
-    };
+    let site = site_in(&first.gateway.state_dir);
     let observe = Arc::new(Observe::quiet());
     let (mut control, _events) = Control::new(site, observe.clone());
     let gateway = Gateway::new(control.first(Arc::new(first)), observe, Arc::default());

@@ -104,11 +104,12 @@ impl Headers {
         self.get(name).is_some()
     }
 
-    /// All names, each as often as it stands there, in lower case.
-    pub fn names(&self) -> impl Iterator<Item = String> {
-        self.lines
-            .iter()
-            .map(|line| String::from_utf8_lossy(self.part(line.name)).to_ascii_lowercase())
+    /// All of them, names in lower case.
+    pub fn all(&self) -> impl Iterator<Item = (String, &[u8])> {
+        self.lines.iter().map(|line| {
+            let name = String::from_utf8_lossy(self.part(line.name)).to_ascii_lowercase();
+            (name, self.part(line.value))
+        })
     }
 }
 
@@ -179,7 +180,7 @@ mod tests {
             let x = HeaderName::from_static("x");
             assert_eq!((headers.get(&x), headers.text(&x)), (Some(&b""[..]), Some("")));
             assert!(!headers.contains(&HeaderName::from_static("xx")));
-            let mut names: Vec<_> = headers.names().collect();
+            let mut names: Vec<_> = headers.all().map(|(name, _)| name).collect();
             names.sort();
             assert_eq!(names, ["accept", "accept", "host", "hosts", "x"]);
         }

@@ -78,7 +78,7 @@ fn agree(param: &Param, said: Option<&Said>, headers: &Headers) -> Result<(), &'
 fn strays(params: &[Param], headers: &Headers) -> Strays {
     let mut left = STRAYS_BYTES_MAX;
     let mut out = Vec::new();
-    for name in headers.names().filter(|name| name.starts_with(PREFIX)) {
+    for (name, _) in headers.all().filter(|(name, _)| name.starts_with(PREFIX)) {
         let Ok(name) = HeaderName::try_from(name) else { continue };
         if params.iter().any(|param| param.header == name) {
             continue;
