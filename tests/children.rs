@@ -73,7 +73,8 @@ impl Server {
     fn section(&self, name: &str, more: &str) -> String {
         let script = self.dir.path().join("server.py");
         format!(
-            "[upstreams.{name}]\ncommand = \"python3\"\nargs = [\"-u\", {script:?}]\nera = \"legacy\"\n{more}\n"
+            "[upstreams.{name}]\ncommand = \"python3\"\nargs = [\"-u\", \"{}\"]\nera = \"legacy\"\n{more}\n",
+            script.display()
         )
     }
 

@@ -314,13 +314,11 @@ impl Keeper {
                     continue;
                 }
                 () = self.uses.woken() => continue,
-                () = tokio::time::sleep(idle_stop.map_or(config.refresh, idle::pause)) => {
-                    match idle_stop {
-                        Some(limit) if self.begins_to_rest(&mut quiet, limit).await => {
-                            return Ended::Idle(link.clone());
-                        }
-                        _ => continue,
+                limit = idle::time_to_look(idle_stop) => {
+                    if self.begins_to_rest(&mut quiet, limit).await {
+                        return Ended::Idle(link.clone());
                     }
+                    continue;
                 }
                 () = link.doubted() => {
                     sooner = Some(last + RELOAD_PAUSE);
