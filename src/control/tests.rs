@@ -134,7 +134,8 @@ impl Rig {
     }
 
     async fn until(&self, what: &str, ok: impl Fn(&Snapshot) -> bool) {
-        for _ in 0..4000 {
+        // A minute, which is longer than any pause before another try.
+        for _ in 0..12_000 {
             if ok(&self.now()) {
                 return;
             }
@@ -331,10 +332,12 @@ async fn a_second_reload_meanwhile_goes_on_with_the_trial_or_begins_another() {
 #[tokio::test(start_paused = true)]
 async fn where_the_old_one_does_not_serve_either_nothing_is_given_up() {
     let (old, new) = (Server::start("a").await, Server::start("b").await);
-    let rig = Rig::start(&format!("{}refresh = \"1s\"\n", crm(&old.url)));
+    // The settings of the file are for both.
+    let file = |url| format!("{}refresh = \"1s\"\n", crm(url));
+    let rig = Rig::start(&file(&old.url));
     rig.ready().await;
     new.deafen(true);
-    rig.reload("", &crm(&new.url)).await.unwrap();
+    rig.reload("", &file(&new.url)).await.unwrap();
     // The endpoint moves: the old one goes before the new one is there.
     old.deafen(true);
     rig.until("down", |s| !s.upstreams["crm"].is_ready()).await;
