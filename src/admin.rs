@@ -23,9 +23,12 @@ use crate::downstream::stall::Impatient;
 use crate::downstream::{Edge, checks};
 use crate::gateway::builtin;
 use crate::guard::State;
-use crate::observe::metrics::{BreakerState, CatalogFacts, ChildFacts, Gathered, UpstreamFacts};
+use crate::observe::metrics::{
+    BreakerState, CatalogFacts, ChildFacts, Gathered, ReplicaFacts, UpstreamFacts,
+};
 use crate::protocol::method::ListKind;
 use crate::upstream::condition;
+use crate::upstream::replicas::Standing;
 use crate::upstream::transport::stdio::FamilyUsage;
 
 use plan::Planner;
@@ -149,6 +152,14 @@ pub fn status(edge: &Edge) -> Value {
         if let Some(cause) = snapshot.upstreams.get(&*name).and_then(|u| cause(&u.condition())) {
             set(told, "cause", cause);
         }
+        let replicas = told["replicas"].as_array_mut().into_iter().flatten();
+        let standings = snapshot.upstreams.get(&*name).map(|u| u.standings()).unwrap_or_default();
+        for (replica, standing) in replicas.zip(standings) {
+            set(replica, "at", standing.at.into());
+            if let Some(cause) = cause(&standing.condition) {
+                set(replica, "cause", cause);
+            }
+        }
         if let Some(used) = snapshot.upstreams.get(&*name).and_then(|u| u.children()) {
             set(told, "child", child(&used));
         }
@@ -204,6 +215,18 @@ fn cause(now: &condition::Condition) -> Option<Value> {
     (!now.cause.is_empty()).then(|| (*now.cause).into())
 }
 
+fn replica_facts(replica: &Standing) -> ReplicaFacts {
+    ReplicaFacts {
+        number: replica.number,
+        up: replica.condition.link.is_some(),
+        ejected: replica.facts.ejected_for.is_some(),
+        in_flight: replica.facts.in_flight.into(),
+        calls: replica.facts.calls,
+        failures: replica.facts.failures,
+        ejections: replica.facts.ejections,
+    }
+}
+
 fn gather(edge: &Edge) -> Gathered {
     use std::sync::atomic::Ordering::Relaxed;
     let snapshot = edge.gateway.current.load();
@@ -253,6 +276,7 @@ fn gather(edge: &Edge) -> Gathered {
                         .idle_stop
                         .map(|_| condition.state == condition::State::Idle),
                 }),
+                replicas: u.standings().iter().map(replica_facts).collect(),
             }
         })
         .collect();

@@ -131,6 +131,7 @@ pub async fn run(
 ) -> Result<(), String> {
     let config = HttpConfig {
         url: Template::literal(&options.url),
+        replicas: Vec::new(),
         transport: UrlTransport::Http,
         headers: Vec::new(),
         bearer: options.token,

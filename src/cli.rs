@@ -44,7 +44,8 @@ Examples:
 Exit codes: 0 done; 1 problems in the configuration (of any command, serve and stdio too), an
 upstream that `check --connect` cannot reach, a call that failed, or one that `why` says would; 2
 wrong usage; 3 could not start although the configuration is fine, such as an address in use, or for
-`why`: no gateway answers; 4 `plan`: a running gateway would refuse the configuration.";
+`why` and `plan --admin`: no gateway answers; 4 `plan`: a running gateway would refuse the
+configuration.";
 
 const SERVE_AFTER: &str = "\
 A configuration that was in force, and of which nothing had to be rolled back, is kept as written in

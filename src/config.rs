@@ -193,6 +193,8 @@ pub struct UpstreamConfig {
     pub max_message: usize,
     /// `[upstreams.NAME.guard]` and its neighbours.
     pub guard: GuardConfig,
+    /// When one of several replicas is left out; of no meaning to a single one.
+    pub ejection: EjectionConfig,
     /// Where its calls carry a key by which it knows them again; `None`: nowhere.
     pub idempotency: Option<KeyPlace>,
     /// `[upstreams.NAME.tools."PATTERN"]`, in the order of the file; the first match counts.
@@ -307,6 +309,8 @@ impl UrlTransport {
 pub struct HttpConfig {
     /// `http`, `https`, `ws` or `wss`, no userinfo, no fragment; may hold `${VAR}`.
     pub url: Template,
+    /// All URLs, if they were given as several that stand for one another; `url` is the first.
+    pub replicas: Vec<Template>,
     /// What is spoken there.
     pub transport: UrlTransport,
     /// Headers sent with every request.
@@ -387,6 +391,28 @@ pub struct BreakerConfig {
     pub open_for: Duration,
     /// Successful probes that close it.
     pub probes: NonZeroU32,
+}
+
+/// When a replica gets no calls for a while.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EjectionConfig {
+    /// This many failures in a row.
+    pub consecutive: NonZeroU32,
+    /// For how long at first; doubles each time it fails again right after.
+    pub first: Duration,
+    /// For how long at most.
+    pub longest: Duration,
+}
+
+impl Default for EjectionConfig {
+    fn default() -> EjectionConfig {
+        EjectionConfig {
+            // Sooner than the breaker, which is there for all of them together.
+            consecutive: NonZeroU32::new(3).expect("3 is not 0"),
+            first: Duration::from_secs(5),
+            longest: Duration::from_secs(300),
+        }
+    }
 }
 
 /// When a call that may be repeated is repeated.
@@ -585,9 +611,32 @@ impl UpstreamConfig {
                 let named = |(name, t)| (vec!["headers", String::as_str(name)], t);
                 let headers = http.headers.iter().map(|(name, t)| (name, t)).map(named);
                 let bearer = http.bearer.iter().map(|t| (vec!["bearer"], t));
-                [(vec!["url"], &http.url)].into_iter().chain(headers).chain(bearer).collect()
+                let urls = http.replicas.iter().map(|t| (vec!["urls"], t));
+                let url = http.replicas.is_empty().then_some((vec!["url"], &http.url));
+                urls.chain(url).chain(headers).chain(bearer).collect()
             }
         }
+    }
+
+    /// The URLs of its replicas; none if it has no more than one.
+    pub fn replicas(&self) -> &[Template] {
+        match &self.transport {
+            TransportConfig::Http(http) => &http.replicas,
+            TransportConfig::Stdio(_) => &[],
+        }
+    }
+
+    /// The same for one of its replicas alone.
+    #[must_use]
+    pub fn of_replica(&self, number: usize) -> UpstreamConfig {
+        let mut own = self.clone();
+        if let TransportConfig::Http(http) = &mut own.transport {
+            let all = std::mem::take(&mut http.replicas);
+            if let Some(url) = all.into_iter().nth(number) {
+                http.url = url;
+            }
+        }
+        own
     }
 
     /// Where its calls carry a key.

@@ -3,7 +3,8 @@
 //! ```text
 //!  Upstream ── guard ── link ── wire      send() is the only door: nothing reaches a link
 //!     │                                   without a Route and without the guard
-//!     └── keeper (one task): connect → agree → load the lists → wait → again
+//!     ├── keeper (one task): connect → agree → load the lists → wait → again
+//!     └── or replicas: several of these behind one guard, of which each call gets one
 //! ```
 //!
 //! The keeper owns the link; calls only read the newest [`Condition`]. What it does not do: it
@@ -29,6 +30,7 @@ mod mirror;
 pub mod outbound;
 pub mod outlook;
 mod pages;
+pub mod replicas;
 pub mod starts;
 pub mod subscriptions;
 mod tasks;
@@ -37,11 +39,11 @@ pub mod transport;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::call::{Call, Consumer, Counted, Notices, Passed, Terminal};
@@ -58,7 +60,7 @@ use crate::protocol::task::{TaskSupport, Tasks};
 
 use asking::Asking;
 use condition::{Condition, State};
-use connector::Connector;
+use connector::{Connector, Replica};
 use errand::Errand;
 use idempotency::Key;
 use idle::Uses;
@@ -69,6 +71,7 @@ use link::Link;
 use outbound::Trace;
 use outlook::Terms;
 use pages::Pages;
+use replicas::{Replicas, Trip};
 use starts::{Cause, Starts};
 use subscriptions::{Subject, Subscriptions};
 use transport::http::HttpCounters;
@@ -128,6 +131,10 @@ pub struct Upstream {
     inputs: Arc<Inputs>,
     // As the keeper fetched them last; a call that was refused for its headers waits here.
     lists: watch::Sender<Option<Arc<Slice>>>,
+    // Where its calls go if there are several; then it has no conversation of its own.
+    replicas: Option<Replicas>,
+    // Whose replica it is, if it is one.
+    whole: Weak<Upstream>,
     /// Rises with each upstream that this process makes.
     pub incarnation: u64,
     /// Starts after the first.
@@ -136,6 +143,43 @@ pub struct Upstream {
     pub pipe: Arc<PipeCounters>,
     /// Bytes and strays of the HTTP wire.
     pub http: Arc<HttpCounters>,
+}
+
+// What is counted by the wires; shared by replicas.
+#[derive(Clone, Default)]
+struct Counters {
+    restarts: Arc<AtomicU64>,
+    pipe: Arc<PipeCounters>,
+    http: Arc<HttpCounters>,
+}
+
+impl Counters {
+    // What makes links, and what calls and conversations hear that is for all.
+    fn connector(
+        &self,
+        config: &UpstreamConfig,
+        site: &Site,
+        scrubber: Scrubber,
+        kept: Option<&Arc<Slice>>,
+        replica: Option<Replica>,
+    ) -> (Arc<Connector>, mpsc::Receiver<Note>) {
+        let (notes, heard) = mpsc::channel(NOTES_MAX);
+        let family = Arc::<Family>::default();
+        family.ceiling.store(ceiling(config), Ordering::Relaxed);
+        let connector = Connector {
+            name: config.name.clone(),
+            site: site.clone(),
+            scrubber,
+            ids: Arc::new(AtomicU64::new(1)),
+            notes,
+            family,
+            pipe: self.pipe.clone(),
+            http: self.http.clone(),
+            sse: AtomicBool::new(kept.is_some_and(|s| s.about.sse)),
+            replica,
+        };
+        (Arc::new(connector), heard)
+    }
 }
 
 /// How one call went, besides its terminal.
@@ -159,29 +203,40 @@ impl Upstream {
         kept: Option<Arc<Slice>>,
     ) -> Arc<Upstream> {
         let (condition_tx, condition) = watch::channel(Condition::starting());
-        let stop = CancellationToken::new();
-        let restarts = Arc::new(AtomicU64::new(0));
-        let pipe = Arc::new(PipeCounters::default());
-        let http = Arc::new(HttpCounters::default());
-        let family = Arc::<Family>::default();
-        family.ceiling.store(ceiling(&config), Ordering::Relaxed);
-        let (notes, notes_rx) = tokio::sync::mpsc::channel(NOTES_MAX);
-        let connector = Arc::new(Connector {
-            name: config.name.clone(),
-            site: site.clone(),
-            scrubber,
-            ids: Arc::new(AtomicU64::new(1)),
-            notes,
-            family,
-            pipe: pipe.clone(),
-            http: http.clone(),
-            sse: AtomicBool::new(kept.as_ref().is_some_and(|s| s.about.sse)),
-        });
-        let upstream = Arc::new(Upstream {
+        let counters = Counters::default();
+        let (connector, notes) = counters.connector(&config, site, scrubber, kept.as_ref(), None);
+        if !config.replicas().is_empty() {
+            return Upstream::of_replicas(
+                config,
+                connector,
+                condition,
+                (condition_tx, events),
+                kept,
+            );
+        }
+        let upstream = Upstream::new(config, &connector, &counters, condition, None, Weak::new());
+        let upstream = Arc::new(upstream);
+        upstream.keep(connector, notes, events, condition_tx, kept.as_ref());
+        upstream
+    }
+
+    fn new(
+        config: Arc<UpstreamConfig>,
+        connector: &Arc<Connector>,
+        counters: &Counters,
+        condition: watch::Receiver<Condition>,
+        replicas: Option<Replicas>,
+        whole: Weak<Upstream>,
+    ) -> Upstream {
+        Upstream {
             name: config.name.clone(),
             connector: connector.clone(),
             leases: Arc::default(),
-            guard: Guard::new(config.name.clone(), &config.guard),
+            guard: {
+                let guard = Guard::new(config.name.clone(), &config.guard);
+                guard.keep_up(config.upkeep.as_ref());
+                guard
+            },
             tool_limiters: ArcSwap::from_pointee(limiters(&config.tools, None)),
             config: ArcSwap::new(config),
             condition,
@@ -193,32 +248,46 @@ impl Upstream {
             pages: Pages::default(),
             inputs: Arc::default(),
             incarnation: INCARNATIONS.fetch_add(1, Ordering::Relaxed),
-            stop: stop.clone(),
+            stop: CancellationToken::new(),
             retiring: AtomicBool::new(false),
             stopped: Mutex::new(None),
-            restarts: restarts.clone(),
-            pipe,
-            http,
-        });
-        upstream.guard.keep_up(upstream.config().upkeep.as_ref());
+            restarts: counters.restarts.clone(),
+            pipe: counters.pipe.clone(),
+            http: counters.http.clone(),
+            replicas,
+            whole,
+        }
+    }
+
+    fn keep(
+        self: &Arc<Self>,
+        connector: Arc<Connector>,
+        notes: mpsc::Receiver<Note>,
+        events: keeper::Events,
+        condition: watch::Sender<Condition>,
+        kept: Option<&Arc<Slice>>,
+    ) {
         let keeper = keeper::Keeper {
-            config: Arc::downgrade(&upstream),
-            name: upstream.name.clone(),
+            config: Arc::downgrade(self),
+            name: self.name.clone(),
             connector,
-            notes: notes_rx,
+            notes,
             events,
-            uses: upstream.uses.clone(),
+            uses: self.uses.clone(),
             cause: Cause::Configured,
-            condition: condition_tx,
-            stop,
-            restarts,
+            condition,
+            stop: self.stop.clone(),
+            restarts: self.restarts.clone(),
             ready_at: None,
             saving: None,
-            verdict: kept.as_ref().map(|s| s.about.revision),
+            verdict: kept.map(|s| s.about.revision),
         };
-        let task = tokio::spawn(keeper.run());
-        *upstream.stopped.lock().expect("no panic while held") = Some(task);
-        upstream
+        self.runs(tokio::spawn(keeper.run()));
+    }
+
+    // The task that ends with it.
+    fn runs(&self, task: tokio::task::JoinHandle<()>) {
+        *self.stopped.lock().expect("no panic while held") = Some(task);
     }
 
     /// The settings in force.
@@ -272,9 +341,13 @@ impl Upstream {
         self.guard.upkeep()
     }
 
-    /// It asked for a pause outside any call.
+    /// It asked for a pause outside any call. The credential that it counts by is the same for all
+    /// replicas.
     fn throttled(&self, how_long: Duration) {
-        self.guard.pause(how_long);
+        match self.whole.upgrade() {
+            Some(whole) => whole.guard.pause(how_long),
+            None => self.guard.pause(how_long),
+        }
     }
 
     /// What it counted since it was made.
@@ -325,6 +398,14 @@ impl Upstream {
     /// session's are told, if they were told that they would be (2025-11-25 client/roots).
     pub fn roots_changed(&self, consumer: &Consumer, session: &str) {
         self.leases.roots_changed(&consumer.name, session);
+        for replica in self.replicas() {
+            replica.leases.roots_changed(&consumer.name, session);
+        }
+    }
+
+    // Each an upstream in itself, but for the guard.
+    fn replicas(&self) -> &[Arc<Upstream>] {
+        self.replicas.as_ref().map_or(&[], Replicas::all)
     }
 
     // Something that is for no call. What finds no room is told again by the next one.
@@ -345,6 +426,9 @@ impl Upstream {
         let old = self.tool_limiters.load_full();
         self.tool_limiters.store(Arc::new(limiters(&config.tools, Some(&old))));
         self.connector.family.ceiling.store(ceiling(&config), Ordering::Relaxed);
+        if let Some(replicas) = &self.replicas {
+            replicas.reconfigure(&config);
+        }
         self.config.store(config);
         self.uses.wake();
     }
@@ -370,6 +454,10 @@ impl Upstream {
         }
         self.stop.cancel();
         self.leases.close().await;
+        if let Some(replicas) = &self.replicas {
+            // Boxed, since each of them ends in the same way.
+            Box::pin(replicas.retire()).await;
+        }
         let task = self.stopped.lock().expect("no panic while held").take();
         if let Some(task) = task {
             let _ = task.await;
@@ -435,10 +523,18 @@ impl Upstream {
             },
         };
         let begun = AtomicBool::new(false);
+        let trip = self.replicas.as_ref().map(|_| Trip::new(read_only));
         let carried = self.guard.run(&ask, &deadline, |_| {
             begun.store(true, Ordering::Relaxed);
             // In one place on the heap: it is handed through the guard, which must not copy it.
-            Box::pin(errand::attempt(self, &errand))
+            Box::pin(async {
+                match (&self.replicas, &trip) {
+                    (Some(replicas), Some(trip)) => {
+                        Box::pin(replicas.attempt(self, &errand, trip)).await
+                    }
+                    _ => errand::attempt(self, &errand).await,
+                }
+            })
         });
         let (result, spent) = tokio::select! {
             biased;
@@ -466,13 +562,19 @@ impl Upstream {
     // The link of now. A starting upstream is waited for; one that is down is refused at once
     // with what is known about it.
     async fn link(&self, deadline: &Deadline) -> Result<Arc<Link>, Fault> {
+        match self.link_now() {
+            Some(link) => Ok(link),
+            None => Box::pin(self.awaited_link(deadline)).await,
+        }
+    }
+
+    fn link_now(&self) -> Option<Arc<Link>> {
         match &*self.condition.borrow() {
             Condition { state: State::Ready, link: Some(link), .. } if !link.is_lost() => {
-                return Ok(link.clone());
+                Some(link.clone())
             }
-            _ => {}
+            _ => None,
         }
-        Box::pin(self.awaited_link(deadline)).await
     }
 
     async fn awaited_link(&self, deadline: &Deadline) -> Result<Arc<Link>, Fault> {

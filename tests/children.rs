@@ -72,9 +72,9 @@ impl Server {
 
     fn section(&self, name: &str, more: &str) -> String {
         let script = self.dir.path().join("server.py");
+        let script = script.display();
         format!(
-            "[upstreams.{name}]\ncommand = \"python3\"\nargs = [\"-u\", \"{}\"]\nera = \"legacy\"\n{more}\n",
-            script.display()
+            "[upstreams.{name}]\ncommand = \"python3\"\nargs = [\"-u\", \"{script}\"]\nera = \"legacy\"\n{more}\n"
         )
     }
 

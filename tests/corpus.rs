@@ -1,6 +1,6 @@
 //! The kept inputs of the fuzz targets (`fuzz/`), without the fuzzer: what it once found stays
 //! found, and each form of a message and of an event stream is looked at with every toolchain.
-#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::fs;
 use std::path::Path;

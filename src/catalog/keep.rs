@@ -71,6 +71,8 @@ pub fn identity(transport: &TransportConfig) -> String {
         TransportConfig::Http(http) => {
             add("url");
             add(http.url.written());
+            // The first of them is `url` already.
+            http.replicas.iter().skip(1).for_each(|url| add(url.written()));
         }
     }
     super::naming::hex(&digest.finalize())

@@ -64,6 +64,7 @@ pub fn part_with(name: &str, slice: &Arc<Slice>, change: impl FnOnce(&mut Upstre
 pub fn http() -> TransportConfig {
     TransportConfig::Http(HttpConfig {
         url: Template::literal("http://127.0.0.1:1/mcp"),
+        replicas: Vec::new(),
         transport: UrlTransport::Auto,
         headers: Vec::new(),
         bearer: None,
@@ -123,6 +124,7 @@ pub fn upstream(name: &str, order: usize) -> UpstreamConfig {
             retry: RetryConfig { attempts: 0, backoff: second, backoff_max: second, budget: 0.0 },
             throttle: ThrottleConfig { texts: Vec::new(), pause: second, pause_max: second },
         },
+        ejection: crate::config::EjectionConfig::default(),
         idempotency: None,
         tools: Vec::new(),
     }

@@ -226,6 +226,7 @@ pub fn builtin_config(order: usize) -> UpstreamConfig {
         upkeep: None,
         transport: TransportConfig::Http(HttpConfig {
             url: Template::literal(""),
+            replicas: Vec::new(),
             transport: UrlTransport::Auto,
             headers: vec![],
             bearer: None,
@@ -263,6 +264,7 @@ pub fn builtin_config(order: usize) -> UpstreamConfig {
             retry: RetryConfig { attempts: 0, backoff: long, backoff_max: long, budget: 0.0 },
             throttle: ThrottleConfig { texts: vec![], pause: long, pause_max: long },
         },
+        ejection: crate::config::EjectionConfig::default(),
         idempotency: None,
         tools: vec![],
     }

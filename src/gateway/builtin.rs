@@ -15,6 +15,8 @@ use crate::protocol::meta::{Members, at};
 use crate::protocol::method::ListKind;
 use crate::protocol::revision::Revision;
 
+use crate::upstream::replicas::Standing;
+
 use super::Gateway;
 use super::snapshot::Snapshot;
 
@@ -187,6 +189,10 @@ pub fn upstream_status(snapshot: &Snapshot, name: &Arc<str>) -> Value {
     if let Some(link) = &condition.link {
         set(&mut out, "revision", link.agreed.revision.as_str().into());
     }
+    let replicas: Vec<Value> = upstream.standings().iter().map(replica_status).collect();
+    if !replicas.is_empty() {
+        set(&mut out, "replicas", replicas.into());
+    }
     if let Some(freshness) = snapshot.catalog.freshness(name) {
         set(&mut out, "catalog", freshness.to_json());
     }
@@ -195,6 +201,23 @@ pub fn upstream_status(snapshot: &Snapshot, name: &Arc<str>) -> Value {
         .map(|k| (k.as_str().to_owned(), snapshot.catalog.facts(name, *k).0.into()))
         .collect();
     set(&mut out, "entries", entries.into());
+    out
+}
+
+// Without its address, which is for operators.
+fn replica_status(replica: &Standing) -> Value {
+    let mut out = json!({
+        "replica": replica.number,
+        "state": replica.condition.state.as_str(),
+        "in_flight": replica.facts.in_flight,
+        "failures_in_a_row": replica.facts.failing,
+    });
+    if let Some(left) = replica.facts.ejected_for {
+        out["ejected_for_ms"] = (left.as_millis() as u64).into();
+    }
+    if !replica.condition.why.is_empty() {
+        out["why"] = (*replica.condition.why).into();
+    }
     out
 }
 

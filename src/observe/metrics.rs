@@ -22,8 +22,8 @@ use crate::config::Trouble;
 use crate::failure::Reason;
 
 pub use gathered::{
-    BreakerState, CatalogFacts, ChildFacts, DROPPED_WHY, Gathered, Totals, UpstreamFacts,
-    resident_bytes,
+    BreakerState, CatalogFacts, ChildFacts, DROPPED_WHY, Gathered, ReplicaFacts, Totals,
+    UpstreamFacts, resident_bytes,
 };
 pub use page::{Family, Kind};
 pub use series::{TOOLS_MAX, ToolSeries, UpstreamSeries};
@@ -61,6 +61,18 @@ families! {
     RETRIES: Counter "weir_retries_total" ["upstream"];
     /// Whether the upstream is connected. One without a credential, or stopped while nobody uses it, is not meant to be, and absent.
     UP: Gauge "weir_upstream_up" ["upstream"];
+    /// Whether the replica is connected. Replicas are numbered from 1, in the order of `urls`.
+    REPLICA_UP: Gauge "weir_replica_up" ["upstream", "replica"];
+    /// Whether the replica gets no calls for a while, because it failed.
+    REPLICA_EJECTED: Gauge "weir_replica_ejected" ["upstream", "replica"];
+    /// Calls under way at the replica.
+    REPLICA_IN_FLIGHT: Gauge "weir_replica_calls_in_flight" ["upstream", "replica"];
+    /// Attempts of calls that were made at the replica.
+    REPLICA_CALLS: Counter "weir_replica_calls_total" ["upstream", "replica"];
+    /// Of these, those in which the replica failed.
+    REPLICA_FAILURES: Counter "weir_replica_failures_total" ["upstream", "replica"];
+    /// Times the replica was left out for a while.
+    REPLICA_EJECTIONS: Counter "weir_replica_ejections_total" ["upstream", "replica"];
     /// Times the upstream's process was started again, or its endpoint connected to again. A session that it ended and that was renewed does not count.
     RESTARTS: Counter "weir_upstream_restarts_total" ["upstream"];
     /// Child processes that run for an upstream: one, and one for each conversation that can ask back.

@@ -40,6 +40,17 @@ pub struct Connector {
     pub http: Arc<HttpCounters>,
     /// Its URL was found to be one of HTTP+SSE.
     pub sse: AtomicBool,
+    /// Which of several replicas it is.
+    pub replica: Option<Replica>,
+}
+
+/// One of several that stand for one another.
+#[derive(Clone, Debug)]
+pub struct Replica {
+    /// Its place in the file, from 1: what people and metrics call it.
+    pub number: usize,
+    /// What the owner of its conversations begins with; the same wherever its URL is.
+    pub tag: Arc<str>,
 }
 
 /// A wire, where it puts what comes unasked, and where that comes out.

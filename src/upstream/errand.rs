@@ -25,6 +25,7 @@ use super::transport::Unasked;
 use super::{Upstream, large, pages, tasks};
 
 /// What an attempt carries, the same for each.
+#[derive(Clone, Copy)]
 pub struct Errand<'a> {
     pub config: &'a Arc<UpstreamConfig>,
     pub route: &'a Route,

@@ -169,7 +169,7 @@ async fn listening(
                     ear.missed();
                 }
             }
-            ear.note(&frame, None);
+            ear.note(&frame, link.owner.as_deref());
         };
         let end = link.exchange(id, "subscriptions/listen", None, message, &on_notice, None).await;
         gap = true;

@@ -2,6 +2,7 @@
 
 mod rest;
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
@@ -194,7 +195,7 @@ impl Keeper {
                 }
             };
             let why = told(&fault.text);
-            tracing::warn!(upstream = %self.name, reason = %fault.reason, crash_loop,
+            tracing::warn!(upstream = %self.name, replica = self.replica(), reason = %fault.reason, crash_loop,
                 cause = %self.connector.scrubber.scrub(&fault.cause), retry_in_ms = pause.as_millis() as u64,
                 "upstream is down");
             let mut condition = Condition::new(State::Down, why.clone());
@@ -225,7 +226,7 @@ impl Keeper {
 
     // The upstream forgot the session: calls wait for the next one, and lists stay as they are.
     async fn renew(&self, link: &Arc<Link>, began: Instant) {
-        tracing::info!(upstream = %self.name, "the session ended and is renewed");
+        tracing::info!(upstream = %self.name, replica = self.replica(), "the session ended and is renewed");
         self.set(Condition::new(State::Starting, "the session ended and is renewed")).await;
         // It is gone there already; ending it could only hurt who is still served in it.
         if link.wire.is_pipe() {
@@ -262,7 +263,7 @@ impl Keeper {
             Ok(slice) => {
                 let mut ready = Condition::new(State::Ready, "");
                 ready.link = Some(link.clone());
-                tracing::info!(upstream = %self.name, revision = %link.agreed.revision,
+                tracing::info!(upstream = %self.name, replica = self.replica(), revision = %link.agreed.revision,
                     tools = slice.list(crate::protocol::method::ListKind::Tools).items.len(), "upstream is ready");
                 self.verdict = Some(link.agreed.revision);
                 self.publish(config, slice).await;
@@ -335,7 +336,7 @@ impl Keeper {
                     self.publish(&config, slice).await;
                 }
                 Err(fault) => {
-                    tracing::warn!(upstream = %self.name, reason = %fault.reason,
+                    tracing::warn!(upstream = %self.name, replica = self.replica(), reason = %fault.reason,
                         cause = %self.connector.scrubber.scrub(&fault.cause), "lists could not be fetched again");
                     if matches!(fault.reason, Reason::ConnectFailed | Reason::ConnectionLost) {
                         return Ended::Lost(fault);
@@ -385,8 +386,10 @@ impl Keeper {
             (chosen, _) => chosen,
         };
         let _place = self.place(config).await;
-        let connected = self.connector.connect(config, era, Askable::default()).await;
-        if connected.is_err() {
+        let mut connected = self.connector.connect(config, era, Askable::default()).await;
+        if let Ok((link, _)) = &mut connected {
+            link.owner = self.connector.replica.as_ref().map(|replica| replica.tag.clone());
+        } else {
             // A remembered verdict can be out of date: forget it and probe next time.
             self.verdict = None;
             self.connector.forget();
@@ -422,18 +425,16 @@ impl Keeper {
         let (done, shown) = oneshot::channel();
         self.tell_and(Event::Fresh(slice.clone()), Some(done)).await;
         let _ = shown.await;
-        // Disk is slow at times and nobody waits for it, but the next one does; a lost write costs
-        // a probe at the next start.
-        if let Some(before) = self.saving.take() {
-            let _ = before.await;
+        // What replicas offer is kept as one catalog, by whoever knows them all.
+        if self.connector.replica.is_none() {
+            let dir = &self.connector.site.state_dir;
+            save(&mut self.saving, dir, config, slice).await;
         }
-        let (dir, name) = (self.connector.site.state_dir.clone(), self.name.clone());
-        let identity = keep::identity(&config.transport);
-        self.saving = Some(tokio::task::spawn_blocking(move || {
-            if let Err(error) = keep::save(&dir, &name, &identity, &slice, SystemTime::now()) {
-                tracing::warn!(upstream = %name, %error, "the catalog could not be kept on disk");
-            }
-        }));
+    }
+
+    // Which one, of several; for the log.
+    fn replica(&self) -> Option<usize> {
+        self.connector.replica.as_ref().map(|replica| replica.number)
     }
 
     async fn set(&self, condition: Condition) {
@@ -454,6 +455,27 @@ impl Keeper {
         drop(upstream);
         let _ = self.events.send(Told { name: self.name.clone(), incarnation, event, done }).await;
     }
+}
+
+/// Keep a slice on disk. `saving` is the write before it, and then this one.
+pub(super) async fn save(
+    saving: &mut Option<tokio::task::JoinHandle<()>>,
+    dir: &Path,
+    config: &UpstreamConfig,
+    slice: Arc<Slice>,
+) {
+    // Disk is slow at times and nobody waits for it, but the next one does; a lost write costs
+    // a probe at the next start.
+    if let Some(before) = saving.take() {
+        let _ = before.await;
+    }
+    let (dir, name) = (dir.to_owned(), config.name.clone());
+    let identity = keep::identity(&config.transport);
+    *saving = Some(tokio::task::spawn_blocking(move || {
+        if let Err(error) = keep::save(&dir, &name, &identity, &slice, SystemTime::now()) {
+            tracing::warn!(upstream = %name, %error, "the catalog could not be kept on disk");
+        }
+    }));
 }
 
 fn backoff(early_deaths: u32, least: Duration, most: Duration) -> Duration {

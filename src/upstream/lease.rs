@@ -221,7 +221,11 @@ impl Leases {
                 let text = "it was not called: how the upstream is reached has just changed";
                 return Err(Fault::new(Reason::ConnectionLost, Delivery::NotSent, text));
             }
-            link.owner = Some(format!("{}/{}", key.owner, key.askable.bits()).into());
+            let own = format!("{}/{}", key.owner, key.askable.bits());
+            link.owner = Some(match &connector.replica {
+                Some(replica) => format!("{} {own}", replica.tag).into(),
+                None => own.into(),
+            });
             *live = Some(Live::new(link, unasked, connector.notes.clone(), client));
         }
         let live = live.as_ref().expect("made above");

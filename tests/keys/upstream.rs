@@ -203,3 +203,45 @@ async fn calls_carry_keys_where_they_should() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_are_left_out_as_long_as_they_should() {
+    let (well, bad) = (Scripted::fine(&["fail"]).await, acting().await);
+    let urls = format!("urls = [{:?}, {:?}]\nbreaker = {{ enabled = false }}", bad.url, well.url);
+    for (consecutive, first, longest, wanted) in [
+        (2, "100ms", "1h", 400),
+        (2, "100ms", "200ms", 200),
+        (2, "1m", "1h", 60_000),
+        (4, "1m", "1h", 60_000),
+    ] {
+        let ejection = format!(
+            "ejection = {{ consecutive = {consecutive}, first = {first:?}, longest = {longest:?} }}"
+        );
+        let weir = Weir::start("", &format!("[upstreams.up]\n{urls}\n{ejection}\n"));
+        let all_ready = |s: &serde_json::Value| {
+            let all = upstream(s, "up")["replicas"].as_array().unwrap().clone();
+            all.iter().all(|r| r["state"] == "ready")
+        };
+        weir.until("all ready", all_ready).await;
+        let before = bad.arrived("fail");
+        // Until it is out for the third time, or for long.
+        let mut longest_seen = 0;
+        for _ in 0..60 {
+            call(&weir.url, "up__fail", json!({})).await;
+            let left =
+                upstream(&weir.status().await, "up")["replicas"][0]["ejected_for_ms"].as_u64();
+            longest_seen = longest_seen.max(left.unwrap_or(0));
+            if left.is_none() || left > Some(1000) {
+                continue;
+            }
+            tokio::time::sleep(Duration::from_millis(left.unwrap() + 10)).await;
+            if longest_seen > wanted * 3 / 4 {
+                break;
+            }
+        }
+        assert!(longest_seen <= wanted && longest_seen > wanted / 2, "{ejection}: {longest_seen}");
+        if first == "1m" {
+            assert_eq!(bad.arrived("fail") - before, consecutive, "{ejection}");
+        }
+    }
+}

@@ -1,9 +1,11 @@
 //! `[upstreams.NAME]` and its tables.
 
+mod replicas;
 mod tools;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -208,6 +210,7 @@ fn one(
         max_pages: s.count("max_pages", 1000, "Most pages of each of its lists."),
         max_message: s.size("max_message", 16 << 20, "Largest message that it may send."),
         guard: guard(s),
+        ejection: replicas::ejection(s),
         idempotency: tools::idempotency(s, &transport),
         tools: tools::all(s, &transport),
         child: ChildConfig {
@@ -227,8 +230,13 @@ fn transport(s: &Section<'_>, r: &mut Resolver<'_, '_>) -> TransportConfig {
         "package",
         "Pinned package to install and start: \"npm:@scope/name@1.2.3\" or \"pypi:name@1.2.3\".",
     );
-    let given =
-        [("url", url.is_some()), ("command", command.is_some()), ("package", package.is_some())];
+    let urls = replicas::urls(s, r);
+    let given = [
+        ("url", url.is_some()),
+        ("urls", s.has("urls")),
+        ("command", command.is_some()),
+        ("package", package.is_some()),
+    ];
     let given: Vec<_> = given.iter().filter(|(_, g)| *g).map(|(k, _)| *k).collect();
     if given.len() != 1 && !s.recording() {
         let message = if given.is_empty() {
@@ -236,12 +244,12 @@ fn transport(s: &Section<'_>, r: &mut Resolver<'_, '_>) -> TransportConfig {
         } else {
             format!("has {} at once", given.join(" and "))
         };
-        s.wrong_at(&s.span, "", message, "give it exactly one of url, command and package");
+        s.wrong_at(&s.span, "", message, "give it exactly one of url, urls, command and package");
     }
     let stdio = stdio(s, r, command, package);
-    let http = http(s, r, url);
+    let http = http(s, r, url, urls);
     let foreign: &[&str] = match given.first() {
-        Some(&"url") => &[
+        Some(&("url" | "urls")) => &[
             "args",
             "env",
             "inherit_env",
@@ -259,7 +267,7 @@ fn transport(s: &Section<'_>, r: &mut Resolver<'_, '_>) -> TransportConfig {
     for key in foreign.iter().filter(|k| s.has(k)) {
         s.wrong(key, format!("means nothing with {}", given[0]), "remove it");
     }
-    if given.first() == Some(&"url") {
+    if matches!(given.first(), Some(&("url" | "urls"))) {
         TransportConfig::Http(http)
     } else {
         TransportConfig::Stdio(stdio)
@@ -401,15 +409,20 @@ fn parse_package(text: &str, bin: Option<String>) -> Result<PackageSpec, (String
     Ok(PackageSpec { registry, name: name.into(), version: version.into(), bin })
 }
 
-fn http(s: &Section<'_>, r: &mut Resolver<'_, '_>, url: Option<At<String>>) -> HttpConfig {
-    let url = url.map_or_else(
-        || Template::literal("http://localhost/"),
-        |url| {
+fn http(
+    s: &Section<'_>,
+    r: &mut Resolver<'_, '_>,
+    url: Option<At<String>>,
+    urls: Vec<Template>,
+) -> HttpConfig {
+    let url = match url {
+        Some(url) => {
             let template = r.resolve("url", &url);
-            check_url(s, template.expose(), !r.absent.is_empty());
+            check_url(s, ("url", &url.span), template.expose(), !r.absent.is_empty());
             template
-        },
-    );
+        }
+        None => urls.first().cloned().unwrap_or_else(|| Template::literal("http://localhost/")),
+    };
     let mut headers = Vec::new();
     for (name, value) in
         s.map("headers", "Headers sent with each request; may hold ${VAR} or be file:/path.")
@@ -478,6 +491,8 @@ fn http(s: &Section<'_>, r: &mut Resolver<'_, '_>, url: Option<At<String>>) -> H
     };
     HttpConfig {
         url,
+        // One alone is an upstream like any other.
+        replicas: if urls.len() > 1 { urls } else { Vec::new() },
         transport,
         headers,
         bearer,
@@ -491,19 +506,20 @@ fn http(s: &Section<'_>, r: &mut Resolver<'_, '_>, url: Option<At<String>>) -> H
     }
 }
 
-fn check_url(s: &Section<'_>, url: &str, absent: bool) {
+fn check_url(s: &Section<'_>, (key, at): (&str, &Range<usize>), url: &str, absent: bool) {
     let authority =
         url.split_once("://").map(|(_, r)| r.split(['/', '?', '#']).next().unwrap_or(""));
     if authority.is_some_and(|a| a.contains('@')) {
-        s.wrong(
-            "url",
+        s.wrong_at(
+            at,
+            key,
             "holds user and password",
             "put the credential into `bearer` or `headers`, as ${VAR}: URLs end up in logs",
         );
         return;
     }
     if url.contains('#') {
-        s.wrong("url", "has a fragment", "remove everything from # on");
+        s.wrong_at(at, key, "has a fragment", "remove everything from # on");
         return;
     }
     // A URL whose variable is absent is looked at when it is there.
@@ -513,8 +529,9 @@ fn check_url(s: &Section<'_>, url: &str, absent: bool) {
         known && u.host().is_some_and(|h| !h.is_empty())
     });
     if parsed.is_none() && !(absent && url.contains("${")) {
-        s.wrong(
-            "url",
+        s.wrong_at(
+            at,
+            key,
             "is no http, https, ws or wss URL",
             "write it like \"https://mcp.example.com/mcp\"",
         );

@@ -7,9 +7,10 @@ use super::page::Page;
 use super::{
     BREAKER, BREAKER_TO, CATALOG_AGE, CATALOG_BYTES, CATALOG_DROPPED, CATALOG_ENTRIES, CHILD_CPU,
     CHILD_RESIDENT, CHILDREN, CONNECTIONS, DROPPED, IDLE, IN_FLIGHT, LOG_DROPPED, MEMORY_RESTARTS,
-    NOISE, ON_LAST_GOOD, OPEN_FDS, PROCESSES, QUEUE_DEPTH, RECEIVED, RESIDENT, RESTARTS,
-    ROLLED_BACK, SENT, SESSIONS, SPANS_DROPPED, STDERR_DROPPED, STREAMS, TASKS, UNMATCHED, UP,
-    UPTIME, UpstreamSeries,
+    NOISE, ON_LAST_GOOD, OPEN_FDS, PROCESSES, QUEUE_DEPTH, RECEIVED, REPLICA_CALLS,
+    REPLICA_EJECTED, REPLICA_EJECTIONS, REPLICA_FAILURES, REPLICA_IN_FLIGHT, REPLICA_UP, RESIDENT,
+    RESTARTS, ROLLED_BACK, SENT, SESSIONS, SPANS_DROPPED, STDERR_DROPPED, STREAMS, TASKS,
+    UNMATCHED, UP, UPTIME, UpstreamSeries,
 };
 
 /// Everything that is only known elsewhere.
@@ -61,6 +62,8 @@ pub struct UpstreamFacts {
     pub totals: Totals,
     /// Its processes, if it has some and no URL.
     pub child: Option<ChildFacts>,
+    /// Its replicas, if it has several. What they count begins anew with each incarnation.
+    pub replicas: Vec<ReplicaFacts>,
 }
 
 /// The processes of an upstream now.
@@ -76,6 +79,41 @@ pub struct ChildFacts {
     pub uptime: Option<Duration>,
     /// Whether it is stopped because nobody uses it; `None`: that never happens to it.
     pub idle: Option<bool>,
+}
+
+/// How one replica is now.
+#[derive(Clone, Copy, Debug)]
+pub struct ReplicaFacts {
+    /// Its place in the file, from 1.
+    pub number: usize,
+    /// Whether it is connected.
+    pub up: bool,
+    /// Whether it gets no calls for a while.
+    pub ejected: bool,
+    /// Calls under way.
+    pub in_flight: u64,
+    /// Attempts made at it.
+    pub calls: u64,
+    /// Of these, those in which it failed.
+    pub failures: u64,
+    /// Times it was left out.
+    pub ejections: u64,
+}
+
+impl ReplicaFacts {
+    fn tell(&self, page: &mut Page, upstream: &str) {
+        let number = self.number.to_string();
+        for (family, value) in [
+            (&REPLICA_UP, u64::from(self.up)),
+            (&REPLICA_EJECTED, u64::from(self.ejected)),
+            (&REPLICA_IN_FLIGHT, self.in_flight),
+            (&REPLICA_CALLS, self.calls),
+            (&REPLICA_FAILURES, self.failures),
+            (&REPLICA_EJECTIONS, self.ejections),
+        ] {
+            page.value(family, &[upstream, &number], value as f64);
+        }
+    }
 }
 
 /// A part of the catalog.
@@ -239,6 +277,9 @@ impl UpstreamFacts {
             page.value(&CATALOG_AGE, &name, age.as_secs_f64());
         }
         page.value(&CATALOG_DROPPED, &name, self.catalog_dropped as f64);
+        for replica in &self.replicas {
+            replica.tell(page, &self.name);
+        }
         for to in BreakerState::ALL {
             let count = totals.breaker_to[to as usize];
             page.value(&BREAKER_TO, &[&*self.name, to.as_str()], count as f64);

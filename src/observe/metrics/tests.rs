@@ -58,6 +58,15 @@ fn facts() -> UpstreamFacts {
             uptime: Some(Duration::from_secs(4)),
             idle: Some(true),
         }),
+        replicas: vec![ReplicaFacts {
+            number: 2,
+            up: true,
+            ejected: true,
+            in_flight: 1,
+            calls: 9,
+            failures: 4,
+            ejections: 1,
+        }],
     }
 }
 
@@ -227,6 +236,18 @@ fn all_series_as_a_scrape_sees_them() {
     weir_received_bytes_total counter
     weir_refusals_total Calls that the gateway itself said no to. The upstream never saw them.
     weir_refusals_total counter
+    weir_replica_calls_in_flight Calls under way at the replica.
+    weir_replica_calls_in_flight gauge
+    weir_replica_calls_total Attempts of calls that were made at the replica.
+    weir_replica_calls_total counter
+    weir_replica_ejected Whether the replica gets no calls for a while, because it failed.
+    weir_replica_ejected gauge
+    weir_replica_ejections_total Times the replica was left out for a while.
+    weir_replica_ejections_total counter
+    weir_replica_failures_total Of these, those in which the replica failed.
+    weir_replica_failures_total counter
+    weir_replica_up Whether the replica is connected. Replicas are numbered from 1, in the order of `urls`.
+    weir_replica_up gauge
     weir_retries_total Attempts besides the first, of calls that may be repeated.
     weir_retries_total counter
     weir_sent_bytes_total Bytes sent to an upstream.

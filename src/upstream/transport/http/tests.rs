@@ -158,6 +158,7 @@ async fn within<F: Future>(future: F) -> F::Output {
 fn settings(url: &str) -> HttpConfig {
     HttpConfig {
         url: Template::literal(url),
+        replicas: Vec::new(),
         transport: UrlTransport::Auto,
         headers: Vec::new(),
         bearer: None,

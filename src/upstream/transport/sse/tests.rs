@@ -52,6 +52,7 @@ impl World {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let config = HttpConfig {
             url: Template::literal(&format!("http://{}/sse", listener.local_addr().unwrap())),
+            replicas: Vec::new(),
             transport: UrlTransport::Sse,
             headers: Vec::new(),
             bearer: None,
