@@ -4,6 +4,7 @@ pub mod plan;
 pub mod why;
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,7 +47,7 @@ pub async fn run(edge: Arc<Edge>, listener: TcpListener, planner: Planner) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((stream, peer)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
@@ -54,7 +55,7 @@ pub async fn run(edge: Arc<Edge>, listener: TcpListener, planner: Planner) {
         tokio::spawn(async move {
             let service = service_fn(move |request| {
                 let (edge, planner) = (edge.clone(), planner.clone());
-                async move { Ok::<_, Infallible>(answer(&edge, &planner, request).await) }
+                async move { Ok::<_, Infallible>(answer(&edge, &planner, &peer, request).await) }
             });
             let (read, write) = stream.into_split();
             let io = tokio::io::join(read, Impatient::new(write, Arc::default()));
@@ -68,7 +69,12 @@ pub async fn run(edge: Arc<Edge>, listener: TcpListener, planner: Planner) {
     }
 }
 
-async fn answer(edge: &Edge, planner: &Arc<Planner>, request: Request<Incoming>) -> Response<Body> {
+async fn answer(
+    edge: &Edge,
+    planner: &Arc<Planner>,
+    peer: &SocketAddr,
+    request: Request<Incoming>,
+) -> Response<Body> {
     // A page in a browser on this machine must not read it by another name.
     let listen = edge.gateway.current.load().config.admin.listen;
     let authority = request.uri().authority().map(hyper::http::uri::Authority::as_str);
@@ -79,6 +85,10 @@ async fn answer(edge: &Edge, planner: &Arc<Planner>, request: Request<Incoming>)
         return text(403, "this Host is not served here\n");
     }
     if request.uri().path() == "/plan" && *request.method() == Method::POST {
+        // A plan reads the files that its text names.
+        if !checks::is_local(peer) {
+            return text(403, "/plan is served to this machine only\n");
+        }
         return plan::answer(edge, planner, request).await;
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin;
@@ -28,6 +29,7 @@ use crate::control::good::Place;
 use crate::control::{self, Control, Order, watch};
 use crate::downstream::{Edge, UNREAD_TIME, listener, stdio};
 use crate::gateway::Gateway;
+use crate::gateway::memory::LOOK_EVERY;
 use crate::identity::OPERATOR;
 use crate::observe::Observe;
 use crate::observe::log::LogHandle;
@@ -203,6 +205,7 @@ fn start(
     let edge = Edge::new(gateway, sealer(&config));
     tokio::spawn(sweep(edge.clone()));
     tokio::spawn(give_back(edge.stop.clone()));
+    tokio::spawn(watch_memory(edge.clone()));
     Ok(Running { edge, orders, site, shares: false })
 }
 
@@ -227,6 +230,17 @@ async fn sweep(edge: Arc<Edge>) {
         edge.parks.expire();
         edge.gateway.observe.metrics.unread_dropped(edge.unread.take_back(UNREAD_TIME));
         edge.sessions.expire(edge.gateway.current.load().config.gateway.session_idle);
+    }
+}
+
+async fn watch_memory(edge: Arc<Edge>) {
+    let mut tick = tokio::time::interval(LOOK_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => edge.gateway.memory.look_again(),
+            () = edge.stop.cancelled() => return,
+        }
     }
 }
 

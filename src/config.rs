@@ -77,7 +77,7 @@ pub struct Gateway {
     pub session_idle: Duration,
     /// Most calls in flight at once, over all upstreams.
     pub max_calls: usize,
-    /// Bytes of memory, children's not included, from which on new requests are refused.
+    /// Bytes of memory, children's not included, from which on new calls are refused.
     pub max_memory: usize,
     /// Most children that start at once, and as many again that a call waits for.
     pub max_starting: usize,
@@ -183,6 +183,8 @@ pub struct UpstreamConfig {
     pub call_timeout: Duration,
     /// What progress can extend a call to at most.
     pub max_call_timeout: Duration,
+    /// When a slow read gets a second attempt beside the first; `None`: never.
+    pub hedge_after: Option<Duration>,
     /// How often its lists are fetched again without being told of a change.
     pub refresh: Duration,
     /// Most entries of each list; the rest is dropped and counted.
@@ -446,6 +448,8 @@ pub struct ToolRule {
     pub pattern: String,
     /// Overrides the upstream's.
     pub call_timeout: Option<Duration>,
+    /// Overrides the upstream's.
+    pub hedge_after: Option<Duration>,
     /// Overrides the tool's `readOnlyHint`.
     pub read_only: Option<bool>,
     /// A bucket of their own, besides the upstream's.
@@ -630,6 +634,8 @@ impl UpstreamConfig {
     #[must_use]
     pub fn of_replica(&self, number: usize) -> UpstreamConfig {
         let mut own = self.clone();
+        // Calls are refused before one of them is chosen.
+        own.upkeep = None;
         if let TransportConfig::Http(http) = &mut own.transport {
             let all = std::mem::take(&mut http.replicas);
             if let Some(url) = all.into_iter().nth(number) {

@@ -181,7 +181,7 @@ impl Gateway {
                     record.route(&snapshot.series(&route), Some(&**route.exposed()));
                     return Ok(why::tool(self, snapshot, &view, call));
                 }
-                let _carried = self.admit(snapshot, &call.consumer)?;
+                let _carried = self.admit(snapshot, call)?;
                 snapshot.quota(&call.consumer)?;
                 record.route(
                     &snapshot.series(&route),
@@ -212,8 +212,9 @@ impl Gateway {
 
     // Only what is carried counts: answers from memory are there also for who is refused here. One
     // consumer of several gets half at most, so that the others are served whatever it does.
-    fn admit(&self, snapshot: &Snapshot, consumer: &Consumer) -> Result<Carried, Refusal> {
-        self.memory.admit(0, snapshot.config.gateway.max_memory)?;
+    fn admit(&self, snapshot: &Snapshot, call: &Call) -> Result<Carried, Refusal> {
+        let (consumer, size) = (&call.consumer, call.frame.bytes().len());
+        self.memory.admit(size as u64, snapshot.config.gateway.max_memory)?;
         let own = snapshot.identity.named(&consumer.name).map(|m| m.in_flight.clone());
         let all = Counted::new(&self.carried);
         let own = Counted::new(&own.unwrap_or_default());

@@ -20,8 +20,8 @@
 //!     ▼               │ the upstream asked for a pause that lasts longer.
 //!  breaker, admission │ Last, because a half-open breaker counts who really goes as its probe.
 //!     ▼               │
-//!  the attempt        │ Under the deadline, which is one for all that stands here.
-//!     ▼               │
+//!  the attempt        │ Under the deadline, which is one for all that stands here. A slow one
+//!     ▼               │ of a read may get another beside it (`hedge.rs`).
 //!  retry ─────────────┘ Keeps the place, needs new tokens and a new admission.
 //! ```
 //!
@@ -32,6 +32,7 @@
 mod breaker;
 mod concurrency;
 mod deadline;
+mod hedge;
 mod limiter;
 mod look;
 mod retry;
@@ -48,6 +49,7 @@ use arc_swap::ArcSwap;
 pub use breaker::{BreakerSnapshot, State, Why};
 pub use concurrency::Lent;
 pub use deadline::{Deadline, Elapsed, Paused};
+pub use hedge::Hedge;
 pub use limiter::{Dry, Limiter, Rate, Token};
 pub use look::{Look, Part};
 pub use upkeep::{Term, Upkeep};
@@ -87,6 +89,8 @@ pub struct Ask<'a> {
     pub keyed: Option<&'a AtomicBool>,
     /// The bucket of the tool's own, besides the upstream's.
     pub tool: Option<&'a Limiter>,
+    /// When it gets a second attempt beside the first. Without effect on a write.
+    pub hedge: Option<&'a Hedge>,
 }
 
 /// What an attempt brought back.
@@ -127,6 +131,8 @@ pub struct Spent {
     pub limited: Duration,
     /// Attempts made; 0: the upstream never saw the call.
     pub attempts: u32,
+    /// Why it is not known what became of an earlier attempt, where a later one was answered.
+    pub doubt: Option<Reason>,
 }
 
 /// How a guard stands. Counters run from its making.
@@ -152,8 +158,12 @@ pub struct GuardSnapshot {
     pub limiter_waited: Duration,
     /// Retries made.
     pub retries: u64,
-    /// Retries that only the budget forbade.
+    /// Retries and second attempts that only the budget forbade.
     pub retries_denied: u64,
+    /// Second attempts made beside a slow first one.
+    pub hedges: u64,
+    /// Of these, those whose answer was the first.
+    pub hedges_won: u64,
 }
 
 /// The reasons for which a guard refuses.
@@ -242,7 +252,7 @@ impl Guard {
         let mut last: Option<Failure> = None;
         // A write that carries a key is repeated when it may have arrived; what a later attempt
         // proves of itself proves nothing of the earlier one.
-        let mut doubt = false;
+        let mut doubt = None;
         loop {
             let admission = match self.admit(ask, deadline, spent).await {
                 Ok(admission) => admission,
@@ -252,7 +262,19 @@ impl Guard {
             if spent.attempts == 1 {
                 self.retry.sent();
             }
-            let mut fault = match deadline.run(attempt(spent.attempts)).await {
+            let hedge = ask.hedge.filter(|_| spent.attempts == 1 && !ask.write);
+            let (ended, admission) = match hedge {
+                None => (deadline.run(attempt(spent.attempts)).await, admission),
+                // Boxed, since most calls have none.
+                Some(hedge) => {
+                    let ask = (ask, hedge);
+                    Box::pin(self.hedged(ask, deadline, &mut attempt, admission, spent)).await
+                }
+            };
+            if matches!(ended, Ok(Ok(_))) {
+                spent.doubt = doubt;
+            }
+            let mut fault = match ended {
                 Ok(Ok(Done { value, signal: Signal::Fine })) => {
                     admission.succeeded(deadline.rested());
                     return Ok(value);
@@ -268,18 +290,12 @@ impl Guard {
                 Ok(Err(fault)) => fault,
                 Err(Elapsed) => timed_out(deadline),
             };
-            // A status that says no to this request says nothing of the next.
-            if fault.reason != Reason::UpstreamStatus || fault.delivery != Delivery::Refused {
-                admission.failed(fault.reason);
-            }
-            let mut at_least = Duration::ZERO;
-            if fault.reason == Reason::Throttled {
-                at_least = self.throttled(fault.retry_after);
-                fault.retry_after.get_or_insert(at_least);
-            }
+            let at_least = self.failed(admission, &mut fault);
             let keyed = ask.keyed.is_some_and(|keyed| keyed.load(Ordering::Relaxed));
             let repeatable = ask.repeatable && !ask.write || keyed;
-            doubt |= fault.delivery == Delivery::Unknown;
+            if fault.delivery == Delivery::Unknown {
+                doubt.get_or_insert(fault.reason);
+            }
             let pause = self
                 .retry
                 .pause(&fault, repeatable, spent.attempts, at_least)
@@ -289,7 +305,7 @@ impl Guard {
                 .filter(|_| self.retry.draw());
             let reason = fault.reason;
             let mut failure = Failure::from_fault(fault, &self.upstream, ask.write);
-            failure.outcome_unknown = ask.write && doubt;
+            failure.outcome_unknown = ask.write && doubt.is_some();
             failure.keyed = ask.keyed.is_some() && spent.attempts > 1;
             let Some(pause) = pause else { return Err(failure) };
             tracing::debug!(
@@ -302,6 +318,20 @@ impl Guard {
             last = Some(failure);
             tokio::time::sleep(pause).await;
         }
+    }
+
+    // What a failed attempt says of the upstream; the least pause before the next.
+    fn failed(&self, admission: Admission<'_>, fault: &mut Fault) -> Duration {
+        // A status that says no to this request says nothing of the next.
+        if fault.reason != Reason::UpstreamStatus || fault.delivery != Delivery::Refused {
+            admission.failed(fault.reason);
+        }
+        let mut at_least = Duration::ZERO;
+        if fault.reason == Reason::Throttled {
+            at_least = self.throttled(fault.retry_after);
+            fault.retry_after.get_or_insert(at_least);
+        }
+        at_least
     }
 
     /// The call asks its caller something: its place serves others and its clock stands still
@@ -344,6 +374,8 @@ impl Guard {
             limiter_waited: Duration::from_nanos(self.tally.waited.load(Ordering::Relaxed)),
             retries: self.retry.retries(),
             retries_denied: self.retry.denied(),
+            hedges: self.retry.hedges(),
+            hedges_won: self.retry.hedges_won(),
         }
     }
 

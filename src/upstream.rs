@@ -52,7 +52,7 @@ use crate::catalog::view::Route;
 use crate::config::secret::Scrubber;
 use crate::config::{ToolRule, TransportConfig, UpstreamConfig};
 use crate::failure::{Delivery, Failure, Fault, Reason, Refusal};
-use crate::guard::{Ask, Deadline, Guard, Limiter, Spent};
+use crate::guard::{Ask, Deadline, Guard, Hedge, Limiter, Spent};
 use crate::observe::metrics::Totals;
 use crate::protocol::address::Parsed;
 use crate::protocol::message::Frame;
@@ -175,6 +175,7 @@ impl Counters {
             family,
             pipe: self.pipe.clone(),
             http: self.http.clone(),
+            in_line: AtomicBool::new(false),
             sse: AtomicBool::new(kept.is_some_and(|s| s.about.sse)),
             replica,
         };
@@ -320,6 +321,11 @@ impl Upstream {
     /// Whether it serves now, if only after a start.
     pub fn is_ready(&self) -> bool {
         matches!(self.condition.borrow().state, State::Ready | State::Idle)
+    }
+
+    /// Whether its child waits until others have started.
+    pub fn is_in_line(&self) -> bool {
+        self.connector.in_line.load(Ordering::Relaxed)
     }
 
     /// Whether anybody uses it or waits for it at this moment.
@@ -478,7 +484,7 @@ impl Upstream {
         if config.child.idle_stop.is_some() {
             self.uses.add();
         }
-        let Terms { rule, read_only, timeout } = Terms::of(&config, &route);
+        let Terms { rule, read_only, timeout, hedge_after } = Terms::of(&config, &route);
         let read_only = call.method.read_only || read_only;
         let limiter = rule
             // What is asked about a task is no call of the tool.
@@ -487,11 +493,15 @@ impl Upstream {
         let deadline = Deadline::new(timeout, config.max_call_timeout.max(timeout));
         let place = rule.and_then(|r| r.idempotency.as_ref()).or(config.idempotency.as_ref());
         let key = place.and_then(|place| Key::of(place, &route, call));
+        let hedge = hedge_after
+            .filter(|_| read_only && errand::may_be_hedged(call, &route))
+            .map(Hedge::new);
         let ask = Ask {
             repeatable: read_only,
             write: !read_only,
             keyed: key.as_ref().map(|key| &key.repeatable),
             tool: limiter.as_deref(),
+            hedge: hedge.as_ref(),
         };
         // 2025-11-25 basic/utilities/tasks, "tool-level negotiation".
         if call.tasks == Tasks::Asked && route.task() == TaskSupport::Forbidden {
@@ -513,6 +523,7 @@ impl Upstream {
             mirrored: &mirrored,
             key: key.as_ref(),
             trace,
+            hedge: hedge.as_ref().map(|hedge| (hedge, 1)),
             asking: Asking {
                 call,
                 notices,
@@ -524,15 +535,19 @@ impl Upstream {
         };
         let begun = AtomicBool::new(false);
         let trip = self.replicas.as_ref().map(|_| Trip::new(read_only));
-        let carried = self.guard.run(&ask, &deadline, |_| {
+        let (errand, trip) = (&errand, trip.as_ref());
+        let carried = self.guard.run(&ask, &deadline, |number| {
             begun.store(true, Ordering::Relaxed);
             // In one place on the heap: it is handed through the guard, which must not copy it.
-            Box::pin(async {
-                match (&self.replicas, &trip) {
+            Box::pin(async move {
+                if errand.hedge.is_some_and(|(hedge, _)| hedge.is_beside(number)) {
+                    return Box::pin(self.attempt_beside(errand, number, trip)).await;
+                }
+                match (&self.replicas, trip) {
                     (Some(replicas), Some(trip)) => {
-                        Box::pin(replicas.attempt(self, &errand, trip)).await
+                        Box::pin(replicas.attempt(self, errand, trip)).await
                     }
-                    _ => errand::attempt(self, &errand).await,
+                    _ => errand::attempt(self, errand).await,
                 }
             })
         });
@@ -553,6 +568,14 @@ impl Upstream {
             Ok((Terminal::Passed(Passed { bytes, broken: Some(fault) }), _)) => {
                 let failure = Failure::from_fault(fault, &self.name, !read_only);
                 (Err(failure), Sent { spent, passed: bytes, ..Sent::default() })
+            }
+            // An error under the same key may be about the repetition only, such as that the first
+            // is still being worked on.
+            Ok((terminal, tool_error))
+                if !read_only && spent.doubt.is_some() && (tool_error || terminal.is_error()) =>
+            {
+                let failure = doubtful(&self.name, spent.doubt, &terminal);
+                (Err(failure), Sent { spent, ..Sent::default() })
             }
             Ok((terminal, tool_error)) => (Ok(terminal), Sent { spent, tool_error, passed: 0 }),
             Err(failure) => (Err(failure), Sent { spent, ..Sent::default() }),
@@ -639,6 +662,26 @@ impl Upstream {
             State::Starting | State::Ready | State::Idle => None,
         }
     }
+}
+
+/// How much of an upstream's error is told where it cannot be passed on as it is.
+const ERROR_TOLD: usize = 500;
+
+// A write was repeated under its key, and the repetition was answered with an error.
+#[cold]
+fn doubtful(upstream: &Arc<str>, earlier: Option<Reason>, terminal: &Terminal) -> Failure {
+    let said = match terminal {
+        Terminal::Answer(frame, _) => String::from_utf8_lossy(&frame.outcome()).into_owned(),
+        _ => String::new(),
+    };
+    let said: String = said.chars().take(ERROR_TOLD).collect();
+    let text = "an attempt got no answer, and its repetition was answered with an error";
+    let fault = Fault::new(earlier.unwrap_or(Reason::ConnectionLost), Delivery::Unknown, text);
+    let mut failure = Failure::from_fault(fault, upstream, true);
+    // For the agent; what upstreams say of their customers is not for the log.
+    failure.text = format!("{text}: {said}");
+    failure.keyed = true;
+    failure
 }
 
 fn ceiling(config: &UpstreamConfig) -> u64 {

@@ -144,7 +144,9 @@ fn half_written(dir: &Path) -> Vec<String> {
         }
         let json = path.extension().is_some_and(|e| e == "json");
         let bytes = std::fs::read(&path).unwrap_or_default();
-        let good = !json || serde_json::from_slice::<serde_json::Value>(&bytes).is_ok();
+        let kept = path.extension().is_some_and(|e| e == "toml");
+        let good = if kept { !bytes.is_empty() } else { !json }
+            || serde_json::from_slice::<serde_json::Value>(&bytes).is_ok();
         if !good {
             wrong.push(path.display().to_string());
         }

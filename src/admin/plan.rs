@@ -31,7 +31,7 @@ const WISH_TIME: Duration = Duration::from_secs(30);
 static PLACES: Semaphore = Semaphore::const_new(1);
 
 /// What is asked.
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Wish {
     /// What to call the file.
     pub file: String,

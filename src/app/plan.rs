@@ -119,7 +119,9 @@ impl Source {
         }
         let mut tried = Vec::new();
         for at in self.candidates() {
-            match self.from(at, &Asked::new()).await {
+            // Whose it is shows before it is told anything: the file may hold credentials.
+            let nothing = Wish { file: self.name.clone(), ..Wish::default() };
+            match posted(at, &nothing).await {
                 Ok(report) if Path::new(&report.config) == absolute(&self.options.config) => {
                     return Ok(Place::Running(at));
                 }
@@ -192,10 +194,7 @@ impl Source {
         });
         let wish =
             Wish { file: self.name.clone(), text: self.text.clone(), known: known.collect() };
-        let body = serde_json::to_vec(&wish).map_err(|e| e.to_string())?;
-        let answer = tokio::time::timeout(ANSWER_TIME, post(at, body)).await;
-        let answer = answer.map_err(|_| format!("no answer within {ANSWER_TIME:?}"))??;
-        serde_json::from_slice(&answer).map_err(|_| "it does not know plans".to_owned())
+        posted(at, &wish).await
     }
 
     // Start these upstreams here, as a gateway would, and see what they offer.
@@ -251,6 +250,13 @@ impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
+}
+
+async fn posted(at: SocketAddr, wish: &Wish) -> Result<Report, String> {
+    let body = serde_json::to_vec(wish).map_err(|e| e.to_string())?;
+    let answer = tokio::time::timeout(ANSWER_TIME, post(at, body)).await;
+    let answer = answer.map_err(|_| format!("no answer within {ANSWER_TIME:?}"))??;
+    serde_json::from_slice(&answer).map_err(|_| "it does not know plans".to_owned())
 }
 
 async fn post(at: SocketAddr, body: Vec<u8>) -> Result<Bytes, String> {

@@ -103,6 +103,7 @@ pub fn upstream(name: &str, order: usize) -> UpstreamConfig {
         list_timeout: second,
         call_timeout: second,
         max_call_timeout: second,
+        hedge_after: None,
         refresh: second,
         max_items: 100_000,
         max_pages: 10,

@@ -36,7 +36,7 @@ pub fn why(answer: &Answer) -> String {
     if let (Some(upstream), Some(native)) = (&answer.upstream, &answer.native) {
         let writes = match answer.read_only {
             Some(true) => ", only reads",
-            Some(false) => ", may write: never repeated",
+            Some(false) => ", may write: repeated only under an idempotency key, if it has one",
             None => "",
         };
         line("tool", &format!("\"{native}\" of {upstream}{writes}"));

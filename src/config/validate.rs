@@ -4,7 +4,9 @@ pub(super) mod consumers;
 mod upkeep;
 mod upstream;
 
+use std::io::Read as _;
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,8 +37,18 @@ pub fn load(path: &Path, env: Env<'_>) -> Result<Config, Problems> {
 }
 
 /// Read what a `file:` reference names.
+///
+/// # Errors
+/// When it is not there, no regular file, or larger than a secret is.
 pub fn read_secret(path: &str) -> std::io::Result<String> {
-    read_bounded(Path::new(path), SECRET_MAX)
+    let mut options = std::fs::OpenOptions::new();
+    // A pipe that nobody writes to would be waited for.
+    options.read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
+    let file = options.open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    bounded(file, SECRET_MAX)
 }
 
 /// Read the text of a configuration.
@@ -73,10 +85,16 @@ pub fn state_dir(text: &str, env: Env<'_>) -> PathBuf {
 }
 
 fn read_bounded(path: &Path, max: u64) -> std::io::Result<String> {
-    if std::fs::metadata(path)?.len() > max {
+    bounded(std::fs::File::open(path)?, max)
+}
+
+// What a file says of its size need not be true: a device says 0 and never ends.
+fn bounded(file: std::fs::File, max: u64) -> std::io::Result<String> {
+    let mut text = String::new();
+    if file.take(max + 1).read_to_string(&mut text)? as u64 > max {
         return Err(std::io::Error::other(format!("larger than {max} bytes")));
     }
-    std::fs::read_to_string(path)
+    Ok(text)
 }
 
 /// Read a configuration's text. `name` stands for the file in problems.
@@ -195,7 +213,7 @@ fn gateway(s: &Section<'_>, env: Env<'_>, read_file: ReadFile<'_>) -> Gateway {
         session_idle: s.duration("session_idle", seconds(1800), "After how long without request or stream a session ends."),
         max_calls: s.count("max_calls", 4096, "Most calls in flight over all upstreams."),
         // Ten thousand sessions and four thousand calls take half of it.
-        max_memory: s.size("max_memory", 1 << 30, "Memory of the gateway itself, children not included, from which on new requests are refused."),
+        max_memory: s.size("max_memory", 1 << 30, "Memory of the gateway itself, children not included, from which on new calls are refused."),
         // An interpreter takes a core for a second or two while it starts: four of them keep a
         // small machine busy, and leave each enough of it to make its connect_timeout.
         max_starting: s.count("max_starting", 4, "Most child processes that start at once; as many again may start because a call waits for them."),

@@ -243,6 +243,7 @@ pub fn builtin_config(order: usize) -> UpstreamConfig {
         list_timeout: long,
         call_timeout: long,
         max_call_timeout: long,
+        hedge_after: None,
         refresh: long,
         max_items: 16,
         max_pages: 1,

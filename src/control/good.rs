@@ -10,6 +10,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
 
@@ -50,6 +51,9 @@ impl Place {
     }
 
     fn save(&self, text: &str) -> io::Result<()> {
+        // One after the other: they share a name on the way, and the last to come should stay.
+        static WRITING: Mutex<()> = Mutex::new(());
+        let _alone = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
         if self.load().is_ok_and(|kept| kept == text) {
             return Ok(());
         }

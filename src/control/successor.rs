@@ -79,9 +79,9 @@ impl Control {
             let serves = snapshot.upstreams.get(&name).is_some_and(|old| old.is_ready());
             let Some(successor) = self.successors.get_mut(&name) else { continue };
             let installing = is_installing(&successor.upstream.config(), &self.site.cache_dir);
-            // Its time begins when its package is there. And where the old one does not serve
+            // Its time begins when its package is there and it is its turn to start. And where the old one does not serve
             // either, giving up would help nobody: whichever is ready first serves.
-            if installing || !serves {
+            if installing || successor.upstream.is_in_line() || !serves {
                 successor.until = now + patience;
                 continue;
             }

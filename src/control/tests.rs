@@ -134,12 +134,12 @@ impl Rig {
     }
 
     async fn until(&self, what: &str, ok: impl Fn(&Snapshot) -> bool) {
-        // A minute, which is longer than any pause before another try.
-        for _ in 0..12_000 {
+        // Longer than the longest pause between two tries.
+        for _ in 0..6000 {
             if ok(&self.now()) {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         panic!("not seen: {what}");
     }
@@ -332,12 +332,11 @@ async fn a_second_reload_meanwhile_goes_on_with_the_trial_or_begins_another() {
 #[tokio::test(start_paused = true)]
 async fn where_the_old_one_does_not_serve_either_nothing_is_given_up() {
     let (old, new) = (Server::start("a").await, Server::start("b").await);
-    // The settings of the file are for both.
-    let file = |url| format!("{}refresh = \"1s\"\n", crm(url));
-    let rig = Rig::start(&file(&old.url));
+    let often = |url: &str| format!("{}refresh = \"1s\"\n", crm(url));
+    let rig = Rig::start(&often(&old.url));
     rig.ready().await;
     new.deafen(true);
-    rig.reload("", &file(&new.url)).await.unwrap();
+    rig.reload("", &often(&new.url)).await.unwrap();
     // The endpoint moves: the old one goes before the new one is there.
     old.deafen(true);
     rig.until("down", |s| !s.upstreams["crm"].is_ready()).await;

@@ -20,6 +20,7 @@ use subtle::ConstantTimeEq as _;
 use crate::call::Consumer;
 use crate::config::Gateway as Settings;
 use crate::failure::{Reason, Refusal};
+use crate::gateway::memory::SMALL;
 use crate::gateway::snapshot::Snapshot;
 use crate::observe::metrics::OTHER;
 use crate::protocol::error::PARSE_ERROR;
@@ -649,7 +650,9 @@ async fn collected(
         if so_far + piece.len() > max {
             return Err(Unread::TooLarge);
         }
-        room(piece.len() as u64).map_err(Unread::NoRoom)?;
+        if so_far + piece.len() > SMALL {
+            room(piece.len() as u64).map_err(Unread::NoRoom)?;
+        }
         if let Some(first) = whole.take() {
             let announced = body.size_hint().lower().min(max as u64) as usize;
             joined.reserve(first.len() + piece.len() + announced);

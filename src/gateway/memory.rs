@@ -1,9 +1,9 @@
 //! How much memory the gateway may use, and whether there is room for more.
 //!
 //! What the system says is in RAM is the measure, since nothing else counts all of it. It is asked
-//! when it could matter, by whoever comes then: after a share of the ceiling was announced, and
-//! now and then while there is no room. In between, what was announced counts as used. So a rush
-//! is refused before it is in memory, and an idle gateway asks nothing.
+//! ten times a second while requests come, since their answers take room too, and by whoever comes
+//! after a share of the ceiling was announced. In between, what was announced counts as used. So a
+//! rush is refused before it is in memory, and an idle gateway asks nothing.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,6 +17,11 @@ use crate::failure::{Reason, Refusal};
 const CALL_COST: u64 = 16 << 10;
 /// The system is asked after this share of the ceiling was announced.
 const SHARE: u64 = 16;
+/// How often [`Memory::look_again`] should be called.
+pub const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// A request of this size takes no more than a call does anyway. So what a call in flight may wait
+/// for comes through: an answer to its question, its cancellation.
+pub const SMALL: usize = 16 << 10;
 /// How often it is asked at most: reading it takes some microseconds.
 const ASK_EVERY: Duration = Duration::from_millis(10);
 /// When who finds no room may come back: by then answers have left, and what was freed has been
@@ -71,14 +76,30 @@ impl Memory {
             return Ok(());
         }
         if !self.full.swap(true, Ordering::Relaxed) {
-            tracing::warn!(bytes = now, "gateway.max_memory is reached: requests are refused");
+            tracing::warn!(bytes = now, "gateway.max_memory is reached: new calls are refused");
         }
         // It is not let in, so it will not be there.
         let _ = self.since.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |since| {
             Some(since.saturating_sub(bytes))
         });
-        let text = "the gateway uses as much memory as it may (gateway.max_memory)";
-        Err(Refusal::new(Reason::Overloaded, text).retry_after(COME_BACK))
+        Err(full())
+    }
+
+    /// Whether a request would be refused now. Announces nothing.
+    ///
+    /// # Errors
+    /// What it would be told.
+    pub fn look(&self, max: usize) -> Result<(), Refusal> {
+        self.ask(0);
+        let now = self.used.load(Ordering::Relaxed) + self.since.load(Ordering::Relaxed);
+        if now + CALL_COST <= max as u64 { Ok(()) } else { Err(full()) }
+    }
+
+    /// Ask the system, if anything was announced since it was asked last. For whoever has a clock.
+    pub fn look_again(&self) {
+        if self.since.load(Ordering::Relaxed) > 0 {
+            self.ask(0);
+        }
     }
 
     #[cold]
@@ -94,6 +115,12 @@ impl Memory {
         self.used.store((self.read)().unwrap_or(0), Ordering::Relaxed);
         self.since.store(announced, Ordering::Relaxed);
     }
+}
+
+#[cold]
+fn full() -> Refusal {
+    let text = "the gateway uses as much memory as it may (gateway.max_memory)";
+    Refusal::new(Reason::Overloaded, text).retry_after(COME_BACK)
 }
 
 #[cfg(test)]
@@ -129,9 +156,11 @@ mod tests {
         }
         USED.store(20 << 20, Ordering::Relaxed);
         assert!(memory.admit(1, 64 * MIB).is_err(), "it was asked just now");
+        assert!(memory.look(64 * MIB).is_err());
         tokio::time::advance(ASK_EVERY).await;
         assert!(memory.admit(1, 64 * MIB).is_ok());
         assert!(memory.admit(45 << 20, 64 * MIB).is_err());
+        assert!(memory.look(64 * MIB).is_ok(), "there is room for less");
         // A higher ceiling counts at once.
         assert!(memory.admit(45 << 20, 128 * MIB).is_ok());
     }

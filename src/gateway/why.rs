@@ -176,6 +176,15 @@ impl Case<'_> {
 
     // What refuses a call whatever it is for.
     fn general(&self) -> Option<Refused> {
+        let max = self.snapshot.config.gateway.max_memory;
+        if let Err(refusal) = self.gateway.memory.look(max) {
+            return Some(Refused {
+                key: Some("gateway.max_memory".into()),
+                remedy: "it passes as answers leave; raise gateway.max_memory if it comes often"
+                    .into(),
+                ..refused(&refusal, "capacity")
+            });
+        }
         let (all, own) = self.under_way();
         if let Err(refusal) = Room::of(&self.snapshot.config).check(all + 1, own + 1) {
             return Some(Refused {

@@ -40,12 +40,14 @@ pub(super) struct Retry {
     share: Share,
     retries: AtomicU64,
     denied: AtomicU64,
+    hedges: AtomicU64,
+    won: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Inner {
     config: RetryConfig,
-    /// Calls, retries.
+    /// Calls, retries with the second attempts beside a first.
     window: Window<2>,
 }
 
@@ -57,6 +59,8 @@ impl Retry {
             share,
             retries: AtomicU64::new(0),
             denied: AtomicU64::new(0),
+            hedges: AtomicU64::new(0),
+            won: AtomicU64::new(0),
         }
     }
 
@@ -90,6 +94,15 @@ impl Retry {
     /// Take a retry from the budget. One that is then cancelled during its pause is not put
     /// back; the window forgets it soon.
     pub(super) fn draw(&self) -> bool {
+        self.draw_for(&self.retries)
+    }
+
+    /// Take a second attempt beside the first from the same budget.
+    pub(super) fn draw_beside(&self) -> bool {
+        self.draw_for(&self.hedges)
+    }
+
+    fn draw_for(&self, count: &AtomicU64) -> bool {
         let mut inner = lock(&self.inner);
         let now = Instant::now();
         let [calls, retries] = inner.window.sums(now);
@@ -98,7 +111,7 @@ impl Retry {
         let allowed = retries < reserve.max((budget * calls as f64) as u64);
         if allowed {
             inner.window.add(now, [0, 1]);
-            self.retries.fetch_add(1, Ordering::Relaxed);
+            count.fetch_add(1, Ordering::Relaxed);
         } else {
             self.denied.fetch_add(1, Ordering::Relaxed);
         }
@@ -110,7 +123,22 @@ impl Retry {
         self.retries.load(Ordering::Relaxed)
     }
 
-    /// Retries so far that only the budget forbade.
+    /// A second attempt was the one that answered.
+    pub(super) fn won(&self) {
+        self.won.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Second attempts so far.
+    pub(super) fn hedges(&self) -> u64 {
+        self.hedges.load(Ordering::Relaxed)
+    }
+
+    /// Of these, those that answered first.
+    pub(super) fn hedges_won(&self) -> u64 {
+        self.won.load(Ordering::Relaxed)
+    }
+
+    /// What only the budget forbade so far.
     pub(super) fn denied(&self) -> u64 {
         self.denied.load(Ordering::Relaxed)
     }

@@ -11,12 +11,14 @@ use tokio::time::{Instant, advance, sleep};
 
 use crate::config::{BreakerConfig, ConcurrencyConfig, RateConfig, RetryConfig, ThrottleConfig};
 
-const S: Duration = Duration::from_secs(1);
+pub(super) const S: Duration = Duration::from_secs(1);
 
-const READ: Ask<'static> = Ask { repeatable: true, write: false, keyed: None, tool: None };
-const WRITE: Ask<'static> = Ask { repeatable: false, write: true, keyed: None, tool: None };
+pub(super) const READ: Ask<'static> =
+    Ask { repeatable: true, write: false, keyed: None, tool: None, hedge: None };
+pub(super) const WRITE: Ask<'static> =
+    Ask { repeatable: false, write: true, keyed: None, tool: None, hedge: None };
 
-fn n(n: u32) -> NonZeroU32 {
+pub(super) fn n(n: u32) -> NonZeroU32 {
     NonZeroU32::new(n).unwrap()
 }
 
@@ -52,23 +54,23 @@ fn with(change: impl FnOnce(&mut GuardConfig)) -> GuardConfig {
 }
 
 /// A guard that draws the longest pauses.
-fn guard(change: impl FnOnce(&mut GuardConfig)) -> Arc<Guard> {
+pub(super) fn guard(change: impl FnOnce(&mut GuardConfig)) -> Arc<Guard> {
     Arc::new(Guard::with_jitter("stripe".into(), &with(change), || 1.0))
 }
 
-fn rate(per_second: f64, burst: u32, max_wait: Duration) -> RateConfig {
+pub(super) fn rate(per_second: f64, burst: u32, max_wait: Duration) -> RateConfig {
     RateConfig { per_second, burst: n(burst), max_wait }
 }
 
-fn soon() -> Deadline {
+pub(super) fn soon() -> Deadline {
     Deadline::new(60 * S, 60 * S)
 }
 
-fn lost(delivery: Delivery) -> Fault {
+pub(super) fn lost(delivery: Delivery) -> Fault {
     Fault::new(Reason::ConnectionLost, delivery, "the connection ended")
 }
 
-fn throttled(after: Option<Duration>) -> Fault {
+pub(super) fn throttled(after: Option<Duration>) -> Fault {
     Fault::new(Reason::Throttled, Delivery::Refused, "status 429").retry_after(after)
 }
 
@@ -548,7 +550,7 @@ async fn a_refused_credential_counts_and_a_timeout_counts() {
 
 #[tokio::test(start_paused = true)]
 async fn only_what_changes_nothing_or_never_left_is_repeated() {
-    let both = Ask { repeatable: true, write: true, keyed: None, tool: None };
+    let both = Ask { repeatable: true, ..WRITE };
     for (ask, delivery, attempts) in [
         (READ, Delivery::Unknown, 2),
         (READ, Delivery::Refused, 2),

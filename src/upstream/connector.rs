@@ -38,6 +38,8 @@ pub struct Connector {
     pub pipe: Arc<PipeCounters>,
     /// Bytes and strays of the HTTP wire.
     pub http: Arc<HttpCounters>,
+    /// Its child waits until others have started.
+    pub in_line: AtomicBool,
     /// Its URL was found to be one of HTTP+SSE.
     pub sse: AtomicBool,
     /// Which of several replicas it is.

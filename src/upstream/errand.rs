@@ -6,13 +6,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use crate::call::{Form, Terminal};
+use crate::call::{Call, Form, Notices, Terminal};
 use crate::catalog::view::Route;
 use crate::config::UpstreamConfig;
 use crate::failure::{Delivery, Fault, Reason};
-use crate::guard::{Done, Signal};
+use crate::guard::{Done, Hedge, Signal};
 use crate::protocol::address::Parsed;
 use crate::protocol::message::{Frame, Kind};
+use crate::protocol::task::{TaskSupport, Tasks};
 
 use super::asking::{ASKS_MAX, Asking};
 use super::idempotency::Key;
@@ -21,8 +22,9 @@ use super::lease::{self, Hearing, Held};
 use super::link::{Answered, Came, Link, Unanswered};
 use super::mirror::{self, Header};
 use super::outbound::{self, Trace};
+use super::replicas::Trip;
 use super::transport::Unasked;
-use super::{Upstream, large, pages, tasks};
+use super::{Upstream, goes_on, large, pages, tasks};
 
 /// What an attempt carries, the same for each.
 #[derive(Clone, Copy)]
@@ -35,7 +37,55 @@ pub struct Errand<'a> {
     /// What the upstream knows the call by, if it can.
     pub key: Option<&'a Key>,
     pub trace: Trace<'a>,
+    /// That it may be one of two attempts at once, and the number of this one.
+    pub hedge: Option<(&'a Hedge, u32)>,
     pub asking: Asking<'a>,
+}
+
+impl Errand<'_> {
+    /// Whether its caller gets what comes of it while it comes.
+    pub fn may_pass(&self) -> bool {
+        self.hedge.is_none_or(|(hedge, number)| !hedge.is_beside(number))
+    }
+
+    /// What comes now must not happen twice: an attempt beside this one ends.
+    pub fn goes_alone(&self) {
+        if let Some((hedge, number)) = self.hedge {
+            hedge.goes_alone(number);
+        }
+    }
+}
+
+/// Whether a read may be under way twice. Not if its caller can be asked something, so that it
+/// would be asked twice or the call has a conversation of its own; nor as one of several rounds;
+/// nor what is about a task, or may become one.
+pub fn may_be_hedged(call: &Call, route: &Route) -> bool {
+    call.askable.is_nothing()
+        && !goes_on(call)
+        && call.tasks == Tasks::None
+        && route.task() != TaskSupport::Required
+}
+
+impl Upstream {
+    /// Make the attempt beside a slow first one. Its caller hears nothing of it but the answer:
+    /// progress of both would go back and forth, and only the first one's is known to go on from
+    /// what was told. Nor is a large answer passed on in pieces, for which two would compete.
+    pub(super) async fn attempt_beside(
+        &self,
+        errand: &Errand<'_>,
+        number: u32,
+        trip: Option<&Trip>,
+    ) -> Result<Done<(Terminal, bool)>, Fault> {
+        let notices = Notices::none();
+        let asking = Asking { notices: &notices, ..errand.asking };
+        let hedge = errand.hedge.map(|(hedge, _)| (hedge, number));
+        let errand = Errand { hedge, asking, ..*errand };
+        match (&self.replicas, trip) {
+            // Another one of them, if there is one.
+            (Some(replicas), Some(trip)) => replicas.attempt(self, &errand, trip).await,
+            _ => attempt(self, &errand).await,
+        }
+    }
 }
 
 /// What a request of a call says besides what its caller said.
@@ -115,6 +165,7 @@ pub async fn attempt(
         } else {
             break;
         }
+        errand.goes_alone();
         // Not a repetition: the upstream asked for this request (2026-07-28 basic/patterns/mrtr;
         // 2025-11-25 client/elicitation, "URL elicitation required error"). The first request of
         // the call did arrive: what never left now is no proof any more that nothing was done,

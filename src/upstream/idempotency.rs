@@ -26,6 +26,8 @@ pub struct Key {
     /// A request with it has gone, and nothing has come of it that must not come again: an attempt
     /// that fails now may be repeated.
     pub repeatable: AtomicBool,
+    // An answer came: whatever else the call takes, it is not begun anew.
+    answered: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -60,7 +62,7 @@ impl Key {
                 Way::Header((name.clone(), HeaderValue::from_str(&of_call(call)?).ok()?))
             }
         };
-        Some(Key { way, repeatable: AtomicBool::new(false) })
+        Some(Key { way, repeatable: AtomicBool::new(false), answered: AtomicBool::new(false) })
     }
 
     /// What is put into the params.
@@ -93,6 +95,9 @@ impl Key {
     /// When an earlier one carried the key and this link cannot: the upstream would not know the
     /// call again.
     pub fn leaves_on(&self, link: &Link) -> Result<(), Fault> {
+        if self.answered.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let carried = self.header().is_none() || !link.wire.is_pipe();
         let before = self.repeatable.swap(carried, Ordering::Relaxed);
         if before && !carried {
@@ -104,6 +109,7 @@ impl Key {
 
     /// An answer came: what happens from now on is not to be begun anew.
     pub fn answered(&self) {
+        self.answered.store(true, Ordering::Relaxed);
         self.repeatable.store(false, Ordering::Relaxed);
     }
 }

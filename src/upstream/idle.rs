@@ -79,13 +79,6 @@ impl Quiet {
     }
 }
 
-/// Resolves with the limit when the next look is due; never where there is none.
-pub async fn time_to_look(limit: Option<Duration>) -> Duration {
-    let Some(limit) = limit else { return std::future::pending().await };
-    tokio::time::sleep(pause(limit)).await;
-    limit
-}
-
 /// How long to wait before the next look.
 pub fn pause(limit: Duration) -> Duration {
     (limit / LOOKS).clamp(LOOK_EVERY.0, LOOK_EVERY.1)

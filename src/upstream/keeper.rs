@@ -296,6 +296,8 @@ impl Keeper {
         let mut sooner: Option<Instant> = None;
         let mut failures = 0u32;
         let mut quiet = Quiet::new(&self.uses);
+        // Not moved by whatever else happens meanwhile.
+        let mut look = Instant::now();
         loop {
             let Some(config) = self.settings() else { return Ended::Stopped };
             let due = sooner.map_or(last + config.refresh, |at| at.min(last + config.refresh));
@@ -315,11 +317,16 @@ impl Keeper {
                     continue;
                 }
                 () = self.uses.woken() => continue,
-                limit = idle::time_to_look(idle_stop) => {
-                    if self.begins_to_rest(&mut quiet, limit).await {
-                        return Ended::Idle(link.clone());
+                () = tokio::time::sleep_until(
+                    look + idle_stop.map_or(config.refresh, idle::pause)
+                ) => {
+                    look = Instant::now();
+                    match idle_stop {
+                        Some(limit) if self.begins_to_rest(&mut quiet, limit).await => {
+                            return Ended::Idle(link.clone());
+                        }
+                        _ => continue,
                     }
-                    continue;
                 }
                 () = link.doubted() => {
                     sooner = Some(last + RELOAD_PAUSE);

@@ -63,7 +63,12 @@ pub async fn pass(
         map: &map,
     });
     let goes = flow.push(large.head()).is_ok() && flow.can_begin();
-    let to = if goes { errand.asking.notices.offer().await } else { None };
+    let to = if goes && errand.may_pass() {
+        errand.goes_alone();
+        errand.asking.notices.offer().await
+    } else {
+        None
+    };
     let Some(to) = to else {
         drop(flow);
         return large.whole().await.map(Outcome::Whole);

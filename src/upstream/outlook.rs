@@ -20,6 +20,8 @@ pub struct Terms<'c> {
     pub read_only: bool,
     /// Time for a call.
     pub timeout: Duration,
+    /// When a read gets a second attempt beside the first.
+    pub hedge_after: Option<Duration>,
 }
 
 impl<'c> Terms<'c> {
@@ -31,6 +33,7 @@ impl<'c> Terms<'c> {
             rule,
             read_only: rule.and_then(|r| r.read_only).or(route.read_only()).unwrap_or(false),
             timeout: rule.and_then(|r| r.call_timeout).unwrap_or(config.call_timeout),
+            hedge_after: rule.and_then(|r| r.hedge_after).or(config.hedge_after),
         }
     }
 }

@@ -153,19 +153,29 @@ async fn nesting_is_bounded() {
 }
 
 #[tokio::test]
-async fn beyond_the_memory_that_may_be_used_requests_are_refused_until_there_is_room() {
-    let asked = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{{{META}}}}}"#);
+async fn beyond_the_memory_that_may_be_used_new_work_is_refused_until_there_is_room() {
+    let fill = |n: usize| {
+        let name = "a".repeat(n);
+        format!(
+            r#"{{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{{"x":"{name}",{META}}}}}"#
+        )
+    };
     let weir = Weir::start("max_memory = \"64KiB\"", "");
     for _ in 0..3 {
-        let got = list(&weir, asked.clone()).await;
+        // What is large, before it is there.
+        let got = list(&weir, fill(20_000)).await;
         assert_eq!((got.status, reason(&got).as_str()), (503, "overloaded"), "{}", got.body);
         assert!(got.body.contains("gateway.max_memory"), "{}", got.body);
         assert_eq!(got.headers["retry-after"], "2");
+        let answer = crate::harness::call(&weir.url, "weir__status", json!({})).await;
+        assert_eq!(crate::harness::reason(&answer), "overloaded", "{answer}");
+        // What takes no room is answered.
+        assert_eq!(list(&weir, fill(1)).await.status, 200);
     }
     // A higher ceiling counts as soon as it is known, and nothing that was refused is held.
     weir.rewrite("max_memory = \"256MiB\"", "");
     let end = std::time::Instant::now() + PATIENCE;
-    while list(&weir, asked.clone()).await.status != 200 {
+    while list(&weir, fill(20_000)).await.status != 200 {
         assert!(std::time::Instant::now() < end, "no room: {}", weir.log());
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }

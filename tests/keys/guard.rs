@@ -244,3 +244,26 @@ async fn throttling_is_understood_and_pauses() {
         assert_eq!(day.arrived("ok"), if again { 2 } else { 1 }, "{most}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_reads_are_sent_twice_as_soon_as_they_should() {
+    let up = Scripted::start(&[tool("a", true), tool("b", true), tool("c", false)], |a| {
+        a.tool().map(|_| Reply::After(Duration::from_millis(600), Box::new(a.text("slow"))))
+    })
+    .await;
+    let of_b = |after: &str| format!("[upstreams.up.tools.b]\nhedge_after = {after:?}\n");
+    for (more, wanted) in [
+        (String::new(), [1, 1, 1]),
+        ("hedge_after = \"100ms\"\n".into(), [2, 2, 1]),
+        ("hedge_after = \"30s\"\n".into(), [1, 1, 1]),
+        (of_b("100ms"), [1, 2, 1]),
+        ("hedge_after = \"100ms\"\n".to_owned() + &of_b("30s"), [2, 1, 1]),
+        ("hedge_after = \"100ms\"\n[upstreams.up.tools.c]\nread_only = true".into(), [2, 2, 2]),
+    ] {
+        let weir = over(&up, "", &more).await;
+        let before = ["a", "b", "c"].map(|t| up.arrived(t));
+        assert_eq!(reasons(&weir, &["a", "b", "c"]).await, ["", "", ""], "{more}");
+        let now = ["a", "b", "c"].map(|t| up.arrived(t));
+        assert_eq!(std::array::from_fn(|i| now[i] - before[i]), wanted, "{more}");
+    }
+}

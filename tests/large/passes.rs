@@ -6,6 +6,7 @@ use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use crate::harness::PATIENCE;
 use crate::harness::scripted::Scripted;
 use crate::{
     Asked, Era, MIB, Memory, address, ask, ask_in_session, asks, big, filling, gateway, read,
@@ -222,4 +223,32 @@ async fn who_cannot_tell_an_end_from_a_break_gets_it_as_a_whole() {
     let (head, body) = got.split_once("\r\n\r\n").unwrap();
     assert!(head.to_lowercase().contains("content-length: "), "{head}");
     assert!(body.as_bytes() == expected("1", HEAD, 2, "\"}],\"resultType\":\"complete\"}}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_whose_answer_passes_goes_alone() {
+    let tail = "\"}],\"resultType\":\"complete\"}}";
+    // It begins to pass before a second attempt is due, or beside one.
+    for beside in [false, true] {
+        let (up, mut calls) = upstream(Era::Modern).await;
+        let weir = gateway(&up, "hedge_after = \"300ms\"").await;
+        let feed = tokio::spawn(async move {
+            let first = calls.recv().await.unwrap();
+            let second = if beside { calls.recv().await } else { None };
+            first.say(format!(r#"{{"jsonrpc":"2.0","id":{}{HEAD}"#, first.id)).await;
+            first.fill(3).await;
+            match second {
+                // It sees that its connection is closed.
+                Some(second) => {
+                    tokio::time::timeout(PATIENCE, second.to.closed()).await.unwrap();
+                }
+                None => tokio::time::sleep(Duration::from_millis(700)).await,
+            }
+            first.say(tail).await;
+        });
+        let got = read(ask(&weir, asks(&weir, "tools/call", big()), false).await).await.unwrap();
+        feed.await.unwrap();
+        assert!(got == expected("1", HEAD, 3, tail), "{} bytes", got.len());
+        assert_eq!(up.arrived("big"), 1 + usize::from(beside));
+    }
 }

@@ -8,6 +8,7 @@ mod harness;
 mod conversations;
 mod failover;
 mod front;
+mod hedging;
 
 use std::time::Duration;
 

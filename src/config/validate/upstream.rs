@@ -178,6 +178,7 @@ fn one(
             "remove one of the two",
         );
     }
+    let guard = guard(s);
     UpstreamConfig {
         name: name.into(),
         order,
@@ -205,14 +206,15 @@ fn one(
         list_timeout: s.duration("list_timeout", seconds(15), "Time for one list with all its pages."),
         call_timeout,
         max_call_timeout,
+        hedge_after: tools::hedge_after(s, call_timeout, &guard),
         refresh: s.duration("refresh", seconds(300), "How often its lists are fetched again without being told of a change."),
         max_items: s.count("max_items", 10_000, "Most entries of each of its lists."),
         max_pages: s.count("max_pages", 1000, "Most pages of each of its lists."),
         max_message: s.size("max_message", 16 << 20, "Largest message that it may send."),
-        guard: guard(s),
         ejection: replicas::ejection(s),
         idempotency: tools::idempotency(s, &transport),
-        tools: tools::all(s, &transport),
+        tools: tools::all(s, &transport, call_timeout, &guard),
+        guard,
         child: ChildConfig {
             memory_max: s.maybe_size("memory_max", None, "Most memory of its process and all that it started; beyond it they are ended and started again. Absent: no ceiling."),
             idle_stop: s.maybe_duration("idle_stop", None, "After how long without calls and subscriptions its process is stopped; its lists stay and the next call starts it. Absent: never."),

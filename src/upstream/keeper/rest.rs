@@ -1,6 +1,7 @@
 //! A child's rest: begun when nobody uses it, ended when somebody does; and its turn to start.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::config::{TransportConfig, UpstreamConfig};
@@ -77,7 +78,9 @@ impl Keeper {
             let why = "it waits for others to start first (gateway.max_starting)";
             self.set(Condition::new(State::Starting, why)).await;
         }
+        self.connector.in_line.store(true, Ordering::Relaxed);
         let place = starts.enter(cause, config.connect_timeout).await;
+        self.connector.in_line.store(false, Ordering::Relaxed);
         if waits {
             self.set(Condition::starting()).await;
         }

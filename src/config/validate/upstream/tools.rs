@@ -1,9 +1,11 @@
 //! What holds for some of an upstream's tools, and where calls carry a key.
 
+use std::time::Duration;
+
 use hyper::header::HeaderName;
 
 use crate::config::section::{At, Section};
-use crate::config::{KeyPlace, ToolRule, TransportConfig, UrlTransport};
+use crate::config::{GuardConfig, KeyPlace, ToolRule, TransportConfig, UrlTransport};
 
 use super::{is_owned, rate};
 
@@ -11,7 +13,12 @@ use super::{is_owned, rate};
 const ARGUMENT_MAX: usize = 128;
 
 /// `[upstreams.NAME.tools."PATTERN"]`, in the order of the file.
-pub fn all(s: &Section<'_>, transport: &TransportConfig) -> Vec<ToolRule> {
+pub fn all(
+    s: &Section<'_>,
+    transport: &TransportConfig,
+    call_timeout: Duration,
+    guard: &GuardConfig,
+) -> Vec<ToolRule> {
     let mut out = Vec::new();
     for (pattern, t) in s.tables(
         "tools",
@@ -25,14 +32,22 @@ pub fn all(s: &Section<'_>, transport: &TransportConfig) -> Vec<ToolRule> {
                 "write a tool's own name, with * for anything",
             );
         }
+        let own_timeout = t.maybe_duration("call_timeout", None, "Time for a call of it.");
+        let read_only = t.maybe_flag(
+            "read_only",
+            None,
+            "Whether it changes nothing and may be repeated, whatever it says of itself.",
+        );
+        let after = hedge_after(&t, own_timeout.unwrap_or(call_timeout), guard);
+        if after.is_some() && read_only == Some(false) {
+            let remedy = "remove one of the two: only what changes nothing is sent twice";
+            t.wrong("hedge_after", "means nothing with read_only = false", remedy);
+        }
         let rule = ToolRule {
             pattern,
-            call_timeout: t.maybe_duration("call_timeout", None, "Time for a call of it."),
-            read_only: t.maybe_flag(
-                "read_only",
-                None,
-                "Whether it changes nothing and may be repeated, whatever it says of itself.",
-            ),
+            call_timeout: own_timeout,
+            hedge_after: after,
+            read_only,
             rate: rate(&t, "A rate limit of its own, besides the upstream's."),
             idempotency: idempotency(&t, transport),
         };
@@ -40,6 +55,28 @@ pub fn all(s: &Section<'_>, transport: &TransportConfig) -> Vec<ToolRule> {
         out.push(rule);
     }
     out
+}
+
+/// `hedge_after`, of calls that have so much time.
+pub fn hedge_after(
+    s: &Section<'_>,
+    call_timeout: Duration,
+    guard: &GuardConfig,
+) -> Option<Duration> {
+    let after = s.maybe_duration(
+        "hedge_after",
+        None,
+        "A read that has no answer after so long is sent a second time, and the first answer counts. Absent: never.",
+    )?;
+    if after >= call_timeout {
+        let remedy = "lower it: the call is given up then, and a second attempt needs time too";
+        s.wrong("hedge_after", "is not shorter than call_timeout", remedy);
+    }
+    if guard.retry.budget <= 0.0 {
+        let remedy = "raise the budget, from which second attempts are made too, or remove one";
+        s.wrong("hedge_after", "means nothing with retry.budget = 0", remedy);
+    }
+    Some(after)
 }
 
 /// `idempotency = { argument = "…" }` or `{ header = "…" }`.
