@@ -203,7 +203,7 @@ fn guard(c: &mut Criterion) {
         b.iter(|| {
             runtime.block_on(async {
                 let deadline = Deadline::new(Duration::from_secs(60), Duration::from_secs(60));
-                let ask = Ask { repeatable: false, write: true, keyed: None, tool: None };
+                let ask = Ask { write: true, ..Ask::default() };
                 let (ended, _) = guard.run(&ask, &deadline, |_| ready(Ok(Done::fine(())))).await;
                 ended.unwrap();
             });
