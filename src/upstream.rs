@@ -12,6 +12,7 @@
 //! judgement.
 
 pub mod asking;
+mod child;
 pub mod condition;
 pub mod connector;
 mod errand;
@@ -50,7 +51,7 @@ use crate::call::{Call, Consumer, Counted, Notices, Passed, Terminal};
 use crate::catalog::slice::Slice;
 use crate::catalog::view::Route;
 use crate::config::secret::Scrubber;
-use crate::config::{ToolRule, TransportConfig, UpstreamConfig};
+use crate::config::{ToolRule, UpstreamConfig};
 use crate::failure::{Delivery, Failure, Fault, Reason, Refusal};
 use crate::guard::{Ask, Deadline, Guard, Hedge, Limiter, Spent};
 use crate::observe::metrics::Totals;
@@ -73,10 +74,10 @@ use outlook::Terms;
 use pages::Pages;
 use replicas::{Replicas, Trip};
 use starts::{Cause, Starts};
-use subscriptions::{Subject, Subscriptions};
+use subscriptions::Subscriptions;
 use transport::http::HttpCounters;
 use transport::pipe::PipeCounters;
-use transport::stdio::{Children, Family, FamilyUsage};
+use transport::stdio::{Children, Family};
 
 /// What all upstreams share of the machine.
 #[derive(Clone)]
@@ -328,15 +329,6 @@ impl Upstream {
         self.connector.in_line.load(Ordering::Relaxed)
     }
 
-    /// Whether anybody uses it or waits for it at this moment.
-    fn is_busy(&self) -> bool {
-        let wished = |subject| !self.connector.site.subscriptions.nothing_of(subject, &self.name);
-        self.in_flight() > 0
-            || !self.leases.is_empty()
-            || wished(Subject::Resource)
-            || wished(Subject::Task)
-    }
-
     /// The guard's counters and state.
     pub fn guard(&self) -> crate::guard::GuardSnapshot {
         self.guard.snapshot()
@@ -381,17 +373,6 @@ impl Upstream {
             ],
             breaker_to: [breaker.closed, breaker.half_opened, breaker.opened],
         }
-    }
-
-    /// What its processes use, as last seen; `None`: it has none, but a URL.
-    pub fn children(&self) -> Option<FamilyUsage> {
-        let is_child = matches!(self.config.load().transport, TransportConfig::Stdio(_));
-        is_child.then(|| self.connector.site.children.of(&self.connector.family))
-    }
-
-    /// See what the processes of all upstreams use now.
-    pub async fn look_at_children(&self) {
-        self.connector.site.children.look().await;
     }
 
     /// Time since its lists were last confirmed; `None`: never by this process.

@@ -34,9 +34,10 @@ pub mod protocol {
 #[path = "../../src"]
 mod beside {
     pub mod config;
+    pub mod failure;
     pub mod wire;
 }
-pub use beside::{config, wire};
+pub use beside::{config, failure, wire};
 
 #[path = "../../src/downstream"]
 pub mod downstream {

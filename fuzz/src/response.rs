@@ -11,7 +11,7 @@ pub fn holds(data: &[u8]) {
     for end in [length / 3, length / 2, length - 1] {
         assert!(!matches!(parse(&data[..end]), Ok(Some(_))), "half a head");
     }
-    let (alone, again) = parse(&data[..length]).unwrap().expect("a whole head");
+    let (alone, again) = parse(&data[..length]).expect("it was one").expect("a whole head");
     assert_eq!((again, facts(&alone)), (length, facts(&parsed)));
     // Nothing is sent on a connection whose last answer might not be over.
     assert!(!parsed.reusable || parsed.framing != Framing::UntilClose);
