@@ -158,7 +158,7 @@ fn settings_differ(o: &UpstreamConfig, n: &UpstreamConfig) -> bool {
     UpstreamConfig { order: n.order, ..o.clone() } != *n
 }
 
-/// New settings for an instance that keeps the link it has: all but what [`same_link`] is about.
+/// New settings for an instance that keeps the link it has: all but what `same_link` is about.
 pub fn on_link_of(settings: &UpstreamConfig, own: &UpstreamConfig) -> UpstreamConfig {
     UpstreamConfig {
         transport: own.transport.clone(),

@@ -1,6 +1,6 @@
 //! What a configuration would change, found out without changing anything.
 //!
-//! The judgement is the reload's own ([`super::reload::judge`]), the catalogs are built as it
+//! The judgement is the reload's own (`reload::judge`), the catalogs are built as it
 //! builds them; here is only what is known about upstreams that do not run yet, and the comparison
 //! of what agents would see ([`changes`]) and of what operators wrote ([`keys`]).
 
