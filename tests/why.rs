@@ -402,7 +402,7 @@ async fn the_command_asks_the_gateway_that_runs() {
       opens    2999-01-01T00:00:00Z
       key      upstreams.crm.state
       remedy   wait; or set upstreams.crm.state = "active"
-      tool     "find" of crm, may write: never repeated
+      tool     "find" of crm, may write: repeated only under an idempotency key, if it has one
       time     60 s for a call
       limits   gateway.max_calls                    0 of 4096 calls under way
                upstreams.crm.breaker.consecutive    0 of 5 failures in a row
