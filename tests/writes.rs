@@ -295,3 +295,43 @@ async fn a_key_in_a_header_is_the_same_in_each_attempt() {
     let text = answer["result"]["content"][0]["text"].as_str().unwrap();
     assert!(text.contains("outcome is unknown") && text.contains("same idempotency key"), "{text}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_in_answer_to_a_repetition_leaves_the_first_attempt_in_doubt() {
+    // The first is cut; the second is told that the first is still being worked on.
+    let seen = std::sync::Mutex::new(std::collections::HashSet::new());
+    let upstream = Scripted::start(&[tool("create", false)], move |a: &Arrival| {
+        a.tool()?;
+        let n = a.message["params"]["arguments"]["n"].as_i64()?;
+        if seen.lock().unwrap().insert(n) {
+            return Some(Reply::Cut(b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n{".to_vec()));
+        }
+        Some(match n {
+            0 => Reply::Json(a.result(
+                &json!({"isError": true, "content": [{"type": "text", "text": "key in progress"}]}),
+            )),
+            1 => Reply::Json(
+                json!({"jsonrpc": "2.0", "id": a.message["id"],
+                    "error": {"code": -32000, "message": "key in progress"}})
+                .to_string(),
+            ),
+            _ => a.text("fine"),
+        })
+    })
+    .await;
+    let key = "idempotency = { header = \"Idempotency-Key\" }\n";
+    let weir = Weir::start("", &upstream.section("up", &format!("{key}{OFTEN}")));
+    weir.ready(&["up"]).await;
+    for n in 0..2 {
+        let answer = call(&weir.url, "up__create", json!({"n": n})).await;
+        let failure = &answer["result"]["_meta"]["io.weirkeeper/failure"];
+        assert_eq!((reason(&answer), &failure["outcome"]), ("connection_lost", &json!("unknown")));
+        let text = answer["result"]["content"][0]["text"].as_str().unwrap();
+        assert!(text.contains("key in progress"), "{text}");
+    }
+    // A good answer says what became of it.
+    let answer = call(&weir.url, "up__create", json!({"n": 2})).await;
+    assert_eq!(answer["result"]["content"][0]["text"], "fine", "{answer}");
+    assert_eq!(upstream.arrived("create"), 6);
+    assert!(!weir.log().contains("in progress"), "what upstreams say is not for the log");
+}

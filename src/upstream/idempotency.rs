@@ -95,10 +95,14 @@ impl Key {
     /// When an earlier one carried the key and this link cannot: the upstream would not know the
     /// call again.
     pub fn leaves_on(&self, link: &Link) -> Result<(), Fault> {
+        self.leaves(link.wire.is_pipe())
+    }
+
+    fn leaves(&self, pipe: bool) -> Result<(), Fault> {
         if self.answered.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let carried = self.header().is_none() || !link.wire.is_pipe();
+        let carried = self.header().is_none() || !pipe;
         let before = self.repeatable.swap(carried, Ordering::Relaxed);
         if before && !carried {
             let text = "the upstream is now reached in a way that carries no idempotency key";
@@ -147,6 +151,24 @@ fn fresh() -> Option<String> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_answered_is_not_begun_anew_whatever_is_sent_after() {
+        let name = hyper::header::HeaderName::from_static("idempotency-key");
+        let way = Way::Header((name, HeaderValue::from_static("k")));
+        let key = Key { way, repeatable: AtomicBool::default(), answered: AtomicBool::default() };
+        let repeatable = || key.repeatable.load(Ordering::Relaxed);
+        assert!(!repeatable());
+        // A pipe carries no header; where one has gone with it, the next must too.
+        assert!(key.leaves(true).is_ok() && !repeatable());
+        assert!(key.leaves(false).is_ok() && repeatable());
+        assert_eq!(key.leaves(true).unwrap_err().delivery, Delivery::Unknown);
+        assert!(key.leaves(false).is_ok() && repeatable());
+        key.answered();
+        // The rounds that follow carry it as well.
+        assert!(key.leaves(false).is_ok() && !repeatable());
+        assert!(key.leaves(true).is_ok() && !repeatable());
+    }
 
     #[test]
     fn keys_are_uuids_and_no_two_are_the_same() {
