@@ -1,5 +1,6 @@
 //! The composition root: a configuration in, a running gateway out.
 
+mod asked;
 mod boot;
 pub mod findings;
 mod handed;
@@ -203,9 +204,10 @@ fn start(
     };
     tokio::spawn(control.run(gateway.clone(), events, orders_rx, load));
     let edge = Edge::new(gateway, sealer(&config));
-    tokio::spawn(sweep(edge.clone()));
-    tokio::spawn(give_back(edge.stop.clone()));
-    tokio::spawn(watch_memory(edge.clone()));
+    let (swept, watched) = (edge.clone(), edge.gateway.clone());
+    tokio::spawn(every(SWEEP_EVERY, edge.stop.clone(), move || sweep(&swept)));
+    tokio::spawn(every(GIVE_BACK_EVERY, edge.stop.clone(), give_back));
+    tokio::spawn(every(LOOK_EVERY, edge.stop.clone(), move || watched.memory.look_again()));
     Ok(Running { edge, orders, site, shares: false })
 }
 
@@ -220,40 +222,29 @@ fn sealer(config: &Config) -> Sealer {
     })
 }
 
-async fn sweep(edge: Arc<Edge>) {
-    let mut tick = tokio::time::interval(SWEEP_EVERY);
-    loop {
-        tokio::select! {
-            _ = tick.tick() => {}
-            () = edge.stop.cancelled() => return,
-        }
-        edge.parks.expire();
-        edge.gateway.observe.metrics.unread_dropped(edge.unread.take_back(UNREAD_TIME));
-        edge.sessions.expire(edge.gateway.current.load().config.gateway.session_idle);
-    }
-}
-
-async fn watch_memory(edge: Arc<Edge>) {
-    let mut tick = tokio::time::interval(LOOK_EVERY);
+// Do it now and then, until the gateway has stopped.
+async fn every(time: Duration, stop: CancellationToken, mut what: impl FnMut()) {
+    let mut tick = tokio::time::interval(time);
+    // What was missed while the machine was busy need not be made up for.
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = tick.tick() => edge.gateway.memory.look_again(),
-            () = edge.stop.cancelled() => return,
+            _ = tick.tick() => what(),
+            () = stop.cancelled() => return,
         }
     }
+}
+
+fn sweep(edge: &Edge) {
+    edge.parks.expire();
+    edge.gateway.observe.metrics.unread_dropped(edge.unread.take_back(UNREAD_TIME));
+    edge.sessions.expire(edge.gateway.current.load().config.gateway.session_idle);
 }
 
 // The allocator keeps what is freed for a moment, since it may be asked for again, and looks at the
 // clock only when a block comes or goes. After a rush there may be nobody who does that.
-async fn give_back(stop: CancellationToken) {
-    let mut tick = tokio::time::interval(GIVE_BACK_EVERY);
-    loop {
-        tokio::select! {
-            _ = tick.tick() => drop(std::hint::black_box(Vec::<u8>::with_capacity(BLOCK))),
-            () = stop.cancelled() => return,
-        }
-    }
+fn give_back() {
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(BLOCK)));
 }
 
 impl Running {
@@ -261,6 +252,10 @@ impl Running {
     /// its connection ends. Over when nobody is connected any more, or `hurry` resolves.
     pub async fn leave(&self, hurry: impl Future<Output = ()>) {
         let notice = self.edge.gateway.current.load().config.gateway.drain_notice;
+        if notice.is_zero() {
+            // Nothing is announced that is not already so.
+            return;
+        }
         self.edge.leave();
         let nobody = async {
             tokio::time::sleep(notice.min(LEAVE_LOOK)).await;
@@ -278,9 +273,10 @@ impl Running {
 
     /// Finish: no new calls, calls in flight end, children stop.
     pub async fn stop(self) {
-        self.edge.leave();
         let patience = self.edge.gateway.current.load().config.gateway.drain_timeout;
+        // Refused first, announced then: who reads that it is not ready is not served.
         self.edge.gateway.drain();
+        self.edge.leave();
         let end = tokio::time::Instant::now() + patience;
         while self.edge.gateway.in_flight() > 0 && tokio::time::Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(20)).await;

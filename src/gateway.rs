@@ -85,24 +85,24 @@ impl Gateway {
 
     /// From now on clients are asked to go elsewhere; calls that come all the same are answered.
     pub fn leave(&self) {
-        self.leaving.store(true, Ordering::Relaxed);
+        self.leaving.store(true, Ordering::Release);
     }
 
     /// Whether the gateway is about to stop, or stopping.
     pub fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::Relaxed)
+        self.leaving.load(Ordering::Acquire)
     }
 
     /// From now on no call is admitted.
     pub fn drain(&self) {
         let _ = self.drains_since.set(SystemTime::now());
+        self.draining.store(true, Ordering::Release);
         self.leave();
-        self.draining.store(true, Ordering::Relaxed);
     }
 
     /// Whether the gateway is stopping.
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        self.draining.load(Ordering::Acquire)
     }
 
     /// Answer one call. Dropping the future cancels it, upstream too.

@@ -37,7 +37,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 pub use lookup::{NotFound, find_program};
-pub use usage::{Usage, usage};
+pub use usage::{Usage, resident_kib, usage};
 
 /// How long a program may take to end by itself once its input is closed, before it is asked to
 /// with SIGTERM. Most servers end within a second; this leaves room for one open call.

@@ -9,7 +9,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use harness::scripted::{Reply, Scripted, tool};
-use harness::{Weir, call, get, modern, modern_request, post, reason, send, tool_names, upstream};
+use harness::{
+    PID_SERVER, Weir, call, get, modern, modern_request, post, reason, send, tool_names, upstream,
+};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use weirkeeper::config::secret::{ConsumerKey, new_key};
@@ -169,21 +171,8 @@ async fn what_cannot_change_is_refused_by_name_and_nothing_changes() {
 
 /// A stdio upstream whose tool tells its process id.
 fn pid_server(weir_dir: &str) -> String {
-    let script = r"
-import json, os, sys
-for line in sys.stdin:
-    m = json.loads(line)
-    if 'id' not in m: continue
-    k = m['method']
-    if k == 'initialize': r = {'protocolVersion': '2025-06-18', 'capabilities': {'tools': {}}, 'serverInfo': {'name': 'p', 'version': '1'}}
-    elif k == 'tools/list': r = {'tools': [{'name': 'pid', 'inputSchema': {'type': 'object'}}]}
-    elif k == 'tools/call': r = {'content': [{'type': 'text', 'text': str(os.getpid())}]}
-    else:
-        print(json.dumps({'jsonrpc': '2.0', 'id': m['id'], 'error': {'code': -32601, 'message': 'no'}}), flush=True); continue
-    print(json.dumps({'jsonrpc': '2.0', 'id': m['id'], 'result': r}), flush=True)
-";
     let path = format!("{weir_dir}/pid.py");
-    std::fs::write(&path, script).unwrap();
+    std::fs::write(&path, PID_SERVER).unwrap();
     format!("[upstreams.child]\ncommand = \"python3\"\nargs = [\"-u\", {path:?}]\n")
 }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use harness::scripted::Scripted;
-use harness::{PATIENCE, Weir, modern_request, upstream};
+use harness::{PATIENCE, PID_SERVER, Weir, modern_request, upstream};
 use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
 use hyper_util::client::legacy::Client;
@@ -29,20 +29,6 @@ const WARM_UP: u64 = 10;
 const SLACK: u64 = 24;
 /// How much memory may move between two looks: freed pages go back when the allocator likes.
 const MEMORY_SLACK: u64 = 12 << 20;
-
-const SERVER: &str = r"
-import json, os, sys
-for line in sys.stdin:
-    m = json.loads(line)
-    if 'id' not in m: continue
-    k = m['method']
-    if k == 'initialize': r = {'protocolVersion': '2025-06-18', 'capabilities': {'tools': {}}, 'serverInfo': {'name': 'p', 'version': '1'}}
-    elif k == 'tools/list': r = {'tools': [{'name': 'pid', 'inputSchema': {'type': 'object'}}]}
-    elif k == 'tools/call': r = {'content': [{'type': 'text', 'text': str(os.getpid())}]}
-    else:
-        print(json.dumps({'jsonrpc': '2.0', 'id': m['id'], 'error': {'code': -32601, 'message': 'no'}}), flush=True); continue
-    print(json.dumps({'jsonrpc': '2.0', 'id': m['id'], 'result': r}), flush=True)
-";
 
 const GATEWAY: &str = "builtin = false\ndrain_timeout = \"5s\"";
 // A reload is told in the log; calls are not, or the log would be the larger part of the work.
@@ -185,7 +171,7 @@ async fn many_reloads_under_load_fail_no_call_and_leave_nothing_behind() {
     let rounds: u64 = std::env::var("WEIR_RELOADS").map_or(100, |n| n.parse().unwrap());
     let dir = tempfile::tempdir().unwrap();
     let script = dir.path().join("server.py");
-    std::fs::write(&script, SERVER).unwrap();
+    std::fs::write(&script, PID_SERVER).unwrap();
     let script = script.to_str().unwrap();
     let (one, two) = (Scripted::fine(&["ok"]).await, Scripted::fine(&["extra"]).await);
     let weir = Weir::start(GATEWAY, &file(0, script, &one, &two));

@@ -2,6 +2,7 @@
 //! takes as long as ever, and memory has a ceiling. And ten thousand sessions that only listen.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -49,18 +50,23 @@ pub async fn run(options: &Options, promises: &mut Promises) -> Result<(), Strin
     sessions(options, promises).await
 }
 
-async fn calls(options: &Options, promises: &mut Promises) -> Result<(), String> {
-    let dir = options.dir.join(NAME);
-    std::fs::create_dir_all(&dir).map_err(|e| e.to_string())?;
+// A gateway with these settings over an upstream that takes `EACH` for a call.
+async fn slow(dir: &Path, gateway: String) -> Result<(Running, Gate), String> {
+    std::fs::create_dir_all(dir).map_err(|e| e.to_string())?;
     let mut peer = Peer::new("http");
     (peer.ports, peer.table) = (vec![free_port()], Some(dir.join("table")));
     std::fs::write(dir.join("table"), format!("tools/call => delay {}ms\n", EACH.as_millis()))
         .map_err(|e| e.to_string())?;
     let rest = section("up", &url(peer.ports[0]), "concurrency = { max = 400, queue = 400 }");
-    let _peer = Running::start(peer)?;
-    let gateway = format!("max_calls = {MAX_CALLS}");
+    let peer = Running::start(peer)?;
     let gate = Gate::start(Setup { dir: dir.join("weir"), gateway, rest, ..Setup::default() })?;
     gate.ready(&["up"]).await?;
+    Ok((peer, gate))
+}
+
+async fn calls(options: &Options, promises: &mut Promises) -> Result<(), String> {
+    let gateway = format!("max_calls = {MAX_CALLS}");
+    let (_peer, gate) = slow(&options.dir.join(NAME), gateway).await?;
     let at = gate.at;
     let time = Duration::from_secs(if options.short { 4 } else { 20 });
     let ask = Ask::Calls(Arc::new(vec!["up__echo".into()]));
@@ -120,17 +126,8 @@ async fn calls(options: &Options, promises: &mut Promises) -> Result<(), String>
 
 // Large calls, far more of them at once than there is memory for.
 async fn memory(options: &Options, promises: &mut Promises) -> Result<(), String> {
-    let dir = options.dir.join("memory");
-    std::fs::create_dir_all(&dir).map_err(|e| e.to_string())?;
-    let mut peer = Peer::new("http");
-    (peer.ports, peer.table) = (vec![free_port()], Some(dir.join("table")));
-    std::fs::write(dir.join("table"), format!("tools/call => delay {}ms\n", EACH.as_millis()))
-        .map_err(|e| e.to_string())?;
-    let rest = section("up", &url(peer.ports[0]), "concurrency = { max = 400, queue = 400 }");
-    let _peer = Running::start(peer)?;
     let gateway = format!("max_memory = \"{CEILING_MIB}MiB\"");
-    let gate = Gate::start(Setup { dir: dir.join("weir"), gateway, rest, ..Setup::default() })?;
-    gate.ready(&["up"]).await?;
+    let (_peer, gate) = slow(&options.dir.join("memory"), gateway).await?;
     let (at, time) = (gate.at, Duration::from_secs(if options.short { 3 } else { 10 }));
     let padding = Arc::new("x".repeat(LARGE));
     let watch = tokio::spawn(highest(gate.pid(), time));

@@ -1,18 +1,17 @@
 //! `weir plan`: asks the gateway that runs or, where none answers, finds out by itself.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::Full;
 use hyper::Request;
 use hyper::header::{CONTENT_TYPE, HOST};
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::{AppError, ServeOptions, adjust, boot};
+use super::{AppError, ServeOptions, adjust, asked, boot};
 use crate::admin::plan::{ANSWER_MAX, Planner, Wish};
 use crate::catalog::keep;
 use crate::catalog::slice::Slice;
@@ -141,12 +140,8 @@ impl Source {
         let file = boot_read(&self.options);
         let mut out: Vec<SocketAddr> = Vec::new();
         for config in kept.iter().chain(&file) {
-            let Some(mut at) = config.admin.listen.filter(|at| at.port() != 0) else { continue };
-            match at.ip() {
-                IpAddr::V4(ip) if ip.is_unspecified() => at.set_ip(Ipv4Addr::LOCALHOST.into()),
-                IpAddr::V6(ip) if ip.is_unspecified() => at.set_ip(Ipv6Addr::LOCALHOST.into()),
-                _ => {}
-            }
+            let Some(at) = config.admin.listen.filter(|at| at.port() != 0) else { continue };
+            let at = asked::reachable(at);
             if !out.contains(&at) {
                 out.push(at);
             }
@@ -262,19 +257,12 @@ async fn posted(at: SocketAddr, wish: &Wish) -> Result<Report, String> {
 async fn post(at: SocketAddr, body: Vec<u8>) -> Result<Bytes, String> {
     let dial = tokio::time::timeout(DIAL_TIME, TcpStream::connect(at)).await;
     let stream = dial.map_err(|_| "it does not answer".to_owned())?.map_err(|e| e.to_string())?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|e| e.to_string())?;
-    tokio::spawn(connection);
     let request = Request::post("/plan")
         .header(HOST, at.to_string())
         .header(CONTENT_TYPE, "application/json")
         .body(Full::new(Bytes::from(body)))
         .map_err(|e| e.to_string())?;
-    let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
-    let status = response.status().as_u16();
-    let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await;
-    let body = body.map_err(|e| e.to_string())?.to_bytes();
+    let (status, body) = asked::exchange(stream, request, ANSWER_MAX).await?;
     match status {
         200 => Ok(body),
         404 | 405 => Err("it does not know plans".to_owned()),

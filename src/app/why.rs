@@ -1,18 +1,17 @@
 //! `weir why`: ask the gateway that runs, over its admin listener.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::Full;
 use hyper::Request;
 use hyper::header::HOST;
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use crate::admin::why::path;
 use crate::gateway::why::Answer;
 
+use super::asked::{self, reachable};
 use super::{AppError, ServeOptions, read};
 
 /// How long the gateway may take; it answers from memory.
@@ -47,10 +46,10 @@ pub async fn why(
         ))
     };
     let path = path(consumer, tool);
-    let asked = tokio::time::timeout(PATIENCE, ask(address, &path));
-    let (status, body) = match asked.await {
+    let answered = tokio::time::timeout(PATIENCE, ask(address, &path));
+    let (status, body) = match answered.await {
         Ok(Ok(answer)) => answer,
-        Ok(Err(e)) => return Err(failed(e.to_string())),
+        Ok(Err(why)) => return Err(failed(why)),
         Err(_) => return Err(failed(format!("not within {} s", PATIENCE.as_secs()))),
     };
     match serde_json::from_str(&body) {
@@ -59,38 +58,10 @@ pub async fn why(
     }
 }
 
-// An address that stands for all of the machine is asked at home.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
-    if address.ip().is_unspecified() {
-        address.set_ip(match address.ip() {
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        });
-    }
-    address
-}
-
-type AnyError = Box<dyn std::error::Error + Send + Sync>;
-
-async fn ask(address: SocketAddr, path: &str) -> Result<(u16, String), AnyError> {
-    let stream = TcpStream::connect(address).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request =
-        Request::get(path).header(HOST, address.to_string()).body(Empty::<Bytes>::new())?;
-    let exchange = async {
-        let response = sender.send_request(request).await?;
-        let status = response.status().as_u16();
-        let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await?.to_bytes();
-        Ok::<_, AnyError>((status, String::from_utf8(body.to_vec())?))
-    };
-    tokio::pin!(exchange);
-    tokio::select! {
-        answer = &mut exchange => answer,
-        ended = connection => {
-            ended?;
-            // What had come before its end may be all.
-            exchange.await
-        }
-    }
+async fn ask(address: SocketAddr, path: &str) -> Result<(u16, String), String> {
+    let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
+    let request = Request::get(path).header(HOST, address.to_string());
+    let request = request.body(Full::default()).map_err(|e| e.to_string())?;
+    let (status, body) = asked::exchange(stream, request, ANSWER_MAX).await?;
+    Ok((status, String::from_utf8(body.to_vec()).map_err(|e| e.to_string())?))
 }

@@ -84,7 +84,11 @@ pub fn state_dir(text: &str, env: Env<'_>) -> PathBuf {
     dir(&root.table("gateway", ""), "state_dir", env, "XDG_STATE_HOME", ".local/state", "")
 }
 
-fn read_bounded(path: &Path, max: u64) -> std::io::Result<String> {
+/// Read a text of `max` bytes at most.
+///
+/// # Errors
+/// When it cannot be read, is longer, or is no text.
+pub fn read_bounded(path: &Path, max: u64) -> std::io::Result<String> {
     bounded(std::fs::File::open(path)?, max)
 }
 

@@ -73,10 +73,7 @@ impl Place {
 
     /// The text that was kept.
     pub fn load(&self) -> io::Result<String> {
-        if fs::metadata(&self.0)?.len() > config::FILE_MAX {
-            return Err(io::Error::from(io::ErrorKind::FileTooLarge));
-        }
-        fs::read_to_string(&self.0)
+        config::read_bounded(&self.0, config::FILE_MAX)
     }
 }
 

@@ -64,7 +64,7 @@ pub fn key(headers: &Headers) -> Option<&str> {
         let (scheme, key) = visible(value)?.split_once(' ')?;
         return scheme.eq_ignore_ascii_case("bearer").then(|| key.trim());
     }
-    headers.text(&HeaderName::from_static("x-api-key")).map(str::trim)
+    headers.text(&header::API_KEY).map(str::trim)
 }
 
 /// Whether the media type is JSON, whatever its parameters.

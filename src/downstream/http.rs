@@ -672,6 +672,6 @@ async fn collected(
 
 fn trace_headers(parts: &Head) -> TraceHeaders {
     let text = |name: &HeaderName| parts.headers.text(name).map(Box::from);
-    let parent = text(&HeaderName::from_static("traceparent"))?;
-    Some((parent, text(&HeaderName::from_static("tracestate"))))
+    let parent = text(&header::TRACEPARENT)?;
+    Some((parent, text(&header::TRACESTATE)))
 }

@@ -82,7 +82,7 @@ fn nobody(snapshot: &Snapshot, name: &str, tool: &str) -> Answer {
     let refused = Refused {
         reason: Reason::Unauthenticated.as_str().into(),
         layer: "consumer".into(),
-        since: Some(told(snapshot.configured_at)),
+        since: Some(rfc3339(snapshot.configured_at)),
         why: format!("there is no consumer \"{name}\"; there are: {}", names.join(", ")),
         key: Some(format!("consumers.{name}")),
         remedy: if open {
@@ -129,7 +129,7 @@ impl Case<'_> {
     }
 
     fn draining(&self) -> Option<Refused> {
-        let since = self.gateway.drains_since.get().map(|at| told(*at));
+        let since = self.gateway.drains_since.get().map(|at| rfc3339(*at));
         self.gateway.is_draining().then(|| Refused {
             since,
             remedy: "ask the gateway that takes its place".into(),
@@ -162,7 +162,7 @@ impl Case<'_> {
             _ => None,
         };
         Refused {
-            since: since.map(told),
+            since: since.map(rfc3339),
             remedy: "it passes by itself once the upstream has answered".into(),
             ..refused(&refusal, "catalog")
         }
@@ -255,14 +255,14 @@ fn absent(upstream: &Upstream, refusal: &Refusal, operator: bool) -> Refused {
     let at = |key: &str| Some(format!("upstreams.{name}.{key}"));
     let cause = operator && !condition.cause.is_empty();
     let known = Refused {
-        since: Some(told(condition.since)),
+        since: Some(rfc3339(condition.since)),
         cause: cause.then(|| condition.cause.to_string()),
         ..refused(refusal, "connection")
     };
     match refusal.reason {
         Reason::Maintenance | Reason::UpstreamDraining => Refused {
             layer: "maintenance".into(),
-            since: upstream.upkeep().map(|term| told(term.since)),
+            since: upstream.upkeep().map(|term| rfc3339(term.since)),
             cause: None,
             key: at("state"),
             remedy: match refusal.until {
@@ -323,7 +323,7 @@ fn by_guard(name: &str, terms: &Terms<'_>, outlook: &Outlook) -> Option<Refused>
             ("tool_rate", key, "wait, or raise per_second, burst or max_wait".into())
         }
     };
-    Some(Refused { since: age.map(told), key: Some(key), remedy, ..refused(refusal, layer) })
+    Some(Refused { since: age.map(rfc3339), key: Some(key), remedy, ..refused(refusal, layer) })
 }
 
 // As the caller is told it.
@@ -340,11 +340,7 @@ fn refused(refusal: &Refusal, layer: &str) -> Refused {
         layer: layer.into(),
         why: refusal.text.clone(),
         retry_after_ms: after,
-        opens_at: opens.map(told),
+        opens_at: opens.map(rfc3339),
         ..Refused::default()
     }
-}
-
-fn told(at: SystemTime) -> String {
-    rfc3339(at)
 }

@@ -16,6 +16,13 @@ pub const METHOD: HeaderName = HeaderName::from_static("mcp-method");
 /// Mirrors `params.name` or `params.uri` (2026-07-28).
 pub const NAME: HeaderName = HeaderName::from_static("mcp-name");
 
+/// A consumer's key, besides `Authorization`.
+pub const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// The span of who calls (W3C Trace Context).
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// What goes with it.
+pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+
 const OPEN: &str = "=?base64?";
 const CLOSE: &str = "?=";
 

@@ -70,13 +70,16 @@ pub fn usage(supervisors: &[u32]) -> Vec<Option<Usage>> {
     vec![None; supervisors.len()]
 }
 
+/// What the kernel says in `/proc/PID/status` of the memory that is in RAM, in KiB.
+pub fn resident_kib(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse().ok()
+}
+
 #[cfg(target_os = "linux")]
 fn resident(pid: i32) -> Option<u64> {
     let status = std::fs::read(format!("/proc/{pid}/status")).ok()?;
-    let status = String::from_utf8_lossy(&status);
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
+    Some(resident_kib(&String::from_utf8_lossy(&status))? * 1024)
 }
 
 #[cfg(all(test, target_os = "linux"))]

@@ -26,10 +26,8 @@ const NAME: &str = "no_write_arrives_twice_wherever_it_is_cut";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(("peer", rest)) = arguments.split_first().map(|(a, b)| (a.as_str(), b)) {
-        let Some(peer) = faulty::Peer::read(rest) else { return ExitCode::FAILURE };
-        peer.run();
-        return ExitCode::SUCCESS;
+    if let Some(code) = faulty::main_if_asked(&arguments) {
+        return code;
     }
     if arguments.iter().any(|a| a == "--list") {
         println!("{NAME}: test");

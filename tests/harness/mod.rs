@@ -23,6 +23,21 @@ use serde_json::{Value, json};
 /// Patience for things that take as long as the machine lets them; never a measurement.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A stdio server in Python whose one tool, `pid`, tells its process id.
+pub const PID_SERVER: &str = r"
+import json, os, sys
+for line in sys.stdin:
+    m = json.loads(line)
+    if 'id' not in m: continue
+    k = m['method']
+    if k == 'initialize': r = {'protocolVersion': '2025-06-18', 'capabilities': {'tools': {}}, 'serverInfo': {'name': 'p', 'version': '1'}}
+    elif k == 'tools/list': r = {'tools': [{'name': 'pid', 'inputSchema': {'type': 'object'}}]}
+    elif k == 'tools/call': r = {'content': [{'type': 'text', 'text': str(os.getpid())}]}
+    else:
+        print(json.dumps({'jsonrpc': '2.0', 'id': m['id'], 'error': {'code': -32601, 'message': 'no'}}), flush=True); continue
+    print(json.dumps({'jsonrpc': '2.0', 'id': m['id'], 'result': r}), flush=True)
+";
+
 /// The folder with the installed real peers (see `tests/peers/install`), installed on first use.
 pub fn peers() -> PathBuf {
     static PEERS: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();

@@ -1,5 +1,6 @@
 //! Why a name leads nowhere in a consumer's view. For operators alone.
 
+use crate::catalog::freshness::rfc3339;
 use crate::catalog::merge::DropReason;
 use crate::catalog::naming::upstream_of_name;
 use crate::catalog::view::{Hidden, HiddenBy};
@@ -9,7 +10,7 @@ use crate::failure::Reason;
 use crate::gateway::builtin;
 use crate::protocol::method::ListKind;
 
-use super::{Case, Refused, told};
+use super::{Case, Refused};
 
 /// Most names that are compared with a mistyped one, and its longest that is: it is a courtesy.
 const COMPARED_MAX: usize = 1000;
@@ -18,7 +19,7 @@ const COMPARED_LENGTH_MAX: usize = 128;
 impl Case<'_> {
     /// What hides the name, or that there is none. `since` is when the configuration was taken.
     pub(super) fn unseen(&self) -> Refused {
-        let since = Some(told(self.snapshot.configured_at));
+        let since = Some(rfc3339(self.snapshot.configured_at));
         let found = match self.view.hidden(ListKind::Tools, self.tool) {
             Some(hidden) => self.hidden(&hidden),
             None => self.unknown(),

@@ -39,6 +39,7 @@ mod words;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use table::Tables;
@@ -62,6 +63,16 @@ pub struct Peer {
     pub nice: i32,
     /// The processor that it stays on.
     pub cpu: Option<usize>,
+}
+
+/// Be such a server if the arguments of this program say so (`peer …`).
+pub fn main_if_asked(arguments: &[String]) -> Option<ExitCode> {
+    let ("peer", rest) = arguments.split_first().map(|(a, b)| (a.as_str(), b))? else {
+        return None;
+    };
+    let Some(peer) = Peer::read(rest) else { return Some(ExitCode::FAILURE) };
+    peer.run();
+    Some(ExitCode::SUCCESS)
 }
 
 impl Peer {
