@@ -32,7 +32,7 @@ pub struct Held {
 
 /// What it holds now.
 pub async fn held(gate: &Gate, mark: &str) -> Held {
-    let tasks = gate.status().await["tasks"].as_u64().unwrap_or(0);
+    let tasks = gate.metric("weir_process_tasks", "").await as u64;
     Held { rss: gate.rss(), fds: gate.fds(), tasks, children: gate::processes(mark).len() }
 }
 

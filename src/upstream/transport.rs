@@ -9,6 +9,7 @@
 //! goes to the receiver of [`Unasked`] that the wire was started with.
 
 pub mod http;
+mod pace;
 pub mod pipe;
 pub mod sse;
 pub mod stdio;

@@ -380,6 +380,7 @@ impl Inner {
             match frame.kind() {
                 Kind::Notification => {
                     add(&self.counters.notices, 1);
+                    events.unasked();
                     on_notice(frame);
                 }
                 Kind::Request => {

@@ -52,7 +52,11 @@ pub async fn connect(
             tokio::select! {
                 () = asked.cancelled() => break closing(),
                 heard = events.next() => match heard {
-                    Ok(Some(data)) => table.take(Heard::Whole(data)),
+                    Ok(Some(data)) => {
+                        if !table.take(Heard::Whole(data)) {
+                            events.unasked();
+                        }
+                    }
                     Ok(None) => break stream_ended(events.broken.take()),
                     Err(_) => {
                         count(&table.counters.oversize);

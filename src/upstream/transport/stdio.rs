@@ -186,7 +186,11 @@ async fn read(
         let next = lines.next().await;
         add(&table.counters.bytes_in, lines.take_bytes());
         match next {
-            Ok(Some(line)) => table.take(line),
+            Ok(Some(line)) => {
+                if !table.take(line) {
+                    lines.unasked();
+                }
+            }
             Ok(None) | Err(_) => return,
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use hyper::header::{
     CONNECTION, HOST, HeaderValue, LOCATION, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
     SEC_WEBSOCKET_VERSION, UPGRADE,
@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Unasked;
 use super::http::{self, ForUpgrade};
+use super::pace::Pace;
 use super::pipe::{
     Heard, Inside, LAST_WORDS, Lost, Outbox, Outgoing, Pipe, PipeCounters, Table, add, closing,
     count,
@@ -209,17 +210,28 @@ async fn read<S: AsyncRead + AsyncWrite + Unpin>(
     table: &Table,
     max: usize,
 ) -> (Lost, CloseCode) {
+    let mut pace = Pace::default();
     loop {
         // One that writes faster than we read would else never let go of the task.
         tokio::task::coop::consume_budget().await;
-        let Ok(heard) = timeout(SILENCE_MAX, stream.next()).await else {
+        let there = stream.next().now_or_never();
+        if there.is_none() {
+            pace.rest().await;
+        }
+        let heard = match there {
+            Some(heard) => Ok(heard),
+            None => timeout(SILENCE_MAX, stream.next()).await,
+        };
+        let Ok(heard) = heard else {
             let lost = Lost::new("the upstream gave no sign of life on its WebSocket");
             return (lost, CloseCode::Away);
         };
         match heard {
             Some(Ok(Message::Text(text))) => {
                 add(&table.counters.bytes_in, text.len() as u64);
-                table.take(Heard::Whole(text.into()));
+                if !table.take(Heard::Whole(text.into())) {
+                    pace.count();
+                }
             }
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
             Some(Ok(Message::Binary(_))) => {

@@ -12,6 +12,7 @@ use http_body_util::BodyExt as _;
 use crate::failure::Fault;
 use crate::protocol::message::Frame;
 use crate::protocol::sse::{Event, EventTooLarge, Parser};
+use crate::upstream::transport::pace::Pace;
 
 use super::body::Body;
 use super::retry_after::PAUSE_MAX;
@@ -21,6 +22,7 @@ use super::{HttpCounters, add};
 pub struct Events {
     body: Body,
     parser: Parser,
+    pace: Pace,
     counters: Arc<HttpCounters>,
     pub last_event_id: Option<String>,
     pub retry: Option<Duration>,
@@ -32,6 +34,7 @@ impl Events {
         Events {
             body,
             parser: Parser::new(max_message),
+            pace: Pace::default(),
             counters,
             last_event_id: None,
             retry: None,
@@ -62,6 +65,7 @@ impl Events {
                 self.retry = event.retry.map(|pause| pause.min(PAUSE_MAX)).or(self.retry);
                 return Ok(Some(event));
             }
+            self.pace.rest().await;
             match self.body.frame().await {
                 None => return Ok(None),
                 Some(Err(error)) => {
@@ -77,6 +81,11 @@ impl Events {
                 }
             }
         }
+    }
+
+    /// The last message was nothing that was waited for. Who says many such is listened to less.
+    pub fn unasked(&mut self) {
+        self.pace.count();
     }
 
     /// What is left after the answer: nothing, if the end has arrived already.
@@ -149,6 +158,7 @@ impl EventStream {
     pub async fn next(&mut self) -> Result<Option<Frame>, Fault> {
         loop {
             let Some(data) = self.events.next().await.map_err(too_large)? else { return Ok(None) };
+            self.events.unasked();
             if let Ok(frame) = Frame::scan(data) {
                 return Ok(Some(frame));
             }

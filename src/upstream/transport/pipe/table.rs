@@ -160,8 +160,8 @@ impl Table {
         inner.lost.get_or_insert(lost);
     }
 
-    /// Something came.
-    pub fn take(&self, heard: Heard) {
+    /// Something came. `false`: nobody had asked for it, and no call is concerned.
+    pub fn take(&self, heard: Heard) -> bool {
         self.saw_output.store(true, Ordering::Relaxed);
         match heard {
             Heard::TooLong(glance) => self.too_long(&glance),
@@ -172,7 +172,7 @@ impl Table {
         }
     }
 
-    fn message(&self, frame: Frame) {
+    fn message(&self, frame: Frame) -> bool {
         match frame.kind() {
             Kind::Request => self.request(frame),
             Kind::Notification => self.notification(frame),
@@ -180,7 +180,7 @@ impl Table {
         }
     }
 
-    fn answer(&self, frame: Frame) {
+    fn answer(&self, frame: Frame) -> bool {
         let mut inner = self.lock();
         let id = match frame.id() {
             Some(raw) => number(&raw),
@@ -189,7 +189,8 @@ impl Table {
         let known = id.filter(|id| inner.waiting.get(id).is_some_and(|slot| slot.is_sent()));
         if let Some(slot) = known.and_then(|id| inner.finish(id, Finish::Answered)) {
             drop(inner);
-            return slot.answer(Ok(frame));
+            slot.answer(Ok(frame));
+            return true;
         }
         let before = inner.recent.iter().rev().find(|(done, _)| Some(*done) == id).map(|r| r.1);
         drop(inner);
@@ -203,9 +204,10 @@ impl Table {
         if before != Some(Finish::Abandoned) && self.strays.due() {
             tracing::warn!(upstream = %self.upstream, bytes = frame.bytes().len(), "{what} was dropped");
         }
+        before == Some(Finish::Abandoned)
     }
 
-    fn request(&self, frame: Frame) {
+    fn request(&self, frame: Frame) -> bool {
         if let Err(TrySendError::Full(unasked) | TrySendError::Closed(unasked)) =
             self.unasked.try_send(Unasked::Request(frame))
         {
@@ -217,9 +219,10 @@ impl Table {
                 self.aside(response(&id, Kind::Error, error.to_raw().get().as_bytes()));
             }
         }
+        false
     }
 
-    fn notification(&self, frame: Frame) {
+    fn notification(&self, frame: Frame) -> bool {
         let owner = {
             let inner = self.lock();
             let id = concerns(&frame).or_else(|| {
@@ -230,6 +233,7 @@ impl Table {
             });
             id.and_then(|id| inner.waiting.get(&id).cloned())
         };
+        let concerned = owner.is_some();
         let kept = match owner {
             Some(slot) => slot.notice(frame),
             None => self.unasked.try_send(Unasked::Notification(frame)).is_ok(),
@@ -237,6 +241,7 @@ impl Table {
         if !kept {
             self.flooded();
         }
+        concerned
     }
 
     fn flooded(&self) {
@@ -249,7 +254,7 @@ impl Table {
         }
     }
 
-    fn too_long(&self, glance: &Glance) {
+    fn too_long(&self, glance: &Glance) -> bool {
         count(&self.counters.oversize);
         let limit = self.max_message;
         let whose = glance.answers();
@@ -263,19 +268,20 @@ impl Table {
                 "a message larger than max_message was skipped"
             );
         }
+        told
     }
 
-    fn no_message(&self, line: &[u8], error: &FrameError) {
+    fn no_message(&self, line: &[u8], error: &FrameError) -> bool {
         count(&self.counters.noise_lines);
         if line.iter().all(u8::is_ascii_whitespace) {
-            return;
+            return false;
         }
         if let Some(id) = Glance::at(line).answers() {
             let text = "the answer is not a valid message";
             // What serde says of JSON may quote it, and results are nobody's business in a log.
             let fault = Fault::new(Reason::Garbled, Delivery::Unknown, text).because(kind(error));
             if self.fail_one(id, fault) {
-                return;
+                return true;
             }
         }
         if self.noise.due() {
@@ -291,6 +297,7 @@ impl Table {
                 "what the upstream sent is no message and was skipped"
             );
         }
+        false
     }
 
     /// This one request comes to nothing; `false`: it does not wait any more.
