@@ -11,12 +11,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hashbrown::HashMap;
-use sha2::{Digest, Sha256};
 
 use super::freshness::Freshness;
 use super::naming::{exposed_name, exposed_uri, native_uri, upstream_of_name};
 use super::shelf::Shelf;
-use super::slice::{BAD_MAX, BadItem, Item, List, Slice};
+use super::slice::{BAD_MAX, BadItem, Item, List, Mark, Slice, mark};
 use crate::config::{KeyPlace, KeyRules, Patterns, TransportConfig, UpstreamConfig, UrlTransport};
 use crate::protocol::address::{UriHolder, uri_edits};
 use crate::protocol::idempotency;
@@ -73,8 +72,8 @@ pub(super) struct Entry {
     pub exposed: Arc<str>,
     /// The item as clients see it.
     pub raw: Bytes,
-    /// Of `raw`, to tell changes; 128 bits of SHA-256.
-    pub digest: [u8; 16],
+    /// Of `raw`, to tell changes.
+    pub digest: Mark,
     /// A tool's parameters that are mirrored in headers.
     pub params: Arc<[Param]>,
     /// The tool declares the argument that is to hold the key of a call.
@@ -398,6 +397,7 @@ impl Entry {
             let text = serde_json::to_vec(&*exposed).expect("a string serialises");
             splice.replace(item.key_span.clone(), text);
         }
+        let renamed = splice.len();
         let holder = match kind {
             ListKind::Tools => Some(UriHolder::Tool),
             ListKind::Skills => Some(UriHolder::SkillFiles),
@@ -414,9 +414,11 @@ impl Entry {
                 splice.replace(cut.start + schema.start..cut.end + schema.start, b"".as_slice());
             }
         }
+        let as_it_came = splice.len() == renamed;
         let raw = splice.apply(&item.raw);
-        let digest: [u8; 32] = Sha256::digest(&raw).into();
-        let digest = std::array::from_fn(|n| digest[n]);
+        // What only has another name need not be read again.
+        let digest =
+            if as_it_came { mark(&[&item.digest, exposed.as_bytes()]) } else { mark(&[&raw]) };
         Entry { exposed, raw, digest, params, declares_key: false, item: number }
     }
 }

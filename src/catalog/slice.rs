@@ -9,8 +9,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use ring::digest::{Context, SHA256};
 use serde_json::value::RawValue;
-use sha2::{Digest, Sha256};
 
 use crate::protocol::message::one_line;
 use crate::protocol::meta::Members;
@@ -54,7 +54,7 @@ pub struct About {
 pub struct List {
     /// The items, no two with the same key.
     pub items: Vec<Item>,
-    /// SHA-256 over the raw items: the same digest means nothing changed.
+    /// SHA-256 over the items' digests: the same digest means nothing changed.
     pub digest: [u8; 32],
     /// The first [`BAD_MAX`] items that were dropped.
     pub bad: Vec<Bad>,
@@ -74,6 +74,32 @@ pub struct Item {
     pub hints: Hints,
     /// Where a tool's `inputSchema` stands in `raw`.
     pub schema: Option<Range<usize>>,
+    /// Of `raw`, to tell changes.
+    pub digest: Mark,
+}
+
+/// Tells texts apart: 128 bits of SHA-256.
+pub type Mark = [u8; 16];
+
+/// The mark of these texts, in this order.
+// From `ring`: where the processor has no instruction for it, that is twice as fast as any other,
+// and a catalog is megabytes.
+pub(super) fn mark(texts: &[&[u8]]) -> Mark {
+    let mut context = Context::new(&SHA256);
+    for text in texts {
+        context.update(&(text.len() as u64).to_le_bytes());
+        context.update(text);
+    }
+    let whole = context.finish();
+    std::array::from_fn(|n| whole.as_ref()[n])
+}
+
+/// SHA-256 of these marks, in this order.
+pub(super) fn digest_of<'a>(marks: impl IntoIterator<Item = &'a Mark>) -> [u8; 32] {
+    let mut context = Context::new(&SHA256);
+    marks.into_iter().for_each(|mark| context.update(mark));
+    let whole = context.finish();
+    std::array::from_fn(|n| whole.as_ref()[n])
 }
 
 /// A tool's own word on its effects (2025-03-26 server/tools, "annotations"): hints, not promises.
@@ -315,14 +341,9 @@ impl Building {
 
     fn finish(self) -> Arc<List> {
         self.kept.unwrap_or_else(|| {
-            let mut digest = Sha256::new();
-            for item in &self.items {
-                digest.update((item.raw.len() as u64).to_le_bytes());
-                digest.update(&item.raw);
-            }
             Arc::new(List {
+                digest: digest_of(self.items.iter().map(|item| &item.digest)),
                 items: self.items,
-                digest: digest.finalize().into(),
                 bad: self.bad,
                 bad_total: self.bad_total,
             })
@@ -362,7 +383,8 @@ fn read_item(kind: ListKind, raw: Bytes) -> Result<Item, (Option<Arc<str>>, BadI
             members.get("execution").map(|e| TaskSupport::read(e.get())).unwrap_or_default();
     }
     let key_span = range_of(&raw, place.get().as_bytes());
-    Ok(Item { raw, key, key_span, hints, schema })
+    let digest = mark(&[&raw]);
+    Ok(Item { raw, key, key_span, hints, schema, digest })
 }
 
 #[cfg(test)]

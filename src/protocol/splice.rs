@@ -26,6 +26,11 @@ impl<'a> Splice<'a> {
         self.edits.push((range, with.into()));
     }
 
+    /// How many edits there are.
+    pub fn len(&self) -> usize {
+        self.edits.len()
+    }
+
     /// True if nothing would change.
     pub fn is_empty(&self) -> bool {
         self.edits.is_empty()

@@ -5,12 +5,12 @@ use std::sync::{Arc, OnceLock};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::BufMut;
-use sha2::{Digest, Sha256};
 
 use super::View;
 use crate::call::Form;
 use crate::catalog::merge::{Merged, Place};
 use crate::catalog::shelf::{Key, Pages};
+use crate::catalog::slice::digest_of;
 use crate::protocol::method::ListKind;
 use crate::protocol::older;
 use crate::protocol::prepared::Prepared;
@@ -84,13 +84,12 @@ impl View {
 
     fn prepared(&self, kind: ListKind) -> &Listed {
         self.shown[kind as usize].0.get_or_init(|| {
-            let mut digest = Sha256::new();
             let mut places = Vec::new();
-            for (place, entry) in self.entries(kind) {
-                digest.update(entry.digest);
+            let digest = digest_of(self.entries(kind).map(|(place, entry)| {
                 places.push(place);
-            }
-            Listed { places, digest: digest.finalize().into(), pages: OnceLock::new() }
+                &entry.digest
+            }));
+            Listed { places, digest, pages: OnceLock::new() }
         })
     }
 
