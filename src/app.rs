@@ -190,10 +190,11 @@ fn start(
     let (orders, orders_rx) = mpsc::channel(ORDERS_MAX);
     let load: control::Load = match origin {
         Some(Origin { options, says, seen, .. }) => {
-            tokio::spawn(watch::file(options.config.clone(), seen, orders.clone()));
+            let loaded = watch::Loaded::new(seen);
+            tokio::spawn(watch::file(options.config.clone(), loaded.clone(), orders.clone()));
             tokio::spawn(watch::hangup(orders.clone()));
             let said = Mutex::new(says);
-            control::load_from(options.config.clone(), move |c| {
+            control::load_from(options.config.clone(), loaded, move |c| {
                 let now = adjust(&options, c)?;
                 let mut said = said.lock().expect("no panic while held");
                 tell_hidden(&options, std::mem::replace(&mut said, now), now);

@@ -24,7 +24,7 @@ mod tests;
 pub mod watch;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use hashbrown::{HashMap, HashSet};
@@ -37,7 +37,7 @@ use crate::catalog::merge::{Catalog, Part};
 use crate::catalog::slice::Slice;
 use crate::catalog::view::View;
 use crate::config::secret::{Scrubber, Secret};
-use crate::config::{Config, Trouble, UpstreamConfig};
+use crate::config::{self, Config, Trouble, UpstreamConfig};
 use crate::gateway::Gateway;
 use crate::gateway::builtin;
 use crate::gateway::snapshot::Snapshot;
@@ -46,7 +46,7 @@ use crate::identity::Identity;
 use crate::observe::Observe;
 use crate::protocol::method::ListKind;
 use crate::upstream::keeper::{Event, Told};
-use crate::upstream::{Site, Upstream};
+use crate::upstream::{Rates, Site, Upstream};
 
 use successor::Successor;
 
@@ -70,6 +70,8 @@ pub struct Control {
     offers: HashMap<Arc<str>, Offer>,
     // New instances that are not ready yet: the old one of the name serves until they are.
     successors: HashMap<Arc<str>, Successor>,
+    // Let go of, with calls that go on.
+    leaving: Vec<Weak<Upstream>>,
     standing: Standing,
     // Where configurations that proved good are kept; and the text of one that has yet to.
     good: Option<good::Place>,
@@ -111,6 +113,7 @@ impl Control {
             events_tx,
             offers: HashMap::new(),
             successors: HashMap::new(),
+            leaving: Vec::new(),
             standing: Standing::default(),
             good: None,
             candidate: None,
@@ -137,7 +140,7 @@ impl Control {
         let mut upstreams = HashMap::new();
         let scrubber = self.scrubber(&config);
         for c in config.upstreams.iter().filter(|c| c.enabled) {
-            upstreams.insert(c.name.clone(), self.start(c, &scrubber));
+            upstreams.insert(c.name.clone(), self.start(c, &scrubber, None));
         }
         // It starts, so it is good; whether each upstream does, a later start would see too.
         if self.standing.last_good.is_none() {
@@ -157,7 +160,12 @@ impl Control {
         Scrubber::new(self.secrets.iter().cloned())
     }
 
-    fn start(&mut self, config: &Arc<UpstreamConfig>, scrubber: &Scrubber) -> Arc<Upstream> {
+    fn start(
+        &mut self,
+        config: &Arc<UpstreamConfig>,
+        scrubber: &Scrubber,
+        rates: Option<Rates>,
+    ) -> Arc<Upstream> {
         let kept = keep::load(
             &self.site.state_dir,
             &config.name,
@@ -188,6 +196,7 @@ impl Control {
             scrubber.clone(),
             self.events_tx.clone(),
             kept.map(|(slice, _)| slice),
+            rates,
         )
     }
 
@@ -383,9 +392,13 @@ impl Control {
         }
     }
 
-    fn retire(&self, old: Arc<Upstream>, patience: Duration) {
+    // One that is replaced has all the time that its calls have; `patience` is for others.
+    fn retire(&mut self, old: Arc<Upstream>, patience: Option<Duration>) {
         old.silence();
         self.observe.metrics.settle(&old.name, old.incarnation, old.totals());
+        self.leaving.retain(|one| one.strong_count() > 0);
+        self.leaving.push(Arc::downgrade(&old));
+        let patience = patience.unwrap_or_else(|| old.longest_call());
         tokio::spawn(async move { old.retire(patience).await });
     }
 
@@ -405,11 +418,10 @@ impl Control {
         let all: Vec<_> = snapshot
             .upstreams
             .values()
-            .chain(self.successors.values().map(|s| &s.upstream))
-            .map(|u| {
-                let u = u.clone();
-                tokio::spawn(async move { u.retire(patience).await })
-            })
+            .cloned()
+            .chain(self.successors.values().map(|s| s.upstream.clone()))
+            .chain(self.leaving.iter().filter_map(Weak::upgrade))
+            .map(|u| tokio::spawn(async move { u.retire(patience).await }))
             .collect();
         let wait = async {
             for one in all {
@@ -427,14 +439,18 @@ impl Control {
     }
 }
 
-/// Where the configuration comes from, read anew at each reload.
+/// Where the configuration comes from, read anew at each reload; `loaded` learns what was read.
 pub fn load_from(
     path: PathBuf,
+    loaded: watch::Loaded,
     adjust: impl Fn(&mut Config) -> Result<(), String> + Send + 'static,
 ) -> Load {
     Box::new(move || {
-        let mut config = crate::config::load(&path, &|name| std::env::var(name).ok())
-            .map_err(|problems| problems.to_string())?;
+        let told = |problems: config::problem::Problems| problems.to_string();
+        let text = config::read_text(&path).map_err(told)?;
+        loaded.set(Ok(text.clone().into_bytes()));
+        let (name, env) = (path.display().to_string(), |name: &str| std::env::var(name).ok());
+        let mut config = config::parse(&text, &name, &env, &config::read_secret).map_err(told)?;
         adjust(&mut config)?;
         Ok(config)
     })

@@ -14,6 +14,10 @@ use std::time::{Duration, SystemTime};
 use crate::protocol::error::{self, ErrorObject};
 use crate::protocol::meta::key::OWN_PREFIX;
 
+/// What a refusal says of its outcome when nothing was done upstream; also understood of other
+/// gateways like this one.
+pub const NO_EFFECT: &str = "no_effect";
+
 /// Least pause that a caller is told. While an upstream is being restarted the next try is always
 /// now, and a caller that repeats at once would only find the same.
 const PAUSE_TOLD_MIN: Duration = Duration::from_millis(100);
@@ -243,6 +247,8 @@ impl Reason {
                 | Reason::Overloaded
                 | Reason::ConnectFailed
                 | Reason::ConnectionLost
+                | Reason::MemoryExceeded
+                | Reason::Retired
         )
     }
 
@@ -446,7 +452,7 @@ impl Failure {
 
     /// `no_effect` or `unknown`: what the caller may assume about effects upstream.
     pub fn outcome(&self) -> &'static str {
-        if self.outcome_unknown { "unknown" } else { "no_effect" }
+        if self.outcome_unknown { "unknown" } else { NO_EFFECT }
     }
 
     /// The sentence with what the caller needs to act on it.

@@ -59,7 +59,7 @@ use concurrency::{Concurrency, Crowded, Permit};
 use retry::Retry;
 use throttle::Throttle;
 
-use crate::config::GuardConfig;
+use crate::config::{GuardConfig, RateConfig};
 use crate::failure::{Delivery, Failure, Fault, Reason, Refusal};
 
 /// The guard of one upstream.
@@ -68,7 +68,7 @@ pub struct Guard {
     upstream: Arc<str>,
     breaker: Breaker,
     concurrency: Concurrency,
-    limiter: Limiter,
+    limiter: Arc<Limiter>,
     retry: Retry,
     throttle: ArcSwap<Throttle>,
     upkeep: Upkeep,
@@ -185,13 +185,24 @@ impl Guard {
         Guard {
             breaker: Breaker::new(upstream.clone(), config.breaker),
             concurrency: Concurrency::new(config.concurrency),
-            limiter: Limiter::new(config.rate.as_ref()),
+            limiter: Arc::new(Limiter::new(config.rate.as_ref())),
             retry: Retry::new(config.retry, jitter),
             throttle: ArcSwap::from_pointee(Throttle::new(&config.throttle)),
             upkeep: Upkeep::default(),
             tally: Tally::default(),
             upstream,
         }
+    }
+
+    /// What counts the calls to the upstream; its successor goes on with it.
+    pub fn limiter(&self) -> &Arc<Limiter> {
+        &self.limiter
+    }
+
+    /// Go on with the tokens and the pause of another instance, at this rate.
+    pub fn limit_by(&mut self, limiter: Arc<Limiter>, rate: Option<&RateConfig>) {
+        limiter.reconfigure(rate);
+        self.limiter = limiter;
     }
 
     /// Take new settings. Breaker state, tokens, waiters and counters are kept; each part says

@@ -31,15 +31,15 @@ mod mirror;
 pub mod outbound;
 pub mod outlook;
 mod pages;
+mod rates;
 pub mod replicas;
 pub mod starts;
 pub mod subscriptions;
 mod tasks;
 pub mod transport;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -50,14 +50,16 @@ use tokio_util::sync::CancellationToken;
 use crate::call::{Call, Consumer, Counted, Notices, Passed, Terminal};
 use crate::catalog::slice::Slice;
 use crate::catalog::view::Route;
+use crate::config::UpstreamConfig;
 use crate::config::secret::Scrubber;
-use crate::config::{ToolRule, UpstreamConfig};
 use crate::failure::{Delivery, Failure, Fault, Reason, Refusal};
-use crate::guard::{Ask, Deadline, Guard, Hedge, Limiter, Spent};
+use crate::guard::{Ask, Deadline, Guard, Hedge, Spent};
 use crate::observe::metrics::Totals;
 use crate::protocol::address::Parsed;
 use crate::protocol::message::Frame;
 use crate::protocol::task::{TaskSupport, Tasks};
+
+pub use rates::Rates;
 
 use asking::Asking;
 use condition::{Condition, State};
@@ -111,7 +113,7 @@ pub struct Upstream {
     config: ArcSwap<UpstreamConfig>,
     guard: Guard,
     // Buckets of tool rules, by pattern; replaced as a whole on reload.
-    tool_limiters: ArcSwap<HashMap<String, Arc<Limiter>>>,
+    tool_limiters: ArcSwap<rates::OfTools>,
     condition: watch::Receiver<Condition>,
     connector: Arc<Connector>,
     // Conversations besides the keeper's, of callers who can be asked.
@@ -203,6 +205,7 @@ impl Upstream {
         scrubber: Scrubber,
         events: keeper::Events,
         kept: Option<Arc<Slice>>,
+        rates: Option<Rates>,
     ) -> Arc<Upstream> {
         let (condition_tx, condition) = watch::channel(Condition::starting());
         let counters = Counters::default();
@@ -214,9 +217,11 @@ impl Upstream {
                 condition,
                 (condition_tx, events),
                 kept,
+                rates,
             );
         }
-        let upstream = Upstream::new(config, &connector, &counters, condition, None, Weak::new());
+        let whole = Weak::new();
+        let upstream = Upstream::new(config, &connector, &counters, condition, None, whole, rates);
         let upstream = Arc::new(upstream);
         upstream.keep(connector, notes, events, condition_tx, kept.as_ref());
         upstream
@@ -229,17 +234,21 @@ impl Upstream {
         condition: watch::Receiver<Condition>,
         replicas: Option<Replicas>,
         whole: Weak<Upstream>,
+        rates: Option<Rates>,
     ) -> Upstream {
+        let mut guard = Guard::new(config.name.clone(), &config.guard);
+        guard.keep_up(config.upkeep.as_ref());
+        let tools = rates.as_ref().map(|rates| &*rates.tools);
+        let tool_limiters = ArcSwap::from_pointee(rates::of_tools(&config.tools, tools));
+        if let Some(rates) = rates {
+            guard.limit_by(rates.whole, config.guard.rate.as_ref());
+        }
         Upstream {
             name: config.name.clone(),
             connector: connector.clone(),
             leases: Arc::default(),
-            guard: {
-                let guard = Guard::new(config.name.clone(), &config.guard);
-                guard.keep_up(config.upkeep.as_ref());
-                guard
-            },
-            tool_limiters: ArcSwap::from_pointee(limiters(&config.tools, None)),
+            guard,
+            tool_limiters,
             config: ArcSwap::new(config),
             condition,
             in_flight: Arc::default(),
@@ -411,7 +420,7 @@ impl Upstream {
         self.guard.reconfigure(&config.guard);
         self.guard.keep_up(config.upkeep.as_ref());
         let old = self.tool_limiters.load_full();
-        self.tool_limiters.store(Arc::new(limiters(&config.tools, Some(&old))));
+        self.tool_limiters.store(Arc::new(rates::of_tools(&config.tools, Some(&old))));
         self.connector.family.ceiling.store(ceiling(&config), Ordering::Relaxed);
         if let Some(replicas) = &self.replicas {
             replicas.reconfigure(&config);
@@ -449,6 +458,13 @@ impl Upstream {
         if let Some(task) = task {
             let _ = task.await;
         }
+    }
+
+    /// The longest that a call of it can take.
+    pub fn longest_call(&self) -> Duration {
+        let config = self.config.load();
+        let tools = config.tools.iter().filter_map(|rule| rule.call_timeout);
+        tools.fold(config.max_call_timeout.max(config.call_timeout), Duration::max)
     }
 
     /// Carry one call. The only door to a link: it takes a [`Route`], which only a view makes.
@@ -514,11 +530,11 @@ impl Upstream {
                 task: None,
             },
         };
-        let begun = AtomicBool::new(false);
+        let attempts = AtomicU32::new(0);
         let trip = self.replicas.as_ref().map(|_| Trip::new(read_only));
         let (errand, trip) = (&errand, trip.as_ref());
         let carried = self.guard.run(&ask, &deadline, |number| {
-            begun.store(true, Ordering::Relaxed);
+            attempts.fetch_max(number, Ordering::Relaxed);
             // In one place on the heap: it is handed through the guard, which must not copy it.
             Box::pin(async move {
                 if errand.hedge.is_some_and(|(hedge, _)| hedge.is_beside(number)) {
@@ -538,16 +554,18 @@ impl Upstream {
             // Whoever waited for calls to end waits no more: the caller learns that, and when.
             () = self.stop.cancelled() => {
                 let text = "the gateway let go of the upstream before the answer came";
-                let begun = begun.load(Ordering::Relaxed);
-                let delivery = if begun { Delivery::Unknown } else { Delivery::NotSent };
+                let attempts = attempts.load(Ordering::Relaxed);
+                let delivery = if attempts > 0 { Delivery::Unknown } else { Delivery::NotSent };
                 let fault = Fault::new(Reason::Retired, delivery, text);
-                let spent = Spent { attempts: begun.into(), ..Spent::default() };
-                (Err(Failure::from_fault(fault, &self.name, !read_only)), spent)
+                let mut failure = Failure::from_fault(fault, &self.name, !read_only);
+                failure.keyed = errand.key.is_some() && attempts > 1;
+                (Err(failure), Spent { attempts, ..Spent::default() })
             }
         };
         match result {
             Ok((Terminal::Passed(Passed { bytes, broken: Some(fault) }), _)) => {
-                let failure = Failure::from_fault(fault, &self.name, !read_only);
+                let mut failure = Failure::from_fault(fault, &self.name, !read_only);
+                failure.keyed = errand.key.is_some() && spent.attempts > 1;
                 (Err(failure), Sent { spent, passed: bytes, ..Sent::default() })
             }
             // An error under the same key may be about the repetition only, such as that the first
@@ -683,24 +701,4 @@ fn not_there(state: &State, why: &str) -> Fault {
         _ => Reason::UpstreamDown,
     };
     Fault::new(reason, Delivery::NotSent, format!("the upstream is {}: {why}", state.as_str()))
-}
-
-fn limiters(
-    rules: &[ToolRule],
-    old: Option<&HashMap<String, Arc<Limiter>>>,
-) -> HashMap<String, Arc<Limiter>> {
-    rules
-        .iter()
-        .filter_map(|rule| {
-            let rate = rule.rate?;
-            let limiter = match old.and_then(|o| o.get(&rule.pattern)) {
-                Some(kept) => {
-                    kept.reconfigure(Some(&rate));
-                    kept.clone()
-                }
-                None => Arc::new(Limiter::new(Some(&rate))),
-            };
-            Some((rule.pattern.clone(), limiter))
-        })
-        .collect()
 }

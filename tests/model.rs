@@ -21,6 +21,8 @@ use harness::{Weir, free_port, modern_request, post, reason};
 
 /// Repetitions of a read besides the first attempt.
 const RETRIES: usize = 2;
+/// Most sessions.
+const SESSIONS: u64 = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
@@ -155,10 +157,16 @@ struct World {
     settings: (u32, u32),
 }
 
+fn hello() -> String {
+    let params = json!({"protocolVersion": "2025-06-18", "capabilities": {},
+        "clientInfo": {"name": "model", "version": "1"}});
+    json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}).to_string()
+}
+
 impl World {
     async fn new() -> World {
         let up = upstream().await;
-        let gateway = format!("listen = \"127.0.0.1:{}\"\nmax_sessions = 4", free_port());
+        let gateway = format!("listen = \"127.0.0.1:{}\"\nmax_sessions = {SESSIONS}", free_port());
         let mut world = World {
             up,
             weir: None,
@@ -169,10 +177,7 @@ impl World {
         };
         let weir = Weir::start(&world.gateway, &world.upstreams());
         weir.ready(&["up"]).await;
-        let hello = json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
-            "protocolVersion": "2025-06-18", "capabilities": {},
-            "clientInfo": {"name": "model", "version": "1"}}});
-        let got = post(&weir.url, &[], hello.to_string()).await;
+        let got = post(&weir.url, &[], hello()).await;
         got.headers["mcp-session-id"].to_str().unwrap().clone_into(&mut world.session);
         world.weir = Some(weir);
         world
@@ -296,8 +301,12 @@ impl World {
                 return Err(format!("{what}: it never left: {answer}"));
             }
         }
+        // More sessions than may be.
+        for _ in 0..=SESSIONS {
+            post(&self.weir().url, &[], hello()).await;
+        }
         let status = self.weir().status().await;
-        if status["calls_in_flight"] != 0 || status["sessions"].as_u64() > Some(4) {
+        if status["calls_in_flight"] != 0 || status["sessions"] != SESSIONS {
             return Err(format!("left behind: {status:#}"));
         }
         Ok(())

@@ -117,6 +117,51 @@ async fn a_hangup_reads_the_file_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_set_back_behind_a_hangup_is_seen() {
+    let (one, two) = (Scripted::fine(&["a"]).await, Scripted::fine(&["b"]).await);
+    let quiet = "builtin = false";
+    let weir = Weir::start(quiet, &one.section("one", ""));
+    weir.ready(&["one"]).await;
+    // Between two looks of the watcher, which has seen nothing but the file as it was.
+    weir.rewrite(quiet, &(one.section("one", "") + &two.section("two", "")));
+    hangup(&weir);
+    weir.logged("configuration reloaded").await;
+    weir.rewrite(quiet, &one.section("one", ""));
+    names(&weir, &["one__a"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_instance_cuts_no_call_of_the_old_one_and_spends_what_it_left() {
+    let tools = [tool("slow", false), tool("fine", false)];
+    let up = Scripted::start(&tools, |a| {
+        let slow = a.tool() == Some("slow");
+        slow.then(|| Reply::After(Duration::from_secs(4), Box::new(a.text("slow"))))
+    })
+    .await;
+    let gateway = "drain_timeout = \"1s\"";
+    let settings = |header: &str| {
+        let rate = "rate = { per_second = 0.001, burst = 2, max_wait = \"0s\" }";
+        up.section("up", &format!("{rate}\nheaders = {{ X-Api-Version = \"{header}\" }}"))
+    };
+    let weir = Weir::start(gateway, &settings("1"));
+    weir.ready(&["up"]).await;
+    let url = weir.url.clone();
+    let running = tokio::spawn(async move { call(&url, "up__slow", json!({})).await });
+    weir.until("in flight", |_| up.arrived("slow") == 1).await;
+    weir.rewrite(gateway, &settings("2"));
+    weir.logged("the new instance has taken over").await;
+    assert_eq!(
+        call(&weir.url, "up__fine", json!({})).await["result"]["content"][0]["text"],
+        "fine"
+    );
+    // The server counts both for itself.
+    let refused = call(&weir.url, "up__fine", json!({})).await;
+    assert_eq!(reason(&refused), "rate_limited", "{refused}");
+    let answer = running.await.unwrap();
+    assert_eq!(answer["result"]["content"][0]["text"], "slow", "{answer}\n{}", weir.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_change_is_refused_by_name_and_nothing_changes() {
     let one = Scripted::fine(&["a"]).await;
     let weir = Weir::start("max_body = \"1MiB\"", &one.section("one", ""));

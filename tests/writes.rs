@@ -15,6 +15,7 @@ async fn scripted() -> Scripted {
         tool("read_cut", true),
         tool("write_hang", false),
         tool("write_busy", false),
+        tool("write_away", false),
         tool("fine", true),
         tool("garbage", false),
         tool("wrong_id", false),
@@ -28,6 +29,9 @@ async fn scripted() -> Scripted {
             ),
             "write_hang" => Reply::Hang(vec![]),
             "write_busy" => Reply::Http(429, vec![("retry-after", "7".into())], String::new()),
+            "write_away" => {
+                Reply::Http(503, vec![("retry-after", "1".into())], "<html>away</html>".into())
+            }
             "garbage" => Reply::Json("<html>hello</html>".into()),
             "wrong_id" => {
                 Reply::Json(json!({"jsonrpc": "2.0", "id": 999_999, "result": {}}).to_string())
@@ -91,6 +95,16 @@ async fn a_write_arrives_once_and_its_fate_is_told() {
     );
     assert_eq!(upstream.arrived("read_cut"), 3);
 
+    // 503 may come from a proxy, when the server behind it was at work already.
+    let answer = call(&weir.url, "up__write_away", json!({})).await;
+    assert_eq!(
+        (reason(&answer), &failure(&answer)["outcome"], &failure(&answer)["retryable"]),
+        ("throttled", &json!("unknown"), &json!(false)),
+        "{answer}"
+    );
+    assert_eq!(upstream.arrived("write_away"), 1);
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+
     // 429: nothing was done, and the whole upstream pauses as it asked.
     let answer = call(&weir.url, "up__write_busy", json!({})).await;
     assert_eq!(
@@ -129,7 +143,7 @@ async fn a_breaker_opens_for_its_own_upstream_only() {
         call(&weir.url, "good__fine", json!({})).await["result"]["content"][0]["text"],
         "fine"
     );
-    assert_eq!(tool_names(&weir.url, None).await.len(), 7 + 7 + 3, "lists do not depend on it");
+    assert_eq!(tool_names(&weir.url, None).await.len(), 8 + 8 + 3, "lists do not depend on it");
     let status = weir.status().await;
     assert_eq!(harness::upstream(&status, "bad")["breaker"], "open");
     assert!(weir.metrics().await.lines().any(|l| l.starts_with("weir_breaker_state")

@@ -51,7 +51,8 @@ pub async fn run(options: &Options, promises: &mut Promises) -> Result<(), Strin
     let mut sessions = Vec::new();
     for _ in 0..SESSIONS {
         let answer = Client::new(at).ask(&client::hello(at)).await.map_err(|e| e.to_string())?;
-        sessions.extend(answer.header("mcp-session-id").map(str::to_owned));
+        let id = answer.header("mcp-session-id").ok_or("a handshake opened no session")?;
+        sessions.push(id.to_owned());
     }
 
     let rounds = if options.short { 3 } else { 30 };
@@ -77,7 +78,7 @@ pub async fn run(options: &Options, promises: &mut Promises) -> Result<(), Strin
         }
         orphans += gate::processes(&mark).len();
         slowest = slowest.max(killed.elapsed());
-        torn.extend(half_written(&dir.join("weir/state")));
+        torn.extend(half_written(&dir.join("weir/state"), &rest));
         // Nobody answers now; what was last seen does.
         std::fs::write(&table, "* => stall\n").map_err(|e| e.to_string())?;
         tokio::time::sleep(Duration::from_millis(120)).await;
@@ -132,21 +133,32 @@ pub async fn run(options: &Options, promises: &mut Promises) -> Result<(), Strin
     Ok(())
 }
 
-// Files that a reader would take for good and that are not: JSON must be JSON, and nothing empty.
+// To its end: what all of them have in common, and a last line that most have.
+fn is_configuration(text: &str, rest: &str) -> bool {
+    let (most, last) = text.trim_end().rsplit_once('\n').unwrap_or_default();
+    text.ends_with(rest)
+        || most.ends_with(rest.trim_end()) && last.starts_with("refresh = ") && last.ends_with('"')
+}
+
+// Files that a reader would take for good and that are not: JSON must be JSON, and a configuration
+// be there to its end.
 // What was being written when the end came has another name and is read by nobody.
-fn half_written(dir: &Path) -> Vec<String> {
+fn half_written(dir: &Path, rest: &str) -> Vec<String> {
     let mut wrong = Vec::new();
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.is_dir() {
-            wrong.extend(half_written(&path));
+            wrong.extend(half_written(&path, rest));
             continue;
         }
         let json = path.extension().is_some_and(|e| e == "json");
         let bytes = std::fs::read(&path).unwrap_or_default();
         let kept = path.extension().is_some_and(|e| e == "toml");
-        let good = if kept { !bytes.is_empty() } else { !json }
-            || serde_json::from_slice::<serde_json::Value>(&bytes).is_ok();
+        let good = match (json, kept) {
+            (true, _) => serde_json::from_slice::<serde_json::Value>(&bytes).is_ok(),
+            (_, true) => is_configuration(&String::from_utf8_lossy(&bytes), rest),
+            _ => true,
+        };
         if !good {
             wrong.push(path.display().to_string());
         }

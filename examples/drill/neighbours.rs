@@ -26,16 +26,53 @@ use crate::promise::Promises;
 /// The name of the story.
 pub const NAME: &str = "neighbours";
 
-/// What is wrong with the sixth: its name, its wire, the table once it is known, how long it lives.
-const BAD: [(&str, &str, &str, Option<u64>); 7] = [
-    ("hangs", "http", "* => stall", None),
-    ("crawls", "http", "* => crawl 50", None),
-    ("floods", "stdio", "GET => flood 10000", None),
-    ("sends 100 MB", "stdio", "tools/call => line 100000000", None),
-    ("is garbage", "http", "* => garble", None),
-    ("dies", "stdio", "* => fine", Some(1000)),
-    ("floods, http", "http", "GET => flood 10000", None),
+/// What is wrong with the sixth.
+#[derive(Clone, Copy)]
+struct Bad {
+    what: &'static str,
+    wire: &'static str,
+    /// Before it is bad, so that it is connected.
+    before: &'static str,
+    table: &'static str,
+    /// In ms.
+    lives: Option<u64>,
+    /// The metric and the label by which the gateway noticed, and what it says at least: else
+    /// nothing was measured.
+    seen: (&'static str, &'static str, f64),
+}
+
+impl Bad {
+    const fn new(
+        what: &'static str,
+        wire: &'static str,
+        table: &'static str,
+        seen: (&'static str, &'static str, f64),
+    ) -> Bad {
+        Bad { what, wire, before: "* => fine", table, lives: None, seen }
+    }
+}
+
+const BYTES: &str = "weir_received_bytes_total";
+const CALLS: &str = "weir_calls_total";
+
+const BAD: [Bad; 7] = [
+    Bad::new("hangs", "http", "* => stall", (CALLS, "deadline_exceeded", 5.0)),
+    Bad::new("crawls", "http", "* => crawl 50", (CALLS, "deadline_exceeded", 5.0)),
+    Bad::new("floods", "stdio", "GET => flood 10000", (BYTES, "sixth", 1e6)),
+    Bad::new("sends 100 MB", "stdio", "tools/call => line 100000000", (BYTES, "sixth", 3e7)),
+    Bad::new("is garbage", "http", "* => garble", (CALLS, "garbled", 5.0)),
+    Bad {
+        lives: Some(1000),
+        ..Bad::new("dies", "stdio", "* => fine", ("weir_upstream_restarts_total", "sixth", 2.0))
+    },
+    // Who has no stream to offer is not asked for one again.
+    Bad {
+        before: "GET => flood 0\n* => fine",
+        ..Bad::new("floods, http", "http", "GET => flood 10000", (BYTES, "sixth", 1e6))
+    },
 ];
+/// Of the sixth: it is not spared by a breaker.
+const SIXTH: &str = "call_timeout = \"1s\"\nbreaker = { enabled = false }";
 
 /// Connections of the closed loop.
 const CLOSED: usize = 16;
@@ -72,7 +109,7 @@ pub async fn run(options: &Options, promises: &mut Promises) -> Result<(), Strin
     for bad in BAD {
         let told = one(options, &ports, bad, (&own, &others), promises).await;
         if let Err(e) = told {
-            promises.fail(NAME, &format!("{}: {e}", bad.0));
+            promises.fail(NAME, &format!("{}: {e}", bad.what));
         }
     }
     if !others.is_empty() {
@@ -95,7 +132,7 @@ struct Side {
 async fn one(
     options: &Options,
     ports: &[u16],
-    (what, wire, table, lives): (&str, &str, &str, Option<u64>),
+    Bad { what, wire, before, table, lives, seen }: Bad,
     (own, others): (&[usize], &[usize]),
     promises: &mut Promises,
 ) -> Result<(), String> {
@@ -104,7 +141,7 @@ async fn one(
     let dir = options.dir.join(format!("{NAME}-{}", what.replace([' ', ','], "-")));
     std::fs::create_dir_all(&dir).map_err(|e| e.to_string())?;
     let path: PathBuf = dir.join("table");
-    std::fs::write(&path, "* => fine\n").map_err(|e| e.to_string())?;
+    std::fs::write(&path, format!("{before}\n")).map_err(|e| e.to_string())?;
 
     let mut peer = Peer::new(wire);
     (peer.table, peer.lives, peer.nice) = (Some(path.clone()), lives, 19);
@@ -118,7 +155,7 @@ async fn one(
     let side = |name: &str, place: &str, bad| -> Result<Side, String> {
         let gate = Gate::start(Setup {
             dir: dir.join(name),
-            rest: sections.clone() + &section("sixth", place, "call_timeout = \"3s\""),
+            rest: sections.clone() + &section("sixth", place, SIXTH),
             cpus: own.to_vec(),
             ..Setup::default()
         })?;
@@ -151,6 +188,14 @@ async fn one(
         }
     }
     struck.resume(&dir).await;
+    let (metric, with, least) = seen;
+    let noticed = struck.gate.metric(metric, with).await;
+    promises.keep(
+        NAME,
+        &format!("one {what}: and does so"),
+        &format!("{metric} {noticed}"),
+        noticed >= least,
+    );
     tell(what, &calm, &struck, promises);
     Ok(())
 }

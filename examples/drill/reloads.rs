@@ -122,7 +122,8 @@ pub async fn run(options: &Options, promises: &mut Promises) -> Result<(), Strin
             "processes {} -> {}, descriptors {} -> {}, tasks {} -> {}",
             early.children, late.children, early.fds, late.fds, early.tasks, late.tasks
         ),
-        late.children <= early.children
+        late.tasks > 0
+            && late.children <= early.children
             && late.fds <= early.fds + 8
             && late.tasks <= early.tasks + 8,
     );

@@ -291,9 +291,8 @@ fn judge(
         ),
         nothing.is_empty(),
     );
-    // What was answered with a status had no effect because the answer says so.
     let lies = of(&|id, t| match t {
-        Told::NoEffect(reason) => times(id) > 0 && reason != "upstream_status",
+        Told::NoEffect(_) => times(id) > 0,
         Told::Result | Told::Error => times(id) != 1,
         _ => false,
     });
@@ -303,9 +302,11 @@ fn judge(
         &format!("{} lies{}", lies.len(), example(&lies)),
         lies.is_empty(),
     );
-    let spoilt = of(&|id, t| {
-        told[id].1 == "fine" && id.starts_with('c') && *t != Told::Result && wire == "http"
-    });
+    // A process that ends takes with it what was under way beside.
+    if wire != "http" {
+        return Ok(());
+    }
+    let spoilt = of(&|id, t| told[id].1 == "fine" && id.starts_with('c') && *t != Told::Result);
     promises.keep(
         NAME,
         &format!("{wire}: a cut costs only the write that it cuts"),

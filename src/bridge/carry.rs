@@ -71,15 +71,15 @@ impl Patience {
         bridge.fell(fault, *status);
         let safe = match fault.delivery {
             Delivery::NotSent => true,
-            // It is stopping, or as full as it may be.
+            // It is stopping, or as full as it may be, and says so.
             Delivery::Refused => *status == Some(503),
             Delivery::Unknown => repeatable && passes(fault, *status),
         };
-        if !safe || Instant::now() + self.pause > self.until {
+        let pause = self.pause.max(fault.retry_after.unwrap_or_default());
+        if !safe || Instant::now() + pause > self.until {
             return false;
         }
-        let pause = self.pause;
-        self.pause = (pause * 2).min(PAUSE_MAX);
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
         tokio::select! {
             () = tokio::time::sleep(pause) => true,
             () = bridge.ending.cancelled() => false,

@@ -90,9 +90,9 @@ impl Control {
             Verdict::Applies(plan) => plan,
         };
         let retired = self.apply(gateway, &before, &config, &plan);
-        let patience = config.gateway.drain_timeout;
         for old in retired {
-            self.retire(old, patience);
+            let stays = config.upstreams.iter().any(|c| c.enabled && c.name == old.name);
+            self.retire(old, (!stays).then_some(config.gateway.drain_timeout));
         }
         for c in config.upstreams.iter().filter(|c| c.enabled && plan.build.contains(&c.name)) {
             if let Some(why) = &c.dormant {
@@ -152,7 +152,9 @@ impl Control {
                 }
                 Some(old) if plan.beside.contains(&c.name) => {
                     let (events, site) = (self.events_tx.clone(), &self.site);
-                    let upstream = Upstream::start(c.clone(), site, scrubber.clone(), events, None);
+                    let rates = old.rates(c);
+                    let upstream =
+                        Upstream::start(c.clone(), site, scrubber.clone(), events, None, rates);
                     let until = Instant::now() + config.gateway.rollback_after;
                     let replaced =
                         self.successors.insert(c.name.clone(), Successor { upstream, until });
@@ -162,7 +164,8 @@ impl Control {
                 }
                 _ => {
                     retired.extend(self.successors.remove(&c.name).map(|s| s.upstream));
-                    self.start(c, &scrubber)
+                    let rates = before.upstreams.get(&c.name).and_then(|old| old.rates(c));
+                    self.start(c, &scrubber, rates)
                 }
             };
             upstreams.insert(c.name.clone(), serving);

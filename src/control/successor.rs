@@ -53,11 +53,10 @@ impl Control {
         let old = upstreams.insert(name.clone(), new.upstream);
         self.offers.insert(name.clone(), Offer { slice: Some(slice), freshness: Freshness::Live });
         let next = aside(|| self.snapshot(before.config.clone(), upstreams, Some(&before)));
-        let patience = before.config.gateway.drain_timeout;
         gateway.current.publish(next);
         tracing::info!(upstream = %name, "the new instance has taken over");
         if let Some(old) = old {
-            self.retire(old, patience);
+            self.retire(old, None);
         }
         self.settle();
         false
@@ -112,7 +111,7 @@ impl Control {
         let text = format!("the new instance was not ready within {patience:?}: {cause}");
         self.standing.rolled_back.insert(name.clone(), Told::now(Trouble::RolledBack, &text));
         // It never carried a call.
-        self.retire(successor, Duration::ZERO);
+        self.retire(successor, Some(Duration::ZERO));
     }
 }
 

@@ -1,6 +1,8 @@
 //! File change and signals become the same order.
 
-use std::path::PathBuf;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -19,10 +21,9 @@ pub const FILE_MAX: u64 = 4 << 20;
 /// Watch `path`; each change that stays the same for one more look is told. A file that is being
 /// written changes between looks and so is not read half.
 ///
-/// `applied` is what was read of it before it was loaded: a change since then is one.
-pub async fn file(path: PathBuf, applied: Seen, orders: mpsc::Sender<Order>) {
-    let mut applied = applied;
-    let mut seen = applied.clone();
+/// What differs from what was `loaded` last, for whatever reason that was, is a change.
+pub async fn file(path: PathBuf, loaded: Loaded, orders: mpsc::Sender<Order>) {
+    let mut seen = loaded.get();
     let mut missed = false;
     let mut tick = tokio::time::interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -46,8 +47,9 @@ pub async fn file(path: PathBuf, applied: Seen, orders: mpsc::Sender<Order>) {
         if std::mem::take(&mut missed) {
             tracing::info!(path = %path.display(), "the configuration file is back");
         }
-        if seen != applied {
-            applied.clone_from(&seen);
+        if seen != loaded.get() {
+            // One that cannot be loaded is told once.
+            loaded.set(seen.clone());
             if orders.send(Order::Reload(Why::File, None)).await.is_err() {
                 return;
             }
@@ -58,18 +60,42 @@ pub async fn file(path: PathBuf, applied: Seen, orders: mpsc::Sender<Order>) {
 /// What was found of a file, or why nothing was.
 pub type Seen = Result<Vec<u8>, String>;
 
-/// Look at the file now.
-pub fn look(path: &std::path::Path) -> Seen {
-    std::fs::read(path).map_err(|e| e.to_string())
+/// What was read of the file last, to be applied. Clones share it.
+#[derive(Clone)]
+pub struct Loaded(Arc<Mutex<Seen>>);
+
+impl Loaded {
+    /// This was read.
+    pub fn new(seen: Seen) -> Loaded {
+        Loaded(Arc::new(Mutex::new(seen)))
+    }
+
+    /// This is read now.
+    pub fn set(&self, seen: Seen) {
+        *self.0.lock().expect("no panic while held") = seen;
+    }
+
+    fn get(&self) -> Seen {
+        self.0.lock().expect("no panic while held").clone()
+    }
 }
 
-async fn read(path: &std::path::Path) -> Seen {
+/// Look at the file now.
+pub fn look(path: &Path) -> Seen {
     let told = |e: std::io::Error| e.to_string();
-    let meta = tokio::fs::metadata(path).await.map_err(told)?;
-    if meta.len() > FILE_MAX {
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(told)?;
+    file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(told)?;
+    if bytes.len() as u64 > FILE_MAX {
         return Err(format!("larger than {FILE_MAX} bytes"));
     }
-    tokio::fs::read(path).await.map_err(told)
+    Ok(bytes)
+}
+
+async fn read(path: &Path) -> Seen {
+    let path = path.to_owned();
+    let looked = tokio::task::spawn_blocking(move || look(&path)).await;
+    looked.unwrap_or_else(|e| Err(e.to_string()))
 }
 
 /// SIGHUP.

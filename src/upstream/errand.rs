@@ -147,17 +147,22 @@ pub async fn attempt(
         key.answered();
     }
     let mut rounds = 0;
+    // What the upstream did with answers that it has, nobody knows.
+    let unknown = |fault| Fault { delivery: Delivery::Unknown, ..fault };
     loop {
         // A caller of the newest revision makes the rounds itself.
         if arrived.asks && call.form == Form::Plain {
             rounds += 1;
-            let answers = Box::pin(errand.asking.round(rounds, &arrived.terminal)).await?;
+            let answers = Box::pin(errand.asking.round(rounds, &arrived.terminal)).await;
+            let answers =
+                answers.map_err(|fault| if rounds > 1 { unknown(fault) } else { fault })?;
             extra.members.truncate(own);
             extra.members.extend(answers);
         } else if let Some(pages) = pages::to_show(call, &arrived.terminal) {
             rounds += 1;
             let visits = upstream.pages.visits(&arrived.terminal, way.link().owner.as_ref());
-            Box::pin(errand.asking.show(rounds, &pages)).await?;
+            let shown = Box::pin(errand.asking.show(rounds, &pages)).await;
+            shown.map_err(|fault| if rounds > 1 { unknown(fault) } else { fault })?;
             let _aside = errand.asking.guard.asking(errand.asking.deadline);
             Box::pin(visits).await;
         } else if !extra.tasks && tasks::wants_tasks(call, &arrived) {
@@ -170,15 +175,12 @@ pub async fn attempt(
         // 2025-11-25 client/elicitation, "URL elicitation required error"). The first request of
         // the call did arrive: what never left now is no proof any more that nothing was done,
         // and the questions must not be asked again.
-        (arrived, way) = once(upstream, errand, &mut headers, &extra)
-            .await
-            .map_err(|fault| Fault { delivery: Delivery::Unknown, ..fault })?;
+        (arrived, way) = once(upstream, errand, &mut headers, &extra).await.map_err(unknown)?;
     }
     if let Some(owner) = &way.link().owner {
         let _ = call.owner.set(owner.clone());
     }
     // Once there is a task, nothing that goes wrong with it proves that nothing was done.
-    let unknown = |fault| Fault { delivery: Delivery::Unknown, ..fault };
     let task = tasks::created(call, way.link(), &arrived.terminal, own > 0).map_err(unknown)?;
     if let Some(task) = task {
         upstream.uses.task();

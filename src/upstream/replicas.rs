@@ -40,7 +40,7 @@ use super::connector::{Connector, Replica};
 use super::errand::{self, Errand};
 use super::keeper;
 use super::link::Link;
-use super::{Counters, Upstream};
+use super::{Counters, Rates, Upstream};
 
 use council::Council;
 use roster::{By, Facts, Roster, Set, Taken};
@@ -88,6 +88,7 @@ impl Upstream {
         condition: watch::Receiver<Condition>,
         (condition_tx, events): (watch::Sender<Condition>, keeper::Events),
         kept: Option<Arc<Slice>>,
+        rates: Option<Rates>,
     ) -> Arc<Upstream> {
         let (told, heard) = mpsc::channel(TOLD_MAX);
         let counters = Counters::default();
@@ -97,7 +98,8 @@ impl Upstream {
             let all: Box<[_]> = all.collect();
             let roster = Roster::new(config.ejection, all.len());
             let replicas = Some(Replicas { all, roster });
-            Upstream::new(config, &connector, &counters, condition, replicas, Weak::new())
+            let whole = Weak::new();
+            Upstream::new(config, &connector, &counters, condition, replicas, whole, rates)
         });
         let council = Council::new(&upstream, heard, events, condition_tx);
         upstream.runs(tokio::spawn(council.run()));
@@ -135,7 +137,7 @@ fn replica(
     let (site, scrubber) = (&whole_connector.site, whole_connector.scrubber.clone());
     let (connector, notes) = counters.connector(&own, site, scrubber, kept, Some(replica));
     let (condition_tx, condition) = watch::channel(Condition::starting());
-    let upstream = Upstream::new(own, &connector, counters, condition, None, whole.clone());
+    let upstream = Upstream::new(own, &connector, counters, condition, None, whole.clone(), None);
     let upstream = Arc::new(upstream);
     upstream.keep(connector, notes, told.clone(), condition_tx, kept);
     upstream

@@ -27,6 +27,10 @@ async fn reads_wait_for_a_gateway_that_fails_and_writes_do_not() {
             Some("cut") => Reply::Cut(Vec::new()),
             Some("half") => Reply::Cut(b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{".to_vec()),
             Some("bad gateway") => http(502, ""),
+            // What a proxy makes of a time that ran out while the server worked.
+            Some("busy proxy") => {
+                Reply::Http(503, vec![("retry-after", "1".into())], "<html>busy</html>".into())
+            }
             Some("other id") => Reply::Json(r#"{"jsonrpc":"2.0","id":"z","result":{}}"#.into()),
             _ => return None,
         }),
@@ -37,7 +41,7 @@ async fn reads_wait_for_a_gateway_that_fails_and_writes_do_not() {
     assert!(host.modern(0, "tools/list", json!({})).await["result"]["tools"].is_array());
     assert_eq!(up.asked("tools/list"), 4);
     let mut told = Vec::new();
-    for name in ["cut", "half", "bad gateway", "other id"] {
+    for name in ["cut", "half", "bad gateway", "busy proxy", "other id"] {
         let answer = host.modern(name, "tools/call", json!({"name": name, "arguments": {}})).await;
         let data = &answer["error"]["data"];
         told.push(format!("{name}: {} {}", data["reason"], data["outcome"]));
@@ -47,6 +51,7 @@ async fn reads_wait_for_a_gateway_that_fails_and_writes_do_not() {
     cut: "connection_lost" "unknown"
     half: "connection_lost" "unknown"
     bad gateway: "upstream_status" "unknown"
+    busy proxy: "throttled" "unknown"
     other id: "garbled" "unknown"
     "#);
 }
@@ -55,8 +60,14 @@ async fn reads_wait_for_a_gateway_that_fails_and_writes_do_not() {
 async fn a_gateway_that_is_stopping_or_full_is_waited_for_by_all() {
     let calls = Arc::new(AtomicUsize::new(0));
     let up = Scripted::start(&[tool("pay", false)], move |a| {
+        // As a gateway says it: the error itself tells that nothing was done.
+        let data = json!({"reason": "draining", "outcome": "no_effect", "retryable": true});
+        let error = json!({"code": -32000, "message": "draining", "data": data});
+        let no = json!({"jsonrpc": "2.0", "id": a.message["id"], "error": error}).to_string();
+        let headers =
+            vec![("retry-after", "1".into()), ("content-type", "application/json".into())];
         (a.tool().is_some() && calls.fetch_add(1, Ordering::SeqCst) < 2)
-            .then(|| Reply::Http(503, vec![("retry-after", "1".into())], String::new()))
+            .then(|| Reply::Http(503, headers, no))
     })
     .await;
     let mut host = Host::start(&up.url);

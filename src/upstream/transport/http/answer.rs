@@ -7,8 +7,9 @@ use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
 use hyper::header::{CONTENT_TYPE, RETRY_AFTER};
 use hyper::{HeaderMap, StatusCode};
+use serde::Deserialize;
 
-use crate::failure::{Delivery, Fault, Reason};
+use crate::failure::{Delivery, Fault, NO_EFFECT, Reason};
 use crate::protocol::message::{Frame, Kind};
 
 use super::body::Body;
@@ -173,7 +174,24 @@ async fn read_refusal(
     if let Some(code) = error.as_ref().and_then(Frame::error_code) {
         fault = fault.because(format_args!("JSON-RPC error {code}"));
     }
+    if status == StatusCode::SERVICE_UNAVAILABLE && error.as_ref().is_some_and(had_no_effect) {
+        fault.delivery = Delivery::Refused;
+    }
     (HttpFault { fault, status: Some(status.as_u16()) }, error)
+}
+
+// Whether the error says so itself, as each refusal of a gateway like this one does.
+fn had_no_effect(error: &Frame) -> bool {
+    #[derive(Deserialize)]
+    struct Said {
+        data: Data,
+    }
+    #[derive(Deserialize)]
+    struct Data {
+        outcome: String,
+    }
+    serde_json::from_slice::<Said>(&error.outcome())
+        .is_ok_and(|said| said.data.outcome == NO_EFFECT)
 }
 
 /// The fault that a status stands for. Nothing of the body is in it: an error page may show what
@@ -190,9 +208,11 @@ pub fn of_status(status: StatusCode, headers: &HeaderMap) -> Fault {
             Delivery::Refused,
             format!("the upstream refuses the gateway's credential (HTTP {code})"),
         ),
+        // The limit is looked at before the work. A pause with 503 is said by proxies too, of an
+        // upstream that was at work when it went: nothing is proved.
         429 | 503 if code == 429 || pause.is_some() => Fault::new(
             Reason::Throttled,
-            Delivery::Refused,
+            if code == 429 { Delivery::Refused } else { Delivery::Unknown },
             format!("the upstream asks for a pause (HTTP {code})"),
         )
         .retry_after(pause),
@@ -272,6 +292,9 @@ mod tests {
             let f = of_status(StatusCode::from_u16(code).unwrap(), &HeaderMap::new());
             format!("{code} {} {:?}: {}", f.reason, f.delivery, f.text)
         };
+        let pause = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static("1"))]);
+        let paused = of_status(StatusCode::SERVICE_UNAVAILABLE, &pause);
+        assert_eq!((paused.reason, paused.delivery), (Reason::Throttled, Delivery::Unknown));
         let table: Vec<_> =
             [304, 400, 401, 403, 404, 405, 408, 429, 500, 502, 503, 504].map(said).into();
         insta::assert_snapshot!(table.join("\n"), @r"
