@@ -85,8 +85,7 @@ async fn an_old_caller_is_asked_live_and_the_rounds_are_made_for_it() {
     // One that can be asked nothing: the upstream was told so, and asks all the same.
     let deaf = Old::open(&weir.url, None, "2025-11-25", &json!({})).await;
     let seen = deaf.call("up__ask", json!({}), answer).await;
-    let outcome =
-        |last: &Value| last["result"]["_meta"]["io.weirkeeper/failure"]["outcome"].clone();
+    let outcome = |last: &Value| last["error"]["data"]["outcome"].clone();
     let last = seen.last().unwrap();
     assert_eq!((reason(last), outcome(last)), ("capability_missing", json!("no_effect")), "{last}");
     // What it did with the first answer before it asked for more than this caller can say, nobody
