@@ -273,13 +273,13 @@ impl Control {
         self.tell_standing(&gateway);
         self.settle();
         loop {
-            let next_deadline = self.next_deadline();
+            let next_look = self.next_look();
             tokio::select! {
                 event = events.recv() => {
                     let Some(event) = event else { return };
                     self.hear(&gateway, event, &mut events);
                 }
-                () = successor::passed(next_deadline) => {
+                () = successor::passed(next_look) => {
                     // One that became ready in the last moment is ready.
                     if let Ok(event) = events.try_recv() {
                         self.hear(&gateway, event, &mut events);
