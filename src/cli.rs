@@ -67,7 +67,8 @@ applied. Without a gateway that answers, FILE is compared with the last good con
 catalogs kept in state_dir, and the first line says so.
 
 Exit code 0 if it changes nothing or can be applied, 1 if the file is broken (every problem is
-named), 4 if a running gateway would refuse it, 3 if nobody answers at --admin.
+named), 4 if a running gateway would refuse it, 3 if nobody answers at --admin, or if the gateway
+stays busy with other plans: it makes one at once, and is asked again for half a minute.
 
 Examples:
   weir plan new.toml
