@@ -75,6 +75,12 @@ async fn a_slow_read_arrives_at_two_and_a_slow_write_at_one() {
     })
     .await;
 
+    let metrics = weir.metrics().await;
+    for line in ["outcome=\"won\"} 1", "outcome=\"lost\"} 0"] {
+        let line = format!("weir_hedges_total{{upstream=\"up\",{line}\n");
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    }
+
     said(&call(&weir.url, "up__write", json!({})).await);
     assert_eq!(a.arrived("write") + b.arrived("write"), 1, "the key has no effect on it");
 }
