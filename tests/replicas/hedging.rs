@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::harness::scripted::{Arrival, Reply, Scripted, tool};
-use crate::harness::{PATIENCE, Weir, call, modern, upstream};
+use crate::harness::{PATIENCE, Weir, call, get, modern, upstream};
 use crate::{over, said};
 
 const HEDGED: &str = "hedge_after = \"150ms\"\nretry = { attempts = 0, budget = 1.0 }";
@@ -79,6 +79,11 @@ async fn a_slow_read_arrives_at_two_and_a_slow_write_at_one() {
     for line in ["outcome=\"won\"} 1", "outcome=\"lost\"} 0"] {
         let line = format!("weir_hedges_total{{upstream=\"up\",{line}\n");
         assert!(metrics.contains(&line), "{line}{metrics}");
+    }
+    for (tool, after) in [("read", json!(150)), ("write", json!(null))] {
+        let path = format!("{}/why?consumer=anonymous&tool=up__{tool}", weir.admin);
+        let why: Value = serde_json::from_str(&get(&path).await.1).unwrap();
+        assert_eq!(why["hedge_after_ms"], after, "{why:#}");
     }
 
     said(&call(&weir.url, "up__write", json!({})).await);
