@@ -36,8 +36,8 @@ pub async fn held(gate: &Gate, mark: &str) -> Held {
     Held { rss: gate.rss(), fds: gate.fds(), tasks, children: gate::processes(mark).len() }
 }
 
-/// What `/status` shows of the `n`th file once it is in force, and of no other: a counter of reloads
-/// would also count those that found nothing changed.
+/// What `/status` shows of the `n`th file once it is in force, and of no other: a counter of
+/// reloads would also count those that found nothing changed.
 fn mark_of(n: usize) -> String {
     format!("file{n}")
 }
