@@ -260,6 +260,7 @@ fn gather(edge: &Edge) -> Gathered {
                     State::HalfOpen => BreakerState::Probing,
                     State::Open => BreakerState::Open,
                 },
+                upkeep: u.upkeep().map(|term| term.settings.state),
                 catalog: ListKind::ALL
                     .map(|kind| {
                         let (entries, bytes) = catalog.facts(&u.name, kind);

@@ -3,7 +3,7 @@
 mod asked;
 mod boot;
 pub mod findings;
-mod handed;
+pub mod handed;
 pub mod limits;
 pub mod plan;
 pub mod report;
@@ -47,6 +47,7 @@ use crate::upstream::Site;
 use crate::upstream::starts::Starts;
 
 use findings::Findings;
+use handed::Handed;
 use report::{CallReport, CatalogReport, ConsumerReport, ListReport, UpstreamReport};
 
 /// Orders that wait for the writer.
@@ -354,7 +355,11 @@ fn init_log(level: &str, format: LogFormat) -> Result<LogHandle, AppError> {
 }
 
 /// `weir serve`: run until SIGTERM or SIGINT. `ready` gets the lines that say what is served.
-pub async fn serve(options: ServeOptions, ready: impl FnOnce(&str)) -> Result<(), AppError> {
+pub async fn serve(
+    options: ServeOptions,
+    handed: Handed,
+    ready: impl FnOnce(&str),
+) -> Result<(), AppError> {
     let mut signals = Signals::listen();
     let (config, origin) = boot::read(&options)?;
     let log = init_log(&config.log.level, config.log.format)?;
@@ -364,7 +369,7 @@ pub async fn serve(options: ServeOptions, ready: impl FnOnce(&str)) -> Result<()
         tracing::warn!("admin.listen {open}");
     }
     // Both sockets before anything else starts: a second gateway must not start children first.
-    let given = handed::socket(&config)?;
+    let given = handed.socket(&config)?;
     let shares = given.is_some();
     let socket = match given {
         Some(socket) => socket,

@@ -15,6 +15,7 @@ use clap::parser::ValueSource;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use crate::app::findings::Findings;
+use crate::app::handed::Handed;
 use crate::app::report::UpstreamReport;
 use crate::app::{self, AppError, ServeOptions};
 use crate::bridge;
@@ -66,7 +67,8 @@ applied. Without a gateway that answers, FILE is compared with the last good con
 catalogs kept in state_dir, and the first line says so.
 
 Exit code 0 if it changes nothing or can be applied, 1 if the file is broken (every problem is
-named), 4 if a running gateway would refuse it, 3 if nobody answers at --admin.
+named), 4 if a running gateway would refuse it, 3 if nobody answers at --admin, or if the gateway
+stays busy with other plans: it makes one at once, and is asked again for half a minute.
 
 Examples:
   weir plan new.toml
@@ -262,8 +264,8 @@ enum KeyCommand {
     },
 }
 
-/// Run the command line.
-pub fn main() -> ExitCode {
+/// Run the command line, with what was handed over to the process.
+pub fn main(handed: Handed) -> ExitCode {
     let mut command = Args::command();
     let matches = command.get_matches_mut();
     let args = Args::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
@@ -299,7 +301,7 @@ pub fn main() -> ExitCode {
         Command::Key { command: KeyCommand::New { name } } => key_new(&name),
         command => match runtime() {
             Ok(runtime) => {
-                let code = runtime.block_on(run(command, options));
+                let code = runtime.block_on(run(command, options, handed));
                 // A blocked read of stdin must not hold up the end.
                 runtime.shutdown_background();
                 code
@@ -313,12 +315,12 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()
 }
 
-async fn run(command: Command, mut options: ServeOptions) -> ExitCode {
+async fn run(command: Command, mut options: ServeOptions, handed: Handed) -> ExitCode {
     let done = match command {
         Command::Serve { last_good } => {
             let folder = |named: Vec<PathBuf>| named.into_iter().next().unwrap_or_default();
             options.last_good = last_good.map(folder);
-            app::serve(options, say).await.map(|()| ExitCode::SUCCESS)
+            app::serve(options, handed, say).await.map(|()| ExitCode::SUCCESS)
         }
         Command::Plan { file, json, connect, admin } => {
             app::plan::plan(options, file, connect, admin).await.map(|report| {

@@ -53,6 +53,9 @@ use successor::Successor;
 /// Most events that wait for the writer; a keeper that finds the queue full waits.
 pub const EVENTS_MAX: usize = 256;
 
+/// How long the end waits for a disk that takes the last good configuration.
+const KEEP_TIME: Duration = Duration::from_secs(2);
+
 /// How a new configuration is read. The file, in production; a closure in tests.
 pub type Load = Box<dyn Fn() -> Result<Config, String> + Send>;
 
@@ -73,8 +76,8 @@ pub struct Control {
     // Let go of, with calls that go on.
     leaving: Vec<Weak<Upstream>>,
     standing: Standing,
-    // Where configurations that proved good are kept; and the text of one that has yet to.
-    good: Option<good::Place>,
+    // Keeps configurations that proved good; and the text of one that has yet to.
+    good: Option<good::Keeper>,
     candidate: Option<Arc<str>>,
     builtin: Arc<Slice>,
     // All that ever was one: an instance of an old configuration may still be at work, and its
@@ -126,7 +129,7 @@ impl Control {
 
     /// Keep the text of each configuration that proved good at this place.
     pub fn keep_good(&mut self, place: good::Place) {
-        self.good = Some(place);
+        self.good = Some(good::Keeper::start(place));
     }
 
     /// The first configuration is the last good one, since the file is broken as `problems` says.
@@ -279,13 +282,13 @@ impl Control {
         self.tell_standing(&gateway);
         self.settle();
         loop {
-            let next_deadline = self.next_deadline();
+            let next_look = self.next_look();
             tokio::select! {
                 event = events.recv() => {
                     let Some(event) = event else { return };
                     self.hear(&gateway, event, &mut events);
                 }
-                () = successor::passed(next_deadline) => {
+                () = successor::passed(next_look) => {
                     // One that became ready in the last moment is ready.
                     if let Ok(event) = events.try_recv() {
                         self.hear(&gateway, event, &mut events);
@@ -338,10 +341,8 @@ impl Control {
             return;
         }
         let candidate = self.candidate.take().filter(|_| self.standing.rolled_back.is_empty());
-        if let (Some(text), Some(place)) = (candidate, &self.good) {
-            let place = place.clone();
-            // Disk is slow at times, and nobody waits for it.
-            tokio::task::spawn_blocking(move || place.keep(&text));
+        if let (Some(text), Some(keeper)) = (candidate, &self.good) {
+            keeper.keep(text);
         }
     }
 
@@ -423,9 +424,13 @@ impl Control {
             .chain(self.leaving.iter().filter_map(Weak::upgrade))
             .map(|u| tokio::spawn(async move { u.retire(patience).await }))
             .collect();
+        let keeper = self.good.take();
         let wait = async {
             for one in all {
                 let _ = one.await;
+            }
+            if let Some(keeper) = keeper {
+                let _ = tokio::time::timeout(KEEP_TIME, keeper.finish()).await;
             }
         };
         tokio::pin!(wait);

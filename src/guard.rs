@@ -164,6 +164,8 @@ pub struct GuardSnapshot {
     pub hedges: u64,
     /// Of these, those whose answer was the first.
     pub hedges_won: u64,
+    /// And those whose call ended otherwise: the first answered, or neither did.
+    pub hedges_lost: u64,
 }
 
 /// The reasons for which a guard refuses.
@@ -387,6 +389,7 @@ impl Guard {
             retries_denied: self.retry.denied(),
             hedges: self.retry.hedges(),
             hedges_won: self.retry.hedges_won(),
+            hedges_lost: self.retry.hedges_lost(),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use weirkeeper::app::handed::Handed;
 use weirkeeper::{cli, shim};
 
 // A call makes some dozen small things and drops them on another thread now and then: measured
@@ -17,5 +18,6 @@ fn main() -> ExitCode {
     // The allocator would ask for pages of 2 MiB, of which a gateway's many small things use a
     // little each. Where the system knows no such pages there is nothing to forbid.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
-    cli::main()
+    // Here, where there is one thread yet.
+    cli::main(Handed::take())
 }

@@ -360,7 +360,8 @@ impl Upstream {
     /// What it counted since it was made.
     pub fn totals(&self) -> Totals {
         let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
-        let breaker = self.guard.snapshot().breaker;
+        let guard = self.guard.snapshot();
+        let breaker = guard.breaker;
         Totals {
             restarts: load(&self.restarts),
             cpu_ms: self.connector.site.children.of(&self.connector.family).usage.cpu_ms,
@@ -380,6 +381,7 @@ impl Upstream {
                 load(&self.http.dropped_messages),
                 load(&self.http.garbled_messages),
             ],
+            hedges: [guard.hedges_won, guard.hedges_lost],
             breaker_to: [breaker.closed, breaker.half_opened, breaker.opened],
         }
     }

@@ -7,10 +7,14 @@ mod harness;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use harness::scripted::{Scripted, tool};
 use harness::{Weir, free_port, get, post, tool_names, upstream};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 
 async fn plan(config: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
@@ -178,6 +182,50 @@ async fn without_a_gateway_the_last_good_file_and_its_catalogs_are_compared() {
       1 tool, 86 B, about 22 tokens
       renamed   one__a -> uno__a
     ");
+}
+
+/// An admin listener before that of `weir`, which is busy with other plans the first times.
+async fn busy_before(weir: &Weir, times: usize) -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (admin, asked) = (admin(weir).to_owned(), Arc::new(AtomicUsize::new(0)));
+    let counted = asked.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            if counted.fetch_add(1, Ordering::SeqCst) < times {
+                let mut some = [0; 4096];
+                let _ = stream.read(&mut some).await;
+                let no = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
+                let _ = stream.write_all(no).await;
+                // The rest, until the one who was refused goes.
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+                continue;
+            }
+            let mut up = TcpStream::connect(&admin).await.unwrap();
+            let _ = tokio::io::copy_bidirectional(&mut stream, &mut up).await;
+        }
+    });
+    (port, asked)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_is_busy_is_asked_again_and_nobody_else_instead() {
+    let one = Scripted::fine(&["a"]).await;
+    let weir = Weir::start("", &one.section("one", ""));
+    weir.ready(&["one"]).await;
+    let (port, asked) = busy_before(&weir, 2).await;
+    // The gateway is found by what the file says, and goes on listening where it does.
+    let text = std::fs::read_to_string(weir.config_path()).unwrap();
+    let moved = format!("[admin]\nlisten = \"127.0.0.1:{port}\"");
+    assert!(text.contains("[admin]\nlisten = \"127.0.0.1:0\""), "{text}");
+    let text = text.replace("[admin]\nlisten = \"127.0.0.1:0\"", &moved);
+    std::fs::write(weir.config_path(), text).unwrap();
+    let (code, told) = said(&plan(&weir.config_path(), &[]).await);
+    assert!(told.contains("compared with the gateway that runs"), "{told}");
+    assert_eq!(code, 4, "{told}");
+    // Twice in vain; whose it is; what it makes of the file.
+    assert_eq!(asked.load(Ordering::SeqCst), 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]

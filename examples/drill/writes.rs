@@ -1,8 +1,9 @@
 //! Writes, cut at each possible byte: none arrives twice, and whoever sent one knows what became of
-//! it, or that nobody knows.
+//! it, or that nobody knows. Where there are several replicas, none arrives at two of them either;
+//! and one that carries an idempotency key may come again, but under the same key, and is carried
+//! out once.
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -24,6 +25,28 @@ const ANSWER: usize = 145;
 const BEHIND: usize = 200;
 /// A write that does not fit into what sockets and pipes hold by themselves.
 const LARGE: usize = 3 << 20;
+
+/// How long a caller waits whose write could not be sent.
+const START: Duration = Duration::from_millis(100);
+
+/// Where the writes go.
+#[derive(Clone, Copy, Debug)]
+pub struct Way {
+    /// What it is called.
+    pub name: &'static str,
+    wire: &'static str,
+    replicas: usize,
+    keyed: bool,
+}
+
+/// Each of them; of the last ones fewer bytes are cut at, since they fail at the same places.
+const WAYS: [Way; 5] = [
+    Way { name: "http", wire: "http", replicas: 1, keyed: false },
+    Way { name: "stdio", wire: "stdio", replicas: 1, keyed: false },
+    Way { name: "replicas", wire: "http", replicas: 2, keyed: false },
+    Way { name: "keyed", wire: "http", replicas: 1, keyed: true },
+    Way { name: "keyed-stdio", wire: "stdio", replicas: 1, keyed: true },
+];
 
 /// One write and how it is to fail.
 struct Write {
@@ -53,68 +76,111 @@ pub struct Extent {
     pub kill_stride: usize,
 }
 
+impl Way {
+    // One that may come again fails once: it is known again by its key.
+    fn write(self, fault: String, large: bool) -> Write {
+        let fault = if self.keyed { format!("{fault}, first") } else { fault };
+        Write { fault, large }
+    }
+}
+
 impl Extent {
-    fn of(options: &Options) -> Extent {
-        if options.short {
-            Extent { stride: 7, callers: 16, kill_stride: 61 }
-        } else {
-            Extent { stride: 1, callers: 16, kill_stride: 5 }
+    fn of(options: &Options, way: Way) -> Extent {
+        let plain = way.replicas == 1 && !way.keyed;
+        match (options.short, plain) {
+            (true, true) => Extent { stride: 7, callers: 16, kill_stride: 61 },
+            (true, false) => Extent { stride: 29, callers: 16, kill_stride: 97 },
+            (false, true) => Extent { stride: 1, callers: 16, kill_stride: 5 },
+            (false, false) => Extent { stride: 3, callers: 16, kill_stride: 13 },
         }
     }
 }
 
 /// The story.
 pub async fn run(options: &Options, promises: &mut Promises) -> Result<(), String> {
-    let extent = Extent::of(options);
-    over(options, "http", &extent, promises).await?;
-    over(options, "stdio", &extent, promises).await
+    for way in WAYS {
+        over(options, way, &Extent::of(options, way), promises).await?;
+    }
+    Ok(())
 }
 
-/// The story over one wire.
+/// The story on one way.
 pub async fn over(
     options: &Options,
-    wire: &str,
+    way: Way,
     extent: &Extent,
     promises: &mut Promises,
 ) -> Result<(), String> {
-    let dir = options.dir.join(format!("writes-{wire}"));
+    let dir = options.dir.join(format!("writes-{}", way.name));
     std::fs::create_dir_all(&dir).map_err(|e| e.to_string())?;
-    let (table, log) = (dir.join("table"), dir.join("arrivals"));
+    let table = dir.join("table");
     std::fs::write(&table, "tools/call pay => as-asked\n* => fine\n").map_err(|e| e.to_string())?;
-    let mut peer = Peer::new(wire);
-    (peer.table, peer.log) = (Some(table), Some(log.clone()));
-    // Retries are wanted, so that one too many would show; nothing else may stand in the way.
-    let more = "restart_backoff = \"10ms\"\nrestart_backoff_max = \"10ms\"\n";
-    let common = "breaker = { enabled = false }\nconcurrency = { max = 64, queue = 256 }\n\
-                  call_timeout = \"10s\"\n\
-                  retry = { attempts = 3, budget = 1.0, backoff = \"1ms\", backoff_max = \"5ms\" }";
-    let (place, more, running) = if wire == "http" {
-        peer.ports = vec![free_port()];
-        let place = url(peer.ports[0]);
-        (place, common.to_owned(), Some(Running::start(peer)?))
-    } else {
-        (command(&peer), format!("{more}{common}"), None)
-    };
-    let rest = section("up", &place, &more);
+    let log = |n: usize| dir.join(format!("arrivals{n}"));
+    let peers: Vec<Peer> = (0..way.replicas)
+        .map(|n| {
+            let ports = if way.wire == "http" { vec![free_port()] } else { vec![] };
+            Peer { ports, table: Some(table.clone()), log: Some(log(n)), ..Peer::new(way.wire) }
+        })
+        .collect();
+    let rest = sections(way, &peers);
+    let mut minders = Vec::new();
+    for peer in peers.into_iter().filter(|_| way.wire == "http") {
+        minders.push(mind(Running::start(peer)?));
+    }
     let gate = Gate::start(Setup {
-        dir,
+        dir: dir.join("weir"),
         rest,
         gateway: "max_body = \"8MiB\"".into(),
         ..Setup::default()
     })?;
     gate.ready(&["up"]).await?;
-
-    let minder = running.map(mind);
     let mut told = HashMap::new();
-    let cuts = cuts(wire, extent);
-    let kills = kills(wire, extent);
-    say(&gate, cuts, extent.callers, "c", &mut told).await?;
+    say(&gate, cuts(way, extent), extent.callers, "c", &mut told).await?;
     // What kills the process takes the others' with it, who were told nothing to expect.
-    say(&gate, kills, extent.callers.min(4), "k", &mut told).await?;
-    if let Some(minder) = minder {
+    say(&gate, kills(way, extent), extent.callers.min(4), "k", &mut told).await?;
+    for minder in minders {
         minder.abort();
     }
-    judge(wire, &told, &log, promises)
+    let mut text = String::new();
+    for n in 0..way.replicas {
+        text += &std::fs::read_to_string(log(n)).map_err(|e| e.to_string())?;
+    }
+    let arrivals = Arrivals::of(&text);
+    if way.keyed {
+        judge_keyed(way, &told, &arrivals, promises);
+    } else {
+        judge(way, &told, &arrivals, promises);
+    }
+    Ok(())
+}
+
+fn sections(way: Way, peers: &[Peer]) -> String {
+    // Retries are wanted, so that one too many would show; nothing else may stand in the way.
+    // What goes to a process again has to wait until there is one.
+    let slowly = way.keyed && way.wire == "stdio";
+    let [first, most] = if slowly { ["200ms", "1s"] } else { ["1ms", "5ms"] };
+    let mut more = format!(
+        "breaker = {{ enabled = false }}\nconcurrency = {{ max = 64, queue = 256 }}\n\
+         call_timeout = \"10s\"\nretry = {{ attempts = 3, budget = 1.0, \
+         backoff = \"{first}\", backoff_max = \"{most}\" }}\n"
+    );
+    if way.wire == "stdio" {
+        more += "restart_backoff = \"10ms\"\nrestart_backoff_max = \"10ms\"\n";
+    }
+    if way.keyed {
+        more += "idempotency = { argument = \"key\" }\n";
+    }
+    let place = match peers {
+        [peer] if way.wire == "stdio" => command(peer),
+        [peer] => url(peer.ports[0]),
+        _ => {
+            more += "ejection = { consecutive = 100000 }\n";
+            let urls: Vec<_> =
+                peers.iter().map(|p| format!("http://127.0.0.1:{}/mcp", p.ports[0])).collect();
+            format!("urls = {urls:?}")
+        }
+    };
+    section("up", &place, &more)
 }
 
 // A process that has ended is started again, where it was.
@@ -130,10 +196,10 @@ fn mind(mut running: Running) -> tokio::task::JoinHandle<()> {
 }
 
 // Cuts of one connection; over stdio the process is the connection.
-fn cuts(wire: &str, extent: &Extent) -> Vec<Write> {
+fn cuts(way: Way, extent: &Extent) -> Vec<Write> {
     let mut all = Vec::new();
-    let mut add = |fault: String, large: bool| all.push(Write { fault, large });
-    if wire == "http" {
+    let mut add = |fault: String, large: bool| all.push(way.write(fault, large));
+    if way.wire == "http" {
         for at in (0..REQUEST).step_by(extent.stride) {
             add(format!("cut-request {at}"), false);
             add(format!("cut-request {at}, reset"), false);
@@ -157,11 +223,11 @@ fn cuts(wire: &str, extent: &Extent) -> Vec<Write> {
 }
 
 // The process dies.
-fn kills(wire: &str, extent: &Extent) -> Vec<Write> {
+fn kills(way: Way, extent: &Extent) -> Vec<Write> {
     let mut all = Vec::new();
-    let mut add = |fault: String, large: bool| all.push(Write { fault, large });
+    let mut add = |fault: String, large: bool| all.push(way.write(fault, large));
     // A line over stdio has no head.
-    let (request, answer) = if wire == "http" { (REQUEST, ANSWER) } else { (1, 100) };
+    let (request, answer) = if way.wire == "http" { (REQUEST, ANSWER) } else { (1, 100) };
     for at in (0..request).step_by(extent.kill_stride) {
         add(format!("cut-request {at}, crash"), false);
         add("fine".into(), false);
@@ -172,7 +238,7 @@ fn kills(wire: &str, extent: &Extent) -> Vec<Write> {
     }
     // Behind the answer the connection ends although nobody said so; what is sent on it in this
     // moment is lost, and nobody can know.
-    for at in (ANSWER..BEHIND).step_by(extent.stride).filter(|_| wire == "http") {
+    for at in (ANSWER..BEHIND).step_by(extent.stride).filter(|_| way.wire == "http") {
         add(format!("cut {at}"), false);
         add(format!("cut {at}, reset"), false);
         add("fine".into(), false);
@@ -203,7 +269,7 @@ async fn say(
     writes: Vec<Write>,
     callers: usize,
     prefix: &str,
-    told: &mut HashMap<String, (Told, String)>,
+    told: &mut AllTold,
 ) -> Result<(), String> {
     let (at, next, writes) = (gate.at, Arc::new(AtomicUsize::new(0)), Arc::new(writes));
     let padding = Arc::new("x".repeat(LARGE));
@@ -228,6 +294,10 @@ async fn say(
                     Err(e) => Told::Nothing(format!("no answer: {e}")),
                     Ok(answer) => heard(&answer.message(), &id),
                 };
+                // Somebody is being started; writes that are refused meanwhile show nothing.
+                if matches!(told_now, Told::NoEffect(_)) {
+                    tokio::time::sleep(START).await;
+                }
                 told.push((id, (told_now, write.fault.clone())));
             }
         }));
@@ -248,70 +318,164 @@ fn heard(message: &serde_json::Value, id: &str) -> Told {
     }
 }
 
-fn judge(
-    wire: &str,
-    told: &HashMap<String, (Told, String)>,
-    log: &Path,
-    promises: &mut Promises,
-) -> Result<(), String> {
-    let text = std::fs::read_to_string(log).map_err(|e| e.to_string())?;
-    let mut arrived: HashMap<&str, usize> = HashMap::new();
-    for line in text.lines().filter(|l| l.contains(" tools/call ")) {
-        *arrived.entry(line.rsplit(' ').next().unwrap_or("")).or_default() += 1;
-    }
-    let times = |id: &String| arrived.get(id.as_str()).copied().unwrap_or(0);
-    let example = |wrong: &[&String]| match wrong.first() {
-        Some(id) => format!("; {id}: {:?}, arrived {}", told[*id], times(id)),
-        None => String::new(),
-    };
-    let total = told.len();
-    let count = |which: fn(&Told) -> bool| told.values().filter(|(t, _)| which(t)).count();
-    let of = |wrong: &dyn Fn(&String, &Told) -> bool| -> Vec<&String> {
-        told.iter().filter(|(id, (t, _))| wrong(id, t)).map(|(id, _)| id).collect()
-    };
+/// What the peers wrote down.
+#[derive(Default)]
+struct Arrivals<'a> {
+    // Of each write: how often it came, and under which keys; how often it was carried out.
+    came: HashMap<&'a str, Vec<&'a str>>,
+    done: HashMap<&'a str, usize>,
+}
 
-    let twice = of(&|id, _| times(id) > 1);
+impl Arrivals<'_> {
+    fn of(text: &str) -> Arrivals<'_> {
+        let mut out = Arrivals::default();
+        for line in text.lines() {
+            let mut words = line.split(' ').skip(1);
+            let (what, _tool, id) = (words.next(), words.next(), words.next().unwrap_or(""));
+            match what {
+                Some("tools/call") => {
+                    out.came.entry(id).or_default().push(words.next().unwrap_or(""));
+                }
+                Some("done") => *out.done.entry(id).or_default() += 1,
+                _ => {}
+            }
+        }
+        out
+    }
+
+    fn times(&self, id: &str) -> usize {
+        self.came.get(id).map_or(0, Vec::len)
+    }
+
+    fn done(&self, id: &str) -> usize {
+        self.done.get(id).copied().unwrap_or(0)
+    }
+
+    fn keys(&self, id: &str) -> BTreeSet<&str> {
+        self.came.get(id).into_iter().flatten().copied().collect()
+    }
+}
+
+type AllTold = HashMap<String, (Told, String)>;
+
+// Those of which something is so, in the order of their names.
+fn those(told: &AllTold, wrong: impl Fn(&str, &Told) -> bool) -> Vec<&str> {
+    let mut all: Vec<_> =
+        told.iter().filter(|(id, (t, _))| wrong(id, t)).map(|(id, _)| id.as_str()).collect();
+    all.sort_unstable();
+    all
+}
+
+fn example(told: &AllTold, arrivals: &Arrivals<'_>, wrong: &[&str]) -> String {
+    let Some(id) = wrong.first() else { return String::new() };
+    let (times, done) = (arrivals.times(id), arrivals.done(id));
+    format!("; {id}: {:?}, arrived {times}, done {done}", told[*id])
+}
+
+fn judge(way: Way, told: &AllTold, arrivals: &Arrivals<'_>, promises: &mut Promises) {
+    let (name, total) = (way.name, told.len());
+    let example = |wrong: &[&str]| example(told, arrivals, wrong);
+    let twice = those(told, |id, _| arrivals.times(id) > 1);
+    let replicas = if way.replicas > 1 { ", nor at two replicas" } else { "" };
     promises.keep(
         NAME,
-        &format!("{wire}: no write arrives twice"),
+        &format!("{name}: no write arrives twice{replicas}"),
         &format!("{} of {total}{}", twice.len(), example(&twice)),
         twice.is_empty() && total > 0,
     );
-    let nothing = of(&|_, t| matches!(t, Told::Nothing(_)));
+    judge_told(name, told, arrivals, promises);
+    let lies = those(told, |id, t| match t {
+        Told::NoEffect(_) => arrivals.times(id) > 0,
+        Told::Result | Told::Error => arrivals.times(id) != 1,
+        _ => false,
+    });
     promises.keep(
         NAME,
-        &format!("{wire}: each caller has the result or knows what is known"),
+        &format!("{name}: «no effect» and «done» are true"),
+        &format!("{} lies{}", lies.len(), example(&lies)),
+        lies.is_empty(),
+    );
+    // A process that ends takes with it what was under way beside.
+    if way.wire != "http" {
+        return;
+    }
+    let spoilt =
+        those(told, |id, t| told[id].1 == "fine" && id.starts_with('c') && *t != Told::Result);
+    promises.keep(
+        NAME,
+        &format!("{name}: a cut costs only the write that it cuts"),
+        &format!("{} others{}", spoilt.len(), example(&spoilt)),
+        spoilt.is_empty(),
+    );
+}
+
+fn judge_keyed(way: Way, told: &AllTold, arrivals: &Arrivals<'_>, promises: &mut Promises) {
+    let (name, total) = (way.name, told.len());
+    let example = |wrong: &[&str]| example(told, arrivals, wrong);
+    let mut owners: HashMap<&str, BTreeSet<&str>> = HashMap::new();
+    for (id, keys) in &arrivals.came {
+        keys.iter().filter(|key| !key.is_empty()).for_each(|key| {
+            owners.entry(key).or_default().insert(id);
+        });
+    }
+    // Of some that were cut early not even the name is known.
+    let several = those(told, |id, _| {
+        let keys = arrivals.keys(id);
+        keys.len() > 1 || keys.iter().any(|key| owners.get(key).is_none_or(|ids| ids.len() > 1))
+    });
+    let again = those(told, |id, _| arrivals.times(id) > 1);
+    promises.keep(
+        NAME,
+        &format!("{name}: a write comes under one key of its own, however often"),
+        &format!("{} of {total}, {} came again{}", several.len(), again.len(), example(&several)),
+        several.is_empty() && (!again.is_empty() || way.wire == "stdio"),
+    );
+    let twice = those(told, |id, _| arrivals.done(id) > 1);
+    promises.keep(
+        NAME,
+        &format!("{name}: and is carried out once"),
+        &format!("{} twice{}", twice.len(), example(&twice)),
+        twice.is_empty(),
+    );
+    judge_told(name, told, arrivals, promises);
+    let lies = those(told, |id, t| match t {
+        Told::NoEffect(_) => arrivals.done(id) > 0,
+        Told::Result => arrivals.done(id) != 1,
+        _ => false,
+    });
+    promises.keep(
+        NAME,
+        &format!("{name}: «no effect» and «done» are true"),
+        &format!("{} lies{}", lies.len(), example(&lies)),
+        lies.is_empty(),
+    );
+    // Over stdio what is no message is passed over, and an error is an answer.
+    if way.wire != "http" {
+        return;
+    }
+    let lost = those(told, |id, t| id.starts_with('c') && *t != Told::Result);
+    promises.keep(
+        NAME,
+        &format!("{name}: what fails once has its result all the same"),
+        &format!("{} have none{}", lost.len(), example(&lost)),
+        lost.is_empty(),
+    );
+}
+
+fn judge_told(name: &str, told: &AllTold, arrivals: &Arrivals<'_>, promises: &mut Promises) {
+    let count = |which: fn(&Told) -> bool| told.values().filter(|(t, _)| which(t)).count();
+    let nothing = those(told, |_, t| matches!(t, Told::Nothing(_)));
+    promises.keep(
+        NAME,
+        &format!("{name}: each caller has the result or knows what is known"),
         &format!(
             "{} results, {} without effect, {} unknown, {} left alone{}",
             count(|t| matches!(t, Told::Result | Told::Error)),
             count(|t| matches!(t, Told::NoEffect(_))),
             count(|t| matches!(t, Told::Unknown(_))),
             nothing.len(),
-            example(&nothing)
+            example(told, arrivals, &nothing)
         ),
         nothing.is_empty(),
     );
-    let lies = of(&|id, t| match t {
-        Told::NoEffect(_) => times(id) > 0,
-        Told::Result | Told::Error => times(id) != 1,
-        _ => false,
-    });
-    promises.keep(
-        NAME,
-        &format!("{wire}: «no effect» and «done» are true"),
-        &format!("{} lies{}", lies.len(), example(&lies)),
-        lies.is_empty(),
-    );
-    // A process that ends takes with it what was under way beside.
-    if wire != "http" {
-        return Ok(());
-    }
-    let spoilt = of(&|id, t| told[id].1 == "fine" && id.starts_with('c') && *t != Told::Result);
-    promises.keep(
-        NAME,
-        &format!("{wire}: a cut costs only the write that it cuts"),
-        &format!("{} others{}", spoilt.len(), example(&spoilt)),
-        spoilt.is_empty(),
-    );
-    Ok(())
 }

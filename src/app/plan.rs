@@ -23,6 +23,10 @@ use crate::control::plan::{self, Asked, Known, Now, Report};
 const DIAL_TIME: Duration = Duration::from_secs(3);
 /// How long it may take to answer: large catalogs take it some seconds.
 const ANSWER_TIME: Duration = Duration::from_secs(60);
+/// How long a gateway is asked again that makes a plan for somebody else: it makes one at once.
+const BUSY_TIME: Duration = Duration::from_secs(30);
+/// Between two of these times.
+const BUSY_PAUSE: Duration = Duration::from_millis(250);
 
 /// What a gateway with these options makes of a text: what a reload makes of it.
 pub(super) fn planner(options: ServeOptions) -> Planner {
@@ -85,6 +89,34 @@ enum Place {
     Here(Vec<String>),
 }
 
+/// Why a gateway gave no report.
+#[derive(Debug)]
+enum NoReport {
+    /// It is there and makes other plans.
+    Busy,
+    /// Nobody is there, or nobody who knows plans, or not for us.
+    Other(String),
+}
+
+impl NoReport {
+    // Asking elsewhere instead would compare with something that does not run.
+    fn told(self, at: SocketAddr) -> String {
+        match self {
+            NoReport::Busy => format!(
+                "the gateway at {at} has been busy with other plans for {} s; try again",
+                BUSY_TIME.as_secs()
+            ),
+            NoReport::Other(why) => format!("no plan from the gateway at {at}: {why}"),
+        }
+    }
+}
+
+impl From<String> for NoReport {
+    fn from(why: String) -> NoReport {
+        NoReport::Other(why)
+    }
+}
+
 struct Source {
     options: ServeOptions,
     name: String,
@@ -103,7 +135,7 @@ impl Source {
             None => self.find().await?,
         };
         let report = match &place {
-            Place::Running(at) => self.from(*at, asked).await.map_err(AppError::Start)?,
+            Place::Running(at) => self.from(*at, asked).await?,
             Place::Here(tried) => self.here(tried, asked),
         };
         Ok((report, place))
@@ -112,22 +144,22 @@ impl Source {
     // The gateway that serves our configuration, if it answers.
     async fn find(&self) -> Result<Place, AppError> {
         if let Some(at) = self.admin {
-            let why = |why| AppError::Start(format!("no plan from the gateway at {at}: {why}"));
-            self.from(at, &Asked::new()).await.map_err(why)?;
+            self.from(at, &Asked::new()).await?;
             return Ok(Place::Running(at));
         }
         let mut tried = Vec::new();
         for at in self.candidates() {
             // Whose it is shows before it is told anything: the file may hold credentials.
             let nothing = Wish { file: self.name.clone(), ..Wish::default() };
-            match posted(at, &nothing).await {
+            match posted(at, &nothing, BUSY_TIME).await {
                 Ok(report) if Path::new(&report.config) == absolute(&self.options.config) => {
                     return Ok(Place::Running(at));
                 }
                 Ok(report) => {
                     tried.push(format!("the gateway at {at} serves {}", report.config));
                 }
-                Err(why) => tried.push(format!("{at}: {why}")),
+                Err(NoReport::Other(why)) => tried.push(format!("{at}: {why}")),
+                Err(busy @ NoReport::Busy) => return Err(AppError::Start(busy.told(at))),
             }
         }
         Ok(Place::Here(tried))
@@ -176,7 +208,7 @@ impl Source {
         report
     }
 
-    async fn from(&self, at: SocketAddr, asked: &Asked) -> Result<Report, String> {
+    async fn from(&self, at: SocketAddr, asked: &Asked) -> Result<Report, AppError> {
         let new = (!asked.is_empty()).then(|| parse(&self.options, &self.text, &self.name));
         let identity = |name: &str| {
             let config = new.as_ref()?.as_ref().ok()?;
@@ -189,7 +221,7 @@ impl Source {
         });
         let wish =
             Wish { file: self.name.clone(), text: self.text.clone(), known: known.collect() };
-        posted(at, &wish).await
+        posted(at, &wish, BUSY_TIME).await.map_err(|why| AppError::Start(why.told(at)))
     }
 
     // Start these upstreams here, as a gateway would, and see what they offer.
@@ -247,25 +279,71 @@ impl Drop for Folder {
     }
 }
 
-async fn posted(at: SocketAddr, wish: &Wish) -> Result<Report, String> {
-    let body = serde_json::to_vec(wish).map_err(|e| e.to_string())?;
-    let answer = tokio::time::timeout(ANSWER_TIME, post(at, body)).await;
-    let answer = answer.map_err(|_| format!("no answer within {ANSWER_TIME:?}"))??;
-    serde_json::from_slice(&answer).map_err(|_| "it does not know plans".to_owned())
+async fn posted(at: SocketAddr, wish: &Wish, patience: Duration) -> Result<Report, NoReport> {
+    let body = Bytes::from(serde_json::to_vec(wish).map_err(|e| e.to_string())?);
+    let end = tokio::time::Instant::now() + patience;
+    loop {
+        let answer = tokio::time::timeout(ANSWER_TIME, post(at, body.clone())).await;
+        match answer.map_err(|_| format!("no answer within {ANSWER_TIME:?}"))? {
+            Err(NoReport::Busy) if tokio::time::Instant::now() < end => {
+                tokio::time::sleep(BUSY_PAUSE).await;
+            }
+            answer => {
+                return serde_json::from_slice(&answer?)
+                    .map_err(|_| "it does not know plans".to_owned().into());
+            }
+        }
+    }
 }
 
-async fn post(at: SocketAddr, body: Vec<u8>) -> Result<Bytes, String> {
+async fn post(at: SocketAddr, body: Bytes) -> Result<Bytes, NoReport> {
     let dial = tokio::time::timeout(DIAL_TIME, TcpStream::connect(at)).await;
     let stream = dial.map_err(|_| "it does not answer".to_owned())?.map_err(|e| e.to_string())?;
     let request = Request::post("/plan")
         .header(HOST, at.to_string())
         .header(CONTENT_TYPE, "application/json")
-        .body(Full::new(Bytes::from(body)))
+        .body(Full::new(body))
         .map_err(|e| e.to_string())?;
     let (status, body) = asked::exchange(stream, request, ANSWER_MAX).await?;
     match status {
         200 => Ok(body),
-        404 | 405 => Err("it does not know plans".to_owned()),
-        _ => Err(format!("{status}: {}", String::from_utf8_lossy(&body).trim())),
+        503 => Err(NoReport::Busy),
+        404 | 405 => Err("it does not know plans".to_owned().into()),
+        _ => Err(format!("{status}: {}", String::from_utf8_lossy(&body).trim()).into()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_gateway_that_stays_busy_is_told_as_such() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let busy = tokio::spawn(async move {
+            for asked in 0.. {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut some = [0; 4096];
+                let _ = stream.read(&mut some).await;
+                let no = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
+                let _ = stream.write_all(no).await;
+                if asked == 1 {
+                    return;
+                }
+            }
+        });
+        // It is asked again for a while; one that is gone by then is another matter.
+        let wish = Wish::default();
+        let gave_up = posted(at, &wish, Duration::ZERO).await.unwrap_err();
+        assert!(matches!(gave_up, NoReport::Busy), "{gave_up:?}");
+        assert!(gave_up.told(at).ends_with("busy with other plans for 30 s; try again"));
+        let gone = posted(at, &wish, BUSY_TIME).await.unwrap_err();
+        assert!(matches!(gone, NoReport::Other(_)), "{gone:?}");
+        busy.await.unwrap();
     }
 }

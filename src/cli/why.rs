@@ -44,6 +44,10 @@ pub fn why(answer: &Answer) -> String {
     if let Some(ms) = answer.call_timeout_ms {
         line("time", &format!("{} s for a call", ms as f64 / 1000.0));
     }
+    if let Some(ms) = answer.hedge_after_ms {
+        let after = ms as f64 / 1000.0;
+        line("hedge", &format!("a second attempt beside one that has no answer after {after} s"));
+    }
     for note in &answer.notes {
         line("note", note);
     }
@@ -89,6 +93,7 @@ mod tests {
             native: Some("find".into()),
             read_only: Some(true),
             call_timeout_ms: Some(60_000),
+            hedge_after_ms: Some(1500),
             notes: vec!["crm is listed as it was last seen".into()],
             limits: vec![
                 limit("gateway.max_calls", "1 of 4096 calls under way"),
@@ -106,6 +111,7 @@ mod tests {
           remedy   it tries again by itself
           tool     "find" of crm, only reads
           time     60 s for a call
+          hedge    a second attempt beside one that has no answer after 1.5 s
           note     crm is listed as it was last seen
           limits   gateway.max_calls              1 of 4096 calls under way
                    upstreams.crm.concurrency.max  1 of 16 places taken
@@ -116,6 +122,7 @@ mod tests {
             native: None,
             read_only: None,
             call_timeout_ms: None,
+            hedge_after_ms: None,
             notes: vec![],
             limits: vec![],
             ..answer.clone()
@@ -126,6 +133,7 @@ mod tests {
         px-bot can call crm__find
           tool     "find" of crm, only reads
           time     60 s for a call
+          hedge    a second attempt beside one that has no answer after 1.5 s
           note     crm is listed as it was last seen
           limits   gateway.max_calls              1 of 4096 calls under way
                    upstreams.crm.concurrency.max  1 of 16 places taken

@@ -29,6 +29,9 @@ pub enum UpkeepState {
 }
 
 impl UpkeepState {
+    /// Each of them.
+    pub const ALL: [UpkeepState; 2] = [UpkeepState::Draining, UpkeepState::Maintenance];
+
     /// The word in the file and in `/status`.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -10,9 +10,11 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::catalog::keep::replace;
 use crate::catalog::naming::hex;
@@ -42,8 +44,8 @@ impl Place {
         &self.0
     }
 
-    /// Keep a text; that it could not be is logged.
-    pub fn keep(&self, text: &str) {
+    // That it could not be kept is logged.
+    fn keep(&self, text: &str) {
         if let Err(error) = self.save(text) {
             tracing::warn!(file = %self.0.display(), %error,
                 "the configuration could not be kept; a start with --last-good would find an older one or none");
@@ -51,9 +53,6 @@ impl Place {
     }
 
     fn save(&self, text: &str) -> io::Result<()> {
-        // One after the other: they share a name on the way, and the last to come should stay.
-        static WRITING: Mutex<()> = Mutex::new(());
-        let _alone = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
         if self.load().is_ok_and(|kept| kept == text) {
             return Ok(());
         }
@@ -77,10 +76,48 @@ impl Place {
     }
 }
 
+/// The one who writes at a place, beside the one who knows what is good: disk is slow at times, and
+/// nobody waits for it. Of what comes while it writes, the newest is written next.
+pub struct Keeper {
+    newest: watch::Sender<Arc<str>>,
+    writes: JoinHandle<()>,
+}
+
+impl Keeper {
+    /// One for this place.
+    pub fn start(place: Place) -> Keeper {
+        Keeper::of(move |text| place.keep(text))
+    }
+
+    fn of(write: impl Fn(&str) + Send + Sync + 'static) -> Keeper {
+        let (newest, mut told) = watch::channel::<Arc<str>>("".into());
+        let write = Arc::new(write);
+        let writes = tokio::spawn(async move {
+            while told.changed().await.is_ok() {
+                let (text, write) = (told.borrow_and_update().clone(), write.clone());
+                let _ = spawn_blocking(move || write(&text)).await;
+            }
+        });
+        Keeper { newest, writes }
+    }
+
+    /// Keep this text, whatever was to be kept before.
+    pub fn keep(&self, text: Arc<str>) {
+        self.newest.send_replace(text);
+    }
+
+    /// Over when the newest is kept.
+    pub async fn finish(self) {
+        drop(self.newest);
+        let _ = self.writes.await;
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+    use std::sync::{Mutex, mpsc};
 
     use super::*;
 
@@ -113,5 +150,39 @@ mod tests {
         fs::create_dir(temp).unwrap();
         assert!(place.save("new").is_err());
         assert_eq!(place.load().unwrap(), "good");
+    }
+    #[tokio::test]
+    async fn the_newest_wins_however_slow_the_disk_is() {
+        let (begun, begins) = mpsc::channel();
+        let (go_on, waits) = mpsc::channel();
+        let (waits, written) = (Mutex::new(waits), Arc::new(Mutex::new(Vec::new())));
+        let log = written.clone();
+        let keeper = Keeper::of(move |text| {
+            begun.send(()).unwrap();
+            // Nobody else writes meanwhile.
+            waits.try_lock().unwrap().recv().unwrap();
+            log.lock().unwrap().push(text.to_owned());
+        });
+        let begins = Arc::new(Mutex::new(begins));
+        let begun = || {
+            let begins = begins.clone();
+            spawn_blocking(move || begins.lock().unwrap().recv().unwrap())
+        };
+        keeper.keep("one".into());
+        begun().await.unwrap();
+        // The first is on its way to the disk, and takes its time.
+        for text in ["two", "three", "four"] {
+            keeper.keep(text.into());
+            tokio::task::yield_now().await;
+        }
+        go_on.send(()).unwrap();
+        begun().await.unwrap();
+        // What is known last is kept also when the gateway ends.
+        keeper.keep("five".into());
+        let finished = tokio::spawn(keeper.finish());
+        go_on.send(()).unwrap();
+        go_on.send(()).unwrap();
+        finished.await.unwrap();
+        assert_eq!(*written.lock().unwrap(), ["one", "four", "five"]);
     }
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use hashbrown::HashMap;
-use tokio::time::Instant;
 
 use super::diff::{self, AllRunning};
 use super::successor::Successor;
@@ -155,9 +154,8 @@ impl Control {
                     let rates = old.rates(c);
                     let upstream =
                         Upstream::start(c.clone(), site, scrubber.clone(), events, None, rates);
-                    let until = Instant::now() + config.gateway.rollback_after;
-                    let replaced =
-                        self.successors.insert(c.name.clone(), Successor { upstream, until });
+                    let successor = Successor::new(upstream, config.gateway.rollback_after);
+                    let replaced = self.successors.insert(c.name.clone(), successor);
                     retired.extend(replaced.map(|s| s.upstream));
                     on_own_link(old);
                     old.clone()

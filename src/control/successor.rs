@@ -16,11 +16,24 @@ use crate::upstream::Upstream;
 use crate::upstream::condition::State;
 use crate::upstream::keeper::Event;
 
+/// How often it is looked at whether a successor still waits for something that is no fault of it.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// See the module.
 pub(super) struct Successor {
     pub upstream: Arc<Upstream>,
     // When it is given up.
-    pub until: Instant,
+    until: Instant,
+    // When it is looked at next.
+    look: Instant,
+}
+
+impl Successor {
+    /// One that is begun now and has so long.
+    pub(super) fn new(upstream: Arc<Upstream>, patience: Duration) -> Successor {
+        let now = Instant::now();
+        Successor { upstream, until: now + patience, look: now + LOOK_EVERY }
+    }
 }
 
 /// Wait for a moment, if there is one.
@@ -32,8 +45,9 @@ pub(super) async fn passed(deadline: Option<Instant>) {
 }
 
 impl Control {
-    pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.successors.values().map(|s| s.until).min()
+    /// When to look at the successors.
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        self.successors.values().map(|s| s.until.min(s.look)).min()
     }
 
     /// A successor is ready: it takes over. It is not: the old one goes on, and it tries again.
@@ -65,25 +79,30 @@ impl Control {
     /// Give up the successors whose time is over. Says whether there were any.
     pub(super) fn give_up_late_ones(&mut self, gateway: &Gateway) -> bool {
         let now = Instant::now();
-        let late: Vec<Arc<str>> = self
-            .successors
-            .iter()
-            .filter(|(_, s)| s.until <= now)
-            .map(|(name, _)| name.clone())
-            .collect();
         let snapshot = gateway.current.load();
         let patience = snapshot.config.gateway.rollback_after;
-        let mut any = false;
-        for name in late {
-            let serves = snapshot.upstreams.get(&name).is_some_and(|old| old.is_ready());
-            let Some(successor) = self.successors.get_mut(&name) else { continue };
-            let installing = is_installing(&successor.upstream.config(), &self.site.cache_dir);
-            // Its time begins when its package is there and it is its turn to start. And where the old one does not serve
-            // either, giving up would help nobody: whichever is ready first serves.
-            if installing || successor.upstream.is_in_line() || !serves {
-                successor.until = now + patience;
+        let mut late = Vec::new();
+        for (name, successor) in &mut self.successors {
+            if successor.until.min(successor.look) > now {
                 continue;
             }
+            successor.look = now + LOOK_EVERY;
+            let serves = || snapshot.upstreams.get(name).is_some_and(|old| old.is_ready());
+            let installing = is_installing(&successor.upstream.config(), &self.site.cache_dir);
+            if installing || successor.upstream.is_in_line() {
+                // Its time begins when its package is there and it is its turn to start.
+                successor.until = successor.look + patience;
+            } else if successor.until > now {
+                // It has time.
+            } else if serves() {
+                late.push(name.clone());
+            } else {
+                // Giving up would help nobody: whichever is ready first serves.
+                successor.until = now + patience;
+            }
+        }
+        let mut any = false;
+        for name in late {
             if let Some(successor) = self.successors.remove(&name) {
                 self.give_up(&name, successor.upstream, patience);
                 any = true;

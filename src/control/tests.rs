@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::gateway::snapshot::Snapshot;
+use crate::upstream::starts::{Cause, Starts};
 
 fn site_in(dir: &Path) -> Site {
     Site {
@@ -21,7 +22,7 @@ fn site_in(dir: &Path) -> Site {
         state_dir: dir.into(),
         cache_dir: dir.into(),
         children: Arc::default(),
-        starts: Arc::new(crate::upstream::starts::Starts::new(4)),
+        starts: Arc::new(Starts::new(4)),
         subscriptions: Arc::default(),
     }
 }
@@ -101,6 +102,7 @@ struct Rig {
     gateway: Arc<Gateway>,
     orders: mpsc::Sender<Order>,
     text: Arc<Mutex<String>>,
+    starts: Arc<Starts>,
     dir: tempfile::TempDir,
 }
 
@@ -126,7 +128,7 @@ impl Rig {
         let read = text.clone();
         let load: Load = Box::new(move || parsed(&read.lock().unwrap()));
         tokio::spawn(control.run(gateway.clone(), events, orders_rx, load));
-        Rig { gateway, orders, text, dir }
+        Rig { gateway, orders, text, starts: site.starts, dir }
     }
 
     fn now(&self) -> Arc<Snapshot> {
@@ -327,6 +329,33 @@ async fn a_second_reload_meanwhile_goes_on_with_the_trial_or_begins_another() {
     tokio::time::sleep(2 * TRIAL).await;
     assert!(rig.now().upstreams.is_empty() && rig.now().successors.is_empty());
     assert!(rig.gateway.standing.load().rolled_back.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_waits_for_its_turn_to_start_has_all_its_time_from_then_on() {
+    let old = Server::start("a").await;
+    let rig = Rig::start(&crm(&old.url));
+    rig.ready().await;
+    let first = rig.incarnation();
+    // Another child takes its time: the only place is taken.
+    let place = rig.starts.enter(Cause::Configured, 1000 * TRIAL).await;
+    rig.reload("max_starting = 1", "[upstreams.crm]\ncommand = \"/bin/cat\"\n").await.unwrap();
+    rig.until("in line", |s| s.successors.get("crm").is_some_and(|new| new.is_in_line())).await;
+    for _ in 0..10 {
+        tokio::time::sleep(TRIAL - Duration::from_millis(1)).await;
+        let now = rig.now();
+        assert!(now.successors["crm"].is_in_line(), "it has not been tried yet");
+        assert!(rig.gateway.standing.load().rolled_back.is_empty());
+    }
+    drop(place);
+    rig.until("its turn", |s| !s.successors["crm"].is_in_line()).await;
+    tokio::time::sleep(TRIAL - Duration::from_millis(100)).await;
+    assert!(rig.now().successors.contains_key("crm"), "waiting was none of its time");
+    // It does not start, and had its chance.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(rig.now().successors.is_empty());
+    assert!(rig.gateway.standing.load().rolled_back.contains_key("crm"));
+    assert_eq!((rig.incarnation(), rig.tools()), (first, vec!["crm__a".to_owned()]));
 }
 
 #[tokio::test(start_paused = true)]

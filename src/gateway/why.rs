@@ -206,6 +206,8 @@ impl Case<'_> {
         let outlook = upstream.outlook(route);
         answer.read_only = Some(terms.read_only);
         answer.call_timeout_ms = Some(terms.timeout.as_millis() as u64);
+        let hedged = terms.hedge_after.filter(|_| terms.read_only);
+        answer.hedge_after_ms = hedged.map(|after| after.as_millis() as u64);
         if answer.refused.is_none() {
             answer.refused = match &outlook.refused {
                 Some(refusal) => Some(absent(upstream, refusal, operator)),

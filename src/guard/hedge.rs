@@ -30,12 +30,14 @@ pub struct Hedge {
     // Numbers of attempts, from 1; 0: none.
     beside: AtomicU32,
     alone: AtomicU32,
+    answered: AtomicU32,
 }
 
 impl Hedge {
     /// When the first attempt has taken so long.
     pub fn new(after: Duration) -> Hedge {
-        Hedge { after, beside: AtomicU32::new(0), alone: AtomicU32::new(0) }
+        let none = || AtomicU32::new(0);
+        Hedge { after, beside: none(), alone: none(), answered: none() }
     }
 
     /// Whether this attempt is the one that is made beside the first.
@@ -47,6 +49,11 @@ impl Hedge {
     /// one that is under way is dropped.
     pub fn goes_alone(&self, number: u32) {
         self.alone.store(number, Ordering::Relaxed);
+    }
+
+    /// Whether an attempt that was begun later than this one answered before it.
+    pub fn is_overtaken(&self, number: u32) -> bool {
+        self.answered.load(Ordering::Relaxed) > number
     }
 
     fn alone(&self) -> u32 {
@@ -101,7 +108,12 @@ impl Guard {
             );
             Side { number, work: Box::pin(attempt(number)), admission, _place: Some(place) }
         });
-        self.race([Some(first), second], hedge, deadline).await
+        let made = second.is_some();
+        let ended = self.race([Some(first), second], hedge, deadline).await;
+        if made {
+            self.retry.hedged(hedge.is_beside(hedge.answered.load(Ordering::Relaxed)));
+        }
+        ended
     }
 
     async fn race<'g, T, F: Future<Output = Result<Done<T>, Fault>>>(
@@ -121,8 +133,9 @@ impl Guard {
             let answered =
                 matches!(&end, Ok(Done { signal: Signal::Fine | Signal::Broken(_), .. }));
             if answered || sides.iter().all(Option::is_none) {
-                if answered && hedge.is_beside(side.number) {
-                    self.retry.won();
+                if answered {
+                    // Before the other one is dropped, which may want to know why.
+                    hedge.answered.store(side.number, Ordering::Relaxed);
                 }
                 return (Ok(end), side.admission);
             }

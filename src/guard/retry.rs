@@ -41,6 +41,7 @@ pub(super) struct Retry {
     retries: AtomicU64,
     denied: AtomicU64,
     hedges: AtomicU64,
+    lost: AtomicU64,
     won: AtomicU64,
 }
 
@@ -61,6 +62,7 @@ impl Retry {
             denied: AtomicU64::new(0),
             hedges: AtomicU64::new(0),
             won: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
         }
     }
 
@@ -123,9 +125,10 @@ impl Retry {
         self.retries.load(Ordering::Relaxed)
     }
 
-    /// A second attempt was the one that answered.
-    pub(super) fn won(&self) {
-        self.won.fetch_add(1, Ordering::Relaxed);
+    /// A call with a second attempt ended; whether that was the one that answered.
+    pub(super) fn hedged(&self, won: bool) {
+        let count = if won { &self.won } else { &self.lost };
+        count.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Second attempts so far.
@@ -136,6 +139,11 @@ impl Retry {
     /// Of these, those that answered first.
     pub(super) fn hedges_won(&self) -> u64 {
         self.won.load(Ordering::Relaxed)
+    }
+
+    /// Those whose call ended otherwise.
+    pub(super) fn hedges_lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
     }
 
     /// What only the budget forbade so far.

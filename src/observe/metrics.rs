@@ -22,8 +22,8 @@ use crate::config::Trouble;
 use crate::failure::Reason;
 
 pub use gathered::{
-    BreakerState, CatalogFacts, ChildFacts, DROPPED_WHY, Gathered, ReplicaFacts, Totals,
-    UpstreamFacts, resident_bytes,
+    BreakerState, CatalogFacts, ChildFacts, DROPPED_WHY, Gathered, HEDGE_OUTCOMES, ReplicaFacts,
+    Totals, UpstreamFacts, resident_bytes,
 };
 pub use page::{Family, Kind};
 pub use series::{TOOLS_MAX, ToolSeries, UpstreamSeries};
@@ -59,6 +59,10 @@ families! {
     BREAKER_TO: Counter "weir_breaker_transitions_total" ["upstream", "to"];
     /// Attempts besides the first, of calls that may be repeated.
     RETRIES: Counter "weir_retries_total" ["upstream"];
+    /// Second attempts beside a slow first one (`hedge_after`) whose call ended: their answer was the first (`won`) or not (`lost`).
+    HEDGES: Counter "weir_hedges_total" ["upstream", "outcome"];
+    /// Whether the upstream's operators let no calls through (`state` in the file): none that are new (`draining`), or none at all (`maintenance`).
+    UPKEEP: Gauge "weir_upstream_upkeep" ["upstream", "state"];
     /// Whether the upstream is connected. One without a credential, or stopped while nobody uses it, is not meant to be, and absent.
     UP: Gauge "weir_upstream_up" ["upstream"];
     /// Whether the replica is connected. Replicas are numbered from 1, in the order of `urls`.

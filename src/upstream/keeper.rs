@@ -270,7 +270,7 @@ impl Keeper {
                 self.ready_at = Some(Instant::now());
                 self.set(ready).await;
                 // What changed while there was no conversation was told nobody.
-                ear.subscriptions.tell_all(&self.name);
+                ear.subscriptions.tell_all(&self.name, ear.replica);
             }
             Err(fault) => {
                 link.close().await;
@@ -410,6 +410,7 @@ impl Keeper {
             reload: reload.clone(),
             subscriptions: self.connector.site.subscriptions.clone(),
             owner: self.config.clone(),
+            replica: self.connector.replica.is_some(),
         }
     }
 
@@ -525,6 +526,8 @@ pub(super) struct Ear {
     pub reload: mpsc::Sender<()>,
     pub subscriptions: Arc<Subscriptions>,
     pub owner: Weak<Upstream>,
+    // Others tell of the same.
+    pub replica: bool,
 }
 
 /// What says that somebody is done with a page (2025-11-25 client/elicitation).
@@ -554,7 +557,7 @@ impl Ear {
     /// watched may have changed.
     pub fn missed(&self) {
         let _ = self.reload.try_send(());
-        self.subscriptions.tell_all(&self.upstream);
+        self.subscriptions.tell_all(&self.upstream, self.replica);
     }
 
     /// The upstream asked for a pause where no call was: calls keep it too.
@@ -593,7 +596,11 @@ impl Ear {
         let Some(params) = frame.params() else { return };
         let Ok(members) = Members::read(&params) else { return };
         if let Some(uri) = members.get_str("uri") {
-            self.subscriptions.tell(&self.upstream, &uri);
+            if self.replica {
+                self.subscriptions.tell_once(&self.upstream, &uri);
+            } else {
+                self.subscriptions.tell(&self.upstream, &uri);
+            }
         }
     }
 }

@@ -327,7 +327,8 @@ fn verdict(fault: &Fault) -> Option<bool> {
     }
 }
 
-/// An attempt at one replica. One that is given up because its time is over says something of it.
+/// An attempt at one replica. One that is given up because its time is over says something of it,
+/// and so does one that was overtaken.
 struct At<'a> {
     replica: &'a Arc<Upstream>,
     taken: Option<Taken<'a>>,
@@ -355,10 +356,11 @@ impl At<'_> {
 
 impl Drop for At<'_> {
     fn drop(&mut self) {
-        if let Some(taken) = self.taken.take()
-            && self.errand.asking.deadline.remaining().is_zero()
-        {
+        let Some(taken) = self.taken.take() else { return };
+        if self.errand.asking.deadline.remaining().is_zero() {
             taken.failed();
+        } else if self.errand.hedge.is_some_and(|(hedge, number)| hedge.is_overtaken(number)) {
+            taken.lost();
         }
     }
 }

@@ -3,12 +3,13 @@
 //! One place for all upstreams, so that a wish outlives the conversation and even the upstream's
 //! instance: each new link reads here what to subscribe to.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
 
 use crate::call::Form;
 use crate::protocol::message::Kind;
@@ -26,6 +27,8 @@ const NEWS_MAX: usize = 64;
 const NEWS_BYTES_MAX: usize = 64 << 10;
 /// Wishes that change within this time are told to the upstream together.
 const GATHER: Duration = Duration::from_millis(20);
+/// How long it is waited whether other replicas tell of the same change, too.
+const ECHO: Duration = Duration::from_millis(100);
 /// How long an upstream may take to answer a subscription; the next ones wait for it.
 const ASK_TIME: Duration = Duration::from_secs(10);
 
@@ -72,6 +75,8 @@ pub struct Subscriptions {
     version: watch::Sender<u64>,
     updates: broadcast::Sender<Updated>,
     news: broadcast::Sender<TaskNews>,
+    // What replicas told, in the order in which it is told on.
+    echoes: Mutex<VecDeque<(Instant, Updated)>>,
 }
 
 impl Default for Subscriptions {
@@ -81,6 +86,7 @@ impl Default for Subscriptions {
             version: watch::Sender::new(0),
             updates: broadcast::Sender::new(UPDATES_MAX),
             news: broadcast::Sender::new(NEWS_MAX),
+            echoes: Mutex::default(),
         }
     }
 }
@@ -187,16 +193,64 @@ impl Subscriptions {
         let _ = self.updates.send(Updated { upstream: upstream.clone(), uri: uri.into() });
     }
 
+    /// One of an upstream's replicas told of a change. Each of them does, if what they stand for is
+    /// the same: that is told once, a moment later, so that whoever asks then sees all of it. Each
+    /// is asked to tell, since a replica may only know of what was changed by itself.
+    pub fn tell_once(self: &Arc<Self>, upstream: &Arc<str>, uri: &str) {
+        if self.nothing_of(Subject::Resource, upstream) {
+            return;
+        }
+        let mut echoes = self.echoes.lock().unwrap_or_else(PoisonError::into_inner);
+        if echoes.iter().any(|(_, told)| told.upstream == *upstream && *told.uri == *uri) {
+            return;
+        }
+        if echoes.len() >= UPDATES_MAX {
+            drop(echoes);
+            return self.tell(upstream, uri);
+        }
+        let told = Updated { upstream: upstream.clone(), uri: uri.into() };
+        echoes.push_back((Instant::now() + ECHO, told));
+        if echoes.len() == 1 {
+            tokio::spawn(echo(self.clone()));
+        }
+    }
+
+    // What is due of what replicas told, and when the next is.
+    fn due(&self) -> (Vec<Updated>, Option<Instant>) {
+        let mut echoes = self.echoes.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let due = echoes.iter().take_while(|(at, _)| *at <= now).count();
+        let told = echoes.drain(..due).map(|(_, told)| told).collect();
+        (told, echoes.front().map(|(at, _)| *at))
+    }
+
     /// An upstream's changes may have been missed: all that is wished for of it may have changed.
-    pub fn tell_all(&self, upstream: &Arc<str>) {
+    pub fn tell_all(self: &Arc<Self>, upstream: &Arc<str>, replica: bool) {
         for uri in self.wanted(Subject::Resource, upstream) {
-            self.tell(upstream, &uri);
+            if replica {
+                self.tell_once(upstream, &uri);
+            } else {
+                self.tell(upstream, &uri);
+            }
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Wanted> {
         // Only additions and removals happen under it.
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// Tell on what replicas told, as long as there is any.
+async fn echo(home: Arc<Subscriptions>) {
+    let mut next = Some(Instant::now() + ECHO);
+    while let Some(at) = next {
+        tokio::time::sleep_until(at).await;
+        let (told, after) = home.due();
+        for one in told {
+            let _ = home.updates.send(one);
+        }
+        next = after;
     }
 }
 
@@ -256,5 +310,35 @@ mod tests {
         let mut updates = home.updates();
         home.tell(&up, "file:///a");
         assert_eq!(updates.try_recv().unwrap(), Updated { upstream: up, uri: a });
+    }
+    #[tokio::test(start_paused = true)]
+    async fn what_each_replica_tells_is_told_once() {
+        let home = Arc::new(Subscriptions::default());
+        let up: Arc<str> = "up".into();
+        home.tell_once(&up, "file:///a");
+        assert!(home.echoes.lock().unwrap().is_empty(), "nobody wants to hear of it");
+        let _watch = home.watch(Subject::Resource, &up, &"file:///".into()).unwrap();
+        let mut updates = home.updates();
+        let mut heard = || std::iter::from_fn(|| updates.try_recv().ok()).count();
+        for pause in [0, 10, 60] {
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            home.tell_once(&up, "file:///a");
+        }
+        home.tell_once(&up, "file:///b");
+        assert_eq!(heard(), 0, "not before all have told");
+        tokio::time::sleep(ECHO / 2).await;
+        assert_eq!(heard(), 1);
+        tokio::time::sleep(ECHO).await;
+        assert_eq!(heard(), 1);
+        // A change after it was told is another one.
+        home.tell_once(&up, "file:///a");
+        tokio::time::sleep(ECHO + Duration::from_millis(1)).await;
+        assert_eq!(heard(), 1);
+        assert!(home.echoes.lock().unwrap().is_empty());
+        // What has no room is told at once.
+        for n in 0..=UPDATES_MAX {
+            home.tell_once(&up, &format!("file:///{n}"));
+        }
+        assert_eq!(heard(), 1);
     }
 }

@@ -44,6 +44,12 @@ async fn draining_takes_no_new_calls_and_maintenance_none_that_has_not_left() {
         assert_eq!((&now["connection"], &now["restarts"]), (&json!("ready"), &before["restarts"]));
         assert!(tool_names(&weir.url, None).await.contains(&"up__ok".to_owned()));
         assert_eq!(now["breaker"], "closed");
+        let metrics = weir.metrics().await;
+        for (other, on) in [("draining", state == "draining"), ("maintenance", state != "draining")]
+        {
+            let line = format!("weir_upstream_upkeep{{upstream=\"up\",state=\"{other}\"}}");
+            assert!(metrics.contains(&format!("{line} {}\n", u8::from(on))), "{metrics}");
+        }
         weir.rewrite("", &up.section("up", &format!("{more}state = \"active\"\n")));
         weir.until("active again", |s| upstream(s, "up")["state"] == "ready").await;
         assert_eq!(reasons(&weir, &["ok"]).await, [""]);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::harness::scripted::{Arrival, Reply, Scripted, tool};
-use crate::harness::{Weir, call, modern, upstream};
+use crate::harness::{PATIENCE, Weir, call, get, modern, upstream};
 use crate::{over, said};
 
 const HEDGED: &str = "hedge_after = \"150ms\"\nretry = { attempts = 0, budget = 1.0 }";
@@ -74,6 +74,17 @@ async fn a_slow_read_arrives_at_two_and_a_slow_write_at_one() {
         replicas.iter().all(|r| r["in_flight"] == 0)
     })
     .await;
+
+    let metrics = weir.metrics().await;
+    for line in ["outcome=\"won\"} 1", "outcome=\"lost\"} 0"] {
+        let line = format!("weir_hedges_total{{upstream=\"up\",{line}\n");
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    }
+    for (tool, after) in [("read", json!(150)), ("write", json!(null))] {
+        let path = format!("{}/why?consumer=anonymous&tool=up__{tool}", weir.admin);
+        let why: Value = serde_json::from_str(&get(&path).await.1).unwrap();
+        assert_eq!(why["hedge_after_ms"], after, "{why:#}");
+    }
 
     said(&call(&weir.url, "up__write", json!({})).await);
     assert_eq!(a.arrived("write") + b.arrived("write"), 1, "the key has no effect on it");
@@ -164,4 +175,62 @@ async fn only_the_first_tells_of_its_progress() {
     assert!(told.iter().all(|m| m["params"]["message"] == "of 1"), "{told:?}");
     let steps: Vec<_> = told.iter().map(|m| m["params"]["progress"].as_u64().unwrap()).collect();
     assert!(steps.is_sorted_by(|a, b| a < b), "{steps:?}");
+}
+
+/// Reads at two replicas, of which one takes as long as `slow` says of its `n`th call.
+async fn beside_a_slow_one(
+    slow: impl Fn(usize) -> Duration + Send + Sync + 'static,
+) -> (Scripted, Scripted, Weir) {
+    let calls = AtomicUsize::new(0);
+    let tools = [tool("read", true)];
+    let a = Scripted::start(&tools, move |a: &Arrival| {
+        a.tool()?;
+        let pause = slow(calls.fetch_add(1, Ordering::SeqCst));
+        Some(Reply::After(pause, Box::new(a.text("slow"))))
+    })
+    .await;
+    let b = Scripted::start(&tools, |a: &Arrival| a.tool().map(|_| a.text("fast"))).await;
+    let more = "hedge_after = \"20ms\"\nretry = { attempts = 0, budget = 1.0 }\n\
+                ejection = { consecutive = 2, first = \"500ms\", longest = \"10m\" }";
+    let weir = over(&[&a.url, &b.url], more).await;
+    (a, b, weir)
+}
+
+/// Whether the first replica gets no calls.
+async fn is_left_out(weir: &Weir) -> bool {
+    upstream(&weir.status().await, "up")["replicas"][0]["ejected_for_ms"].is_number()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_never_answers_is_left_out_although_no_call_fails() {
+    let (a, _b, weir) = beside_a_slow_one(|_| LONG).await;
+    let end = Instant::now() + PATIENCE;
+    while !is_left_out(&weir).await {
+        assert!(Instant::now() < end, "{:#}", weir.status().await);
+        let answer = call(&weir.url, "up__read", json!({})).await;
+        assert_eq!(said(&answer), "fast", "no caller notices");
+    }
+    let status = weir.status().await;
+    let told = &upstream(&status, "up")["replicas"][0];
+    assert_eq!((&told["failures_in_a_row"], &told["in_flight"]), (&json!(0), &json!(0)));
+    assert!(a.arrived("read") >= 6, "{}", a.arrived("read"));
+    let ejections = "weir_replica_ejections_total{upstream=\"up\",replica=\"1\"} ";
+    assert!(!weir.metrics().await.contains(&format!("{ejections}0")), "it is counted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_only_slower_is_not_left_out() {
+    // Of four calls it loses three.
+    let time = |n: usize| if n % 4 == 3 { Duration::ZERO } else { Duration::from_millis(200) };
+    let (a, _b, weir) = beside_a_slow_one(time).await;
+    let begun = Instant::now();
+    while a.arrived("read") < 40 || begun.elapsed() < Duration::from_millis(1500) {
+        said(&call(&weir.url, "up__read", json!({})).await);
+    }
+    assert!(!is_left_out(&weir).await);
+    assert!(
+        weir.metrics()
+            .await
+            .contains("weir_replica_ejections_total{upstream=\"up\",replica=\"1\"} 0\n")
+    );
 }

@@ -9,6 +9,7 @@ mod conversations;
 mod failover;
 mod front;
 mod hedging;
+mod updates;
 
 use std::time::Duration;
 

@@ -29,6 +29,9 @@ pub struct Answer {
     /// Time for a call, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call_timeout_ms: Option<u64>,
+    /// When a slow call gets a second attempt beside the first, in milliseconds; absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedge_after_ms: Option<u64>,
     /// What else a caller should know; none of it refuses the call.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,

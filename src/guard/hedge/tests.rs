@@ -102,7 +102,7 @@ async fn whoever_answers_first_wins_and_the_other_is_dropped() {
     assert_eq!(result.unwrap(), 1);
     assert_eq!(log, "0: 1 made, 1: 2 made, 3: 1 ended, 3: 2 dropped");
     let s = guard.snapshot();
-    assert_eq!((s.hedges, s.hedges_won), (2, 1));
+    assert_eq!((s.hedges, s.hedges_won, s.hedges_lost), (2, 1, 1));
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,16 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::upkeep::UpkeepState;
 use crate::shim::resident_kib;
 
 use super::page::Page;
 use super::{
     BREAKER, BREAKER_TO, CATALOG_AGE, CATALOG_BYTES, CATALOG_DROPPED, CATALOG_ENTRIES, CHILD_CPU,
-    CHILD_RESIDENT, CHILDREN, CONNECTIONS, DROPPED, IDLE, IN_FLIGHT, LOG_DROPPED, MEMORY_RESTARTS,
-    NOISE, ON_LAST_GOOD, OPEN_FDS, PROCESSES, QUEUE_DEPTH, RECEIVED, REPLICA_CALLS,
-    REPLICA_EJECTED, REPLICA_EJECTIONS, REPLICA_FAILURES, REPLICA_IN_FLIGHT, REPLICA_UP, RESIDENT,
-    RESTARTS, ROLLED_BACK, SENT, SESSIONS, SPANS_DROPPED, STDERR_DROPPED, STREAMS, TASKS,
-    UNMATCHED, UP, UPTIME, UpstreamSeries,
+    CHILD_RESIDENT, CHILDREN, CONNECTIONS, DROPPED, HEDGES, IDLE, IN_FLIGHT, LOG_DROPPED,
+    MEMORY_RESTARTS, NOISE, ON_LAST_GOOD, OPEN_FDS, PROCESSES, QUEUE_DEPTH, RECEIVED,
+    REPLICA_CALLS, REPLICA_EJECTED, REPLICA_EJECTIONS, REPLICA_FAILURES, REPLICA_IN_FLIGHT,
+    REPLICA_UP, RESIDENT, RESTARTS, ROLLED_BACK, SENT, SESSIONS, SPANS_DROPPED, STDERR_DROPPED,
+    STREAMS, TASKS, UNMATCHED, UP, UPKEEP, UPTIME, UpstreamSeries,
 };
 
 /// Everything that is only known elsewhere.
@@ -52,6 +53,8 @@ pub struct UpstreamFacts {
     pub queued: u64,
     /// Its breaker.
     pub breaker: BreakerState,
+    /// What its operators want it to be, if that is something else than in use.
+    pub upkeep: Option<UpkeepState>,
     /// What it has in the catalog.
     pub catalog: Vec<CatalogFacts>,
     /// Time since its lists were last confirmed; `None`: never.
@@ -160,6 +163,9 @@ impl BreakerState {
 /// questions for which there was no room; events that are no message.
 pub const DROPPED_WHY: [&str; 5] = ["notice", "unread", "oversize", "question", "garbled"];
 
+/// How a second attempt beside a slow first one ended: with the call's answer, or without.
+pub const HEDGE_OUTCOMES: [&str; 2] = ["won", "lost"];
+
 /// What an upstream counts by itself; each only grows as long as the upstream lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
@@ -181,6 +187,8 @@ pub struct Totals {
     pub sent_bytes: u64,
     /// Messages that were dropped, in the order of [`DROPPED_WHY`].
     pub dropped: [u64; DROPPED_WHY.len()],
+    /// Second attempts beside a first one, in the order of [`HEDGE_OUTCOMES`].
+    pub hedges: [u64; HEDGE_OUTCOMES.len()],
     /// Times the breaker went to closed, probing, open; as [`BreakerState`] numbers them.
     pub breaker_to: [u64; 3],
 }
@@ -197,6 +205,7 @@ impl Totals {
             received_bytes: f(self.received_bytes, other.received_bytes),
             sent_bytes: f(self.sent_bytes, other.sent_bytes),
             dropped: std::array::from_fn(|i| f(self.dropped[i], other.dropped[i])),
+            hedges: std::array::from_fn(|i| f(self.hedges[i], other.hedges[i])),
             breaker_to: std::array::from_fn(|i| f(self.breaker_to[i], other.breaker_to[i])),
         }
     }
@@ -258,6 +267,10 @@ impl UpstreamFacts {
         page.value(&IN_FLIGHT, &name, self.in_flight as f64);
         page.value(&QUEUE_DEPTH, &name, self.queued as f64);
         page.value(&BREAKER, &name, f64::from(self.breaker as u8));
+        for state in UpkeepState::ALL {
+            let on = self.upkeep == Some(state);
+            page.value(&UPKEEP, &[&*self.name, state.as_str()], f64::from(u8::from(on)));
+        }
         for part in &self.catalog {
             page.value(&CATALOG_ENTRIES, &[&*self.name, part.kind], part.entries as f64);
             page.value(&CATALOG_BYTES, &[&*self.name, part.kind], part.bytes as f64);
@@ -285,6 +298,9 @@ impl UpstreamFacts {
         for to in BreakerState::ALL {
             let count = totals.breaker_to[to as usize];
             page.value(&BREAKER_TO, &[&*self.name, to.as_str()], count as f64);
+        }
+        for (outcome, total) in HEDGE_OUTCOMES.iter().zip(totals.hedges) {
+            page.value(&HEDGES, &[&*self.name, outcome], total as f64);
         }
         for (why, total) in DROPPED_WHY.iter().zip(totals.dropped) {
             page.value(&DROPPED, &[&*self.name, why], total as f64);

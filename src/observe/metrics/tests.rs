@@ -35,6 +35,7 @@ fn facts() -> UpstreamFacts {
         in_flight: 3,
         queued: 2,
         breaker: BreakerState::Open,
+        upkeep: Some(crate::config::upkeep::UpkeepState::Draining),
         catalog: vec![CatalogFacts { kind: "tools", entries: 7, bytes: 900 }],
         catalog_age: Some(Duration::from_millis(1500)),
         catalog_dropped: 4,
@@ -49,6 +50,7 @@ fn facts() -> UpstreamFacts {
             received_bytes: 5,
             sent_bytes: 6,
             dropped: [1, 2, 3, 4, 5],
+            hedges: [3, 1],
             breaker_to: [7, 8, 9],
         },
         child: Some(ChildFacts {
@@ -216,6 +218,8 @@ fn all_series_as_a_scrape_sees_them() {
     weir_connections gauge
     weir_connections_refused_total Connections that were closed on accept.
     weir_connections_refused_total counter
+    weir_hedges_total Second attempts beside a slow first one (`hedge_after`) whose call ended: their answer was the first (`won`) or not (`lost`).
+    weir_hedges_total counter
     weir_limiter_wait_seconds_total Time that calls waited for the rate limit.
     weir_limiter_wait_seconds_total counter
     weir_limiter_waits_total Calls that waited for the rate limit.
@@ -286,6 +290,8 @@ fn all_series_as_a_scrape_sees_them() {
     weir_upstream_unmatched_answers_total counter
     weir_upstream_up Whether the upstream is connected. One without a credential, or stopped while nobody uses it, is not meant to be, and absent.
     weir_upstream_up gauge
+    weir_upstream_upkeep Whether the upstream's operators let no calls through (`state` in the file): none that are new (`draining`), or none at all (`maintenance`).
+    weir_upstream_upkeep gauge
     weir_upstream_uptime_seconds How long the oldest child of an upstream has been running.
     weir_upstream_uptime_seconds gauge
     ");

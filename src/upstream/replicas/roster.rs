@@ -5,6 +5,12 @@
 //! bound. When the time is over it is *on trial*: one call at once, whose end decides. Nobody is
 //! left without a replica: when none is well, the one whose time ends first gets the call.
 //!
+//! A call that another replica answered, although it was asked later (`hedge_after`), is no
+//! failure: its answer may have been on its way. But one that loses each of its calls so, many in a
+//! row and for some time, and answers nothing meanwhile, is of no use, and ejected too. It would
+//! not be seen otherwise, for no caller waits for it long enough. One that is only slower answers
+//! now and then: what is not hedged, or what the budget of retries lets it finish.
+//!
 //! This is each replica's own breaker. The upstream's breaker stays one for all of them: it opens
 //! when the service as a whole fails, which a single bad replica does not make it do.
 
@@ -14,6 +20,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::EjectionConfig;
+
+/// So many more calls in a row must be lost to others than must fail, since one says less.
+const LOST_FACTOR: u32 = 3;
 
 /// Which replicas, one bit for each.
 pub type Set = u32;
@@ -38,6 +47,9 @@ struct Inner {
 struct Seat {
     in_flight: u32,
     failures: u32,
+    // Calls in a row that another one answered sooner, and since when.
+    lost: u32,
+    lost_since: Option<Instant>,
     // Ejected until then; from then on it is on trial, until a call of it ends well.
     until: Option<Instant>,
     trials: u32,
@@ -186,17 +198,33 @@ impl Seat {
     fn failed(&mut self, config: &EjectionConfig, now: Instant) {
         self.failures = self.failures.saturating_add(1);
         self.facts.failures += 1;
+        if self.until.is_some() || self.failures >= config.consecutive.get() {
+            self.eject(config, now);
+        }
+    }
+
+    // A rush in which many are lost at once is over soon, and says nothing.
+    fn lost(&mut self, config: &EjectionConfig, now: Instant) {
+        self.lost = self.lost.saturating_add(1);
+        let since = *self.lost_since.get_or_insert(now);
+        let enough = config.consecutive.get().saturating_mul(LOST_FACTOR);
+        if self.lost >= enough && now - since >= config.first {
+            self.eject(config, now);
+        }
+    }
+
+    fn eject(&mut self, config: &EjectionConfig, now: Instant) {
         match self.until {
             // What began before, or went there for want of a better one.
             Some(until) if until > now => return,
+            // It was on trial.
             Some(_) => {}
-            None if self.failures >= config.consecutive.get() => {
+            None => {
                 let long = self.well_since.is_none_or(|since| now - since >= config.longest);
                 if long {
                     self.ejections = 0;
                 }
             }
-            None => return,
         }
         let doubled = 1u32.checked_shl(self.ejections).unwrap_or(u32::MAX);
         self.until = Some(now + config.first.saturating_mul(doubled).min(config.longest));
@@ -206,6 +234,8 @@ impl Seat {
 
     fn succeeded(&mut self, now: Instant) {
         self.failures = 0;
+        self.lost = 0;
+        self.lost_since = None;
         if self.until.take().is_some() {
             self.well_since = Some(now);
         }
@@ -223,6 +253,13 @@ impl Taken<'_> {
         let mut inner = self.roster.lock();
         let config = inner.config;
         inner.seats[self.number].failed(&config, Instant::now());
+    }
+
+    /// Another one, asked later, answered sooner.
+    pub fn lost(self) {
+        let mut inner = self.roster.lock();
+        let config = inner.config;
+        inner.seats[self.number].lost(&config, Instant::now());
     }
 }
 

@@ -57,17 +57,17 @@ async fn serve(mut stream: TcpStream, world: &World) -> io::Result<()> {
         if table.asks() && buffer.is_empty() {
             let asked = peek(&stream).await?;
             let fault = table.fault(&asked);
-            if let Some(at) = fault.cut_request {
-                world.note(&asked);
-                take(&mut stream, at).await?;
+            // Otherwise it is written down when it has been read.
+            if fault.cut_request.is_some() && !(fault.first && world.knows(&asked)) {
+                let fault = world.note(&asked, fault);
+                take(&mut stream, fault.cut_request.unwrap_or(0)).await?;
                 return end(stream, &fault);
             }
         }
         let Some((get, body)) = read(&mut stream, &mut buffer).await? else { return Ok(()) };
         if get {
             let asked = Asked { method: "GET".to_owned(), ..Asked::default() };
-            let fault = table.fault(&asked);
-            world.note(&asked);
+            let fault = world.note(&asked, table.fault(&asked));
             if fault.flood.is_none() && !fault.stall {
                 stream.write_all(&whole(405, "")).await?;
                 continue;
@@ -75,14 +75,16 @@ async fn serve(mut stream: TcpStream, world: &World) -> io::Result<()> {
             return live(stream, world).await;
         }
         let asked = Asked::read(&body);
-        world.note(&asked);
-        let fault = table.fault(&asked);
+        let fault = world.note(&asked, table.fault(&asked));
         if !fault.delay.is_zero() {
             tokio::time::sleep(fault.delay).await;
         }
         if fault.stall {
             let _ = stream.read_u8().await;
             return Ok(());
+        }
+        if let (Some(log), None) = (&world.log, fault.status) {
+            log.carry_out(&asked);
         }
         let text = match (&fault, asked.is_request()) {
             (Fault { garble: true, .. }, _) => GARBAGE.to_owned(),
@@ -119,10 +121,15 @@ async fn serve(mut stream: TcpStream, world: &World) -> io::Result<()> {
 }
 
 impl World {
-    fn note(&self, asked: &Asked) {
-        if let Some(log) = &self.log {
-            log.arrival(asked);
+    fn note(&self, asked: &Asked, fault: Fault) -> Fault {
+        match &self.log {
+            Some(log) => log.arrival(asked, fault),
+            None => fault,
         }
+    }
+
+    fn knows(&self, asked: &Asked) -> bool {
+        self.log.as_ref().is_some_and(|log| log.seen.lock().unwrap().writes.contains(&asked.write))
     }
 }
 

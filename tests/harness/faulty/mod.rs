@@ -26,9 +26,12 @@
 //! | `crawl 100` | sends so many bytes a second |
 //! | `flood 10000` | sends so many notifications a second, besides |
 //! | `status 503` | answers with this status (stdio: an error with this code) |
+//! | `first` | with others: only when this write comes for the first time |
 //! | `as-asked` | does what `arguments.fault` of the call says |
 //!
 //! The table is read again when its file changes.
+//!
+//! `pay` knows a call again by its argument `key`, also after a crash, and carries it out once.
 #![allow(dead_code, clippy::unwrap_used, missing_docs, clippy::print_stderr)]
 
 mod http;
@@ -36,13 +39,15 @@ mod stdio;
 mod table;
 mod words;
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use table::Tables;
+use table::{Fault, Tables};
 
 /// How one is started: `peer http|stdio KEY=VALUE…`.
 #[derive(Clone, Debug)]
@@ -158,20 +163,56 @@ fn die() -> ! {
     std::process::abort()
 }
 
-/// The file of arrivals: `MICROSECONDS METHOD TOOL ID`, a line each, written at once.
+/// The file of arrivals: `MICROSECONDS METHOD TOOL ID`, a line each, written at once, with ` KEY`
+/// where there is one. What was carried out under a key is told too, with `done` for a method.
 #[derive(Debug)]
-struct Log(File);
+struct Log {
+    file: File,
+    // What arrived and what was done, by this process and those before it.
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    writes: HashSet<String>,
+    keys: HashSet<String>,
+}
 
 impl Log {
     fn open(path: &PathBuf) -> Log {
-        Log(OpenOptions::new().create(true).append(true).open(path).expect("a log of arrivals"))
+        let mut seen = Seen::default();
+        for line in std::fs::read_to_string(path).unwrap_or_default().lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            match words[..] {
+                [_, "done", _, _, key] => seen.keys.insert(key.to_owned()),
+                [_, _, _, write, ..] => seen.writes.insert(write.to_owned()),
+                _ => false,
+            };
+        }
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        Log { file: file.expect("a log of arrivals"), seen: Mutex::new(seen) }
     }
 
-    fn arrival(&self, asked: &words::Asked) {
+    /// What goes wrong with what has arrived, which is written down.
+    fn arrival(&self, asked: &words::Asked, fault: Fault) -> Fault {
+        self.line(&asked.method, asked);
+        let again = !self.seen.lock().unwrap().writes.insert(asked.write.clone());
+        if again && fault.first { Fault::default() } else { fault }
+    }
+
+    /// It is carried out, if it has a key under which it was not before.
+    fn carry_out(&self, asked: &words::Asked) {
+        if !asked.key.is_empty() && self.seen.lock().unwrap().keys.insert(asked.key.clone()) {
+            self.line("done", asked);
+        }
+    }
+
+    fn line(&self, what: &str, asked: &words::Asked) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
-        let (method, tool, id) = (&asked.method, &asked.tool, &asked.write);
-        let line = format!("{now} {method} {} {}\n", dash(tool), dash(id));
-        let _ = (&self.0).write_all(line.as_bytes());
+        let (tool, id, key) = (dash(&asked.tool), dash(&asked.write), &asked.key);
+        let space = if key.is_empty() { "" } else { " " };
+        let line = format!("{now} {what} {tool} {id}{space}{key}\n");
+        let _ = (&self.file).write_all(line.as_bytes());
     }
 }
 

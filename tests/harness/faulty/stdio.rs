@@ -29,8 +29,10 @@ pub fn run(peer: &Peer, tables: Tables, log: Option<Log>) {
         if !line.ends_with(b"\n") {
             let asked = Asked::guess(&line);
             let fault = table.fault(&asked);
-            if let Some(at) = fault.cut_request {
-                note(log.as_deref(), &asked);
+            let knows = |log: &Log| log.seen.lock().unwrap().writes.contains(&asked.write);
+            let again = fault.first && log.as_deref().is_some_and(knows);
+            if let Some(at) = fault.cut_request.filter(|_| !again) {
+                note(log.as_deref(), &asked, fault);
                 while line.len() < at {
                     let mut more = vec![0; PIECE.min(at - line.len())];
                     match input.read(&mut more) {
@@ -45,9 +47,9 @@ pub fn run(peer: &Peer, tables: Tables, log: Option<Log>) {
             }
         }
         let asked = Asked::read(&line);
-        let fault = table.fault(&asked);
+        let mut fault = table.fault(&asked);
         if asked.is_request() {
-            note(log.as_deref(), &asked);
+            fault = note(log.as_deref(), &asked, fault);
         }
         if fault.cut_request.is_some() {
             die();
@@ -57,25 +59,30 @@ pub fn run(peer: &Peer, tables: Tables, log: Option<Log>) {
         }
         let tools = peer.tools;
         if fault.delay.is_zero() && fault.crawl.is_none() {
-            answer(&asked, &fault, tools);
+            answer(&asked, &fault, tools, log.as_deref());
         } else {
+            let log = log.clone();
             std::thread::spawn(move || {
                 std::thread::sleep(fault.delay);
-                answer(&asked, &fault, tools);
+                answer(&asked, &fault, tools, log.as_deref());
             });
         }
     }
 }
 
-fn note(log: Option<&Log>, asked: &Asked) {
-    if let Some(log) = log {
-        log.arrival(asked);
+fn note(log: Option<&Log>, asked: &Asked, fault: Fault) -> Fault {
+    match log {
+        Some(log) => log.arrival(asked, fault),
+        None => fault,
     }
 }
 
-fn answer(asked: &Asked, fault: &Fault, tools: usize) {
+fn answer(asked: &Asked, fault: &Fault, tools: usize, log: Option<&Log>) {
     if fault.stall {
         return;
+    }
+    if let (Some(log), None) = (log, fault.status) {
+        log.carry_out(asked);
     }
     let mut text = match fault.status {
         Some(code) => asked.refusal(code),

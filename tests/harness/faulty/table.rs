@@ -25,6 +25,7 @@ pub struct Fault {
     pub crawl: Option<usize>,
     pub flood: Option<usize>,
     pub status: Option<u16>,
+    pub first: bool,
     pub as_asked: bool,
 }
 
@@ -38,6 +39,7 @@ impl Fault {
             match word {
                 "fine" => {}
                 "stall" => fault.stall = true,
+                "first" => fault.first = true,
                 "reset" => fault.reset = true,
                 "crash" => fault.crash = true,
                 "duplicate" => fault.duplicate = true,

@@ -13,6 +13,8 @@ pub struct Asked {
     pub id: String,
     /// `arguments.id` of a call: which write it is.
     pub write: String,
+    /// `arguments.key` of a call: what it is known again by.
+    pub key: String,
     /// `arguments.fault` of a call: what is to go wrong with it.
     pub fault: String,
     /// The token of its progress, as it was written.
@@ -54,6 +56,7 @@ impl Asked {
         params.name.unwrap_or_default().clone_into(&mut asked.tool);
         if let Some(arguments) = params.arguments {
             asked.write = between(arguments.get(), "\"id\":\"");
+            asked.key = between(arguments.get(), "\"key\":\"");
             asked.fault = between(arguments.get(), "\"fault\":\"");
         }
         let meta = params.meta.and_then(|m| serde_json::from_str::<Value>(m.get()).ok());
@@ -67,11 +70,13 @@ impl Asked {
     /// What the beginning of a message asks, if the end is not there yet.
     pub fn guess(bytes: &[u8]) -> Asked {
         let text = String::from_utf8_lossy(bytes);
+        let arguments = text.find("\"arguments\":{").map_or("", |at| &text[at..]);
         Asked {
             method: between(&text, "\"method\":\""),
             tool: between(&text, "\"name\":\""),
-            write: between(&text, "\"arguments\":{\"id\":\""),
-            fault: between(&text, "\"fault\":\""),
+            write: between(arguments, "\"id\":\""),
+            key: between(arguments, "\"key\":\""),
+            fault: between(arguments, "\"fault\":\""),
             ..Asked::default()
         }
     }
@@ -119,7 +124,8 @@ impl Asked {
 }
 
 fn tool(name: &str, read_only: bool) -> Value {
-    json!({"name": name, "inputSchema": {"type": "object"},
+    json!({"name": name,
+        "inputSchema": {"type": "object", "properties": {"key": {"type": "string"}}},
         "annotations": {"readOnlyHint": read_only}})
 }
 

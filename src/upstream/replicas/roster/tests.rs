@@ -71,6 +71,56 @@ async fn failures_in_a_row_eject_for_a_time_that_grows_up_to_a_bound() {
     }
 }
 
+fn lose(roster: &Roster, number: usize, times: usize) {
+    for _ in 0..times {
+        roster.this(number).lost();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_loses_each_call_and_answers_nothing_is_ejected() {
+    let roster = roster(2);
+    let ejected = || roster.facts()[0].ejected_for;
+    // A rush.
+    lose(&roster, 0, 100);
+    assert_eq!(ejected(), None);
+    advance(S).await;
+    lose(&roster, 0, 1);
+    assert_eq!((ejected(), roster.facts()[0].failing), (Some(S), 0));
+    assert!((0..5).all(|_| chosen(&roster, 0b11, 0) == Some(1)));
+    // Its trial goes as all went before; an answer ends it.
+    advance(S).await;
+    lose(&roster, 0, 1);
+    assert_eq!(ejected(), Some(2 * S));
+    advance(2 * S).await;
+    roster.this(0).succeeded();
+    assert_eq!(ejected(), None);
+    // Few, over a long time: it begins anew.
+    lose(&roster, 0, 1);
+    advance(100 * S).await;
+    lose(&roster, 0, 4);
+    assert_eq!(ejected(), None);
+    lose(&roster, 0, 1);
+    assert_eq!(ejected(), Some(S));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_only_slower_is_not_ejected() {
+    let roster = roster(2);
+    for _ in 0..100 {
+        advance(S).await;
+        lose(&roster, 0, 5);
+        // One of six is not hedged, or wins.
+        roster.this(0).succeeded();
+    }
+    // Lost calls neither hide failures nor add to them.
+    fail(&roster, 0, 1);
+    lose(&roster, 0, 1);
+    assert_eq!((roster.facts()[0].ejections, roster.facts()[0].failures), (0, 1));
+    fail(&roster, 0, 1);
+    assert_eq!(roster.facts()[0].ejections, 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn one_call_at_once_tries_whether_it_is_well_again() {
     let roster = roster(2);
