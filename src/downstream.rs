@@ -104,7 +104,7 @@ impl Edge {
 
     /// The session of this id, if it is this consumer's.
     pub fn session(&self, id: &str, consumer: &Arc<Consumer>) -> Found {
-        let max = self.gateway.current.load().config.gateway.max_sessions;
+        let max = || self.gateway.current.load().config.gateway.max_sessions;
         self.sessions.find(&self.sealer, id, consumer, max)
     }
 
