@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod body;
+pub mod caller;
 mod cancel;
 pub mod canonical;
 pub mod checks;
