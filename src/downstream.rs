@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod body;
+pub mod caller;
 mod cancel;
 pub mod canonical;
 pub mod checks;
@@ -42,6 +43,7 @@ use tokio_util::task::TaskTracker;
 use crate::call::Consumer;
 use crate::gateway::Gateway;
 use crate::seal::Sealer;
+use crate::timer::Timers;
 use park::Parks;
 use session::{Found, Sessions};
 
@@ -70,6 +72,8 @@ pub struct Edge {
     pub served: TaskTracker,
     /// Bytes kept for clients of old sessions that come back for the rest of a stream.
     pub kept_bytes: Arc<AtomicUsize>,
+    /// For what has to be said in time.
+    pub timers: Timers,
     /// Answers that their clients have not read yet.
     pub unread: body::Unread,
     /// Set when the gateway is about to stop: clients are asked to go elsewhere.
@@ -94,6 +98,7 @@ impl Edge {
             tasks: TaskTracker::new(),
             served: TaskTracker::new(),
             kept_bytes: Arc::default(),
+            timers: Timers::default(),
             unread: body::Unread::default(),
             leave: CancellationToken::new(),
             stop: CancellationToken::new(),
@@ -104,7 +109,7 @@ impl Edge {
 
     /// The session of this id, if it is this consumer's.
     pub fn session(&self, id: &str, consumer: &Arc<Consumer>) -> Found {
-        let max = self.gateway.current.load().config.gateway.max_sessions;
+        let max = || self.gateway.current.load().config.gateway.max_sessions;
         self.sessions.find(&self.sealer, id, consumer, max)
     }
 

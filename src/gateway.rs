@@ -26,6 +26,7 @@ use crate::call::{Call, Consumer, Counted, Notices, Terminal};
 use crate::config::Config;
 use crate::config::secret::Scrubber;
 use crate::failure::{Failure, Reason, Refusal};
+use crate::identity::Member;
 use crate::observe::Observe;
 use crate::observe::record::{Outcome, Record};
 use crate::protocol::message::Kind;
@@ -34,7 +35,7 @@ use crate::upstream::outbound::Trace;
 use crate::upstream::subscriptions::Subscriptions;
 
 use router::Plan;
-use snapshot::{Current, Snapshot};
+use snapshot::{Current, Snapshot, take_quota};
 use standing::Standing;
 
 /// The heart: answers calls from the newest snapshot.
@@ -160,7 +161,8 @@ impl Gateway {
         if self.is_draining() {
             return Err(stopping().into());
         }
-        let view = snapshot.view(&call.consumer);
+        let member = snapshot.identity.named(&call.consumer.name);
+        let view = snapshot.view_of(&call.consumer, member);
         let plan = router::plan(&view, call, &snapshot.config.gateway).map_err(|unplanned| {
             record.name(&unplanned.name);
             let Some(name) = &unplanned.refusal.upstream else { return unplanned.refusal };
@@ -174,15 +176,15 @@ impl Gateway {
         match plan {
             Plan::Answer(terminal) => Ok((terminal, false)),
             Plan::Forward(route, parsed) => {
-                record.name(route.exposed());
+                record.named(route.exposed());
                 let own = &**route.upstream() == builtin::NAME && snapshot.config.gateway.builtin;
                 if own && &**route.native() == builtin::WHY {
                     // Asking why costs nothing: who is refused below can still ask.
                     record.route(&snapshot.series(&route), Some(&**route.exposed()));
                     return Ok(why::tool(self, snapshot, &view, call));
                 }
-                let _carried = self.admit(snapshot, call)?;
-                snapshot.quota(&call.consumer)?;
+                let _carried = self.admit(snapshot, call, member)?;
+                take_quota(member)?;
                 record.route(
                     &snapshot.series(&route),
                     (route.kind() == ListKind::Tools).then(|| &**route.exposed()),
@@ -212,12 +214,19 @@ impl Gateway {
 
     // Only what is carried counts: answers from memory are there also for who is refused here. One
     // consumer of several gets half at most, so that the others are served whatever it does.
-    fn admit(&self, snapshot: &Snapshot, call: &Call) -> Result<Carried, Refusal> {
-        let (consumer, size) = (&call.consumer, call.frame.bytes().len());
+    fn admit(
+        &self,
+        snapshot: &Snapshot,
+        call: &Call,
+        member: Option<&Member>,
+    ) -> Result<Carried, Refusal> {
+        let size = call.frame.bytes().len();
         self.memory.admit(size as u64, snapshot.config.gateway.max_memory)?;
-        let own = snapshot.identity.named(&consumer.name).map(|m| m.in_flight.clone());
         let all = Counted::new(&self.carried);
-        let own = Counted::new(&own.unwrap_or_default());
+        let own = match member {
+            Some(member) => Counted::new(&member.in_flight),
+            None => Counted::new(&Arc::default()),
+        };
         let room = Room::of(&snapshot.config);
         room.check(all.now, own.now)?;
         Ok(Carried { _all: all, _own: own })

@@ -45,6 +45,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::time::Instant;
 
 pub use breaker::{BreakerSnapshot, State, Why};
 pub use concurrency::Lent;
@@ -61,6 +62,7 @@ use throttle::Throttle;
 
 use crate::config::{GuardConfig, RateConfig};
 use crate::failure::{Delivery, Failure, Fault, Reason, Refusal};
+use crate::timer::Timers;
 
 /// The guard of one upstream.
 #[derive(Debug)]
@@ -72,6 +74,7 @@ pub struct Guard {
     retry: Retry,
     throttle: ArcSwap<Throttle>,
     upkeep: Upkeep,
+    timers: Timers,
     tally: Tally,
 }
 
@@ -191,6 +194,7 @@ impl Guard {
             retry: Retry::new(config.retry, jitter),
             throttle: ArcSwap::from_pointee(Throttle::new(&config.throttle)),
             upkeep: Upkeep::default(),
+            timers: Timers::default(),
             tally: Tally::default(),
             upstream,
         }
@@ -273,11 +277,14 @@ impl Guard {
             };
             spent.attempts += 1;
             if spent.attempts == 1 {
-                self.retry.sent();
+                self.retry.sent(admission.begun());
             }
             let hedge = ask.hedge.filter(|_| spent.attempts == 1 && !ask.write);
             let (ended, admission) = match hedge {
-                None => (deadline.run(attempt(spent.attempts)).await, admission),
+                None => {
+                    let mut timer = self.timers.take();
+                    (deadline.run_by(&mut timer, attempt(spent.attempts)).await, admission)
+                }
                 // Boxed, since most calls have none.
                 Some(hedge) => {
                     let ask = (ask, hedge);
@@ -329,7 +336,7 @@ impl Guard {
                 "a call to {} is repeated", self.upstream,
             );
             last = Some(failure);
-            tokio::time::sleep(pause).await;
+            Box::pin(tokio::time::sleep(pause)).await;
         }
     }
 
@@ -430,10 +437,11 @@ impl Guard {
         };
         let shared = self.token(&self.limiter, deadline, spent).await?;
         // Nothing may be sent when it is too late to hear the answer.
-        if deadline.remaining().is_zero() {
+        let now = Instant::now();
+        if deadline.end() <= now {
             return Err(self.late());
         }
-        let admission = self.breaker.admit().map_err(|wait| self.resting(wait))?;
+        let admission = self.breaker.admit(now).map_err(|wait| self.resting(wait))?;
         if let Some(own) = own {
             own.spend();
         }

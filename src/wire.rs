@@ -172,12 +172,8 @@ impl Seen {
     /// What is no length, or another one than before.
     pub fn length(&mut self, value: &[u8]) -> io::Result<()> {
         for part in value.split(|b| *b == b',') {
-            let text = part.trim_ascii();
-            let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-            let read = std::str::from_utf8(text).ok().filter(|_| digits);
-            let length: u64 = read
-                .and_then(|text| text.parse().ok())
-                .ok_or_else(|| broken("a Content-Length that is none"))?;
+            let length =
+                number(part.trim_ascii()).ok_or_else(|| broken("a Content-Length that is none"))?;
             if self.length.is_some_and(|other| other != length) {
                 return Err(broken("two different values of Content-Length"));
             }
@@ -198,7 +194,51 @@ impl Seen {
     }
 }
 
+/// Read a number of nothing but digits.
+pub fn number(text: &[u8]) -> Option<u64> {
+    if text.is_empty() {
+        return None;
+    }
+    text.iter().try_fold(0u64, |n, b| {
+        let digit = b.is_ascii_digit().then(|| b - b'0')?;
+        n.checked_mul(10)?.checked_add(digit.into())
+    })
+}
+
+/// Write a number.
+pub fn decimal(out: &mut Vec<u8>, mut n: u64) {
+    let mut digits = [0u8; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (n % 10) as u8;
+        n /= 10;
+        if n == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
 /// What is no HTTP.
 pub fn broken(why: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_nothing_but_digits() {
+        for n in [0, 7, 10, 123_456, u64::MAX - 1, u64::MAX] {
+            let mut text = Vec::new();
+            decimal(&mut text, n);
+            assert_eq!((&*text, number(&text)), (n.to_string().as_bytes(), Some(n)));
+        }
+        assert_eq!(number(b"007"), Some(7));
+        for text in ["", "+1", "-1", " 1", "1 ", "1.0", "1e3", "\"1\"", "18446744073709551616"] {
+            assert_eq!(number(text.as_bytes()), None, "{text}");
+        }
+    }
 }

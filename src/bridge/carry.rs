@@ -264,7 +264,11 @@ impl Bridge {
         let hear = |frame| hear(id, frame);
         let request = async {
             let message = frame.with_id(id.to_string().as_bytes());
-            match self.wire.request(Outgoing { id, message, headers }, &hear, &asks).await {
+            match self
+                .wire
+                .request(Outgoing { id, message, standing: &[], headers }, &hear, &asks)
+                .await
+            {
                 Err(RequestError::StreamEnded(end)) if legacy && end.last_event_id.is_some() => {
                     let status = end.status;
                     let frame = self.wire.resume(id, headers, end, &hear, &asks).await?;
@@ -296,7 +300,10 @@ impl Bridge {
         let error = ErrorObject::new(INTERNAL_ERROR, "too many questions at once");
         let no = response(&raw, Kind::Error, error.to_raw().get().as_bytes());
         if let Some(live) = self.home.live() {
-            let _ = self.wire.notify(Outgoing { id: 0, message: no, headers: &live.headers }).await;
+            let _ = self
+                .wire
+                .notify(Outgoing { id: 0, message: no, standing: &[], headers: &live.headers })
+                .await;
         }
     }
 

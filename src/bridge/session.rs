@@ -238,7 +238,12 @@ impl Bridge {
     async fn push(&self, message: &Bytes, headers: &[Header]) -> Result<(), HttpFault> {
         let mut patience = Patience::new(self);
         loop {
-            let told = self.wire.notify(Outgoing { id: 0, message: message.clone(), headers });
+            let told = self.wire.notify(Outgoing {
+                id: 0,
+                message: message.clone(),
+                standing: &[],
+                headers,
+            });
             let Ok(told) = tokio::time::timeout(POST_TIME, told).await else {
                 let text = "the gateway does not take what it is told";
                 return Err(Fault::new(Reason::DeadlineExceeded, Delivery::Unknown, text).into());

@@ -25,6 +25,7 @@ use super::merge::{Catalog, Entry, Merged, Place};
 use super::naming::{native_uri, upstream_of_name};
 use crate::config::{Patterns, ViewRule};
 use crate::protocol::method::ListKind;
+use crate::protocol::param::Param;
 use crate::protocol::task::TaskSupport;
 
 /// A consumer's part of a catalog.
@@ -107,11 +108,20 @@ impl View {
             .then_some(&part.part.config.name)
     }
 
-    fn listed(&self, kind: ListKind, list: ListKind, public: &str) -> Option<Route> {
+    /// The parameters of a tool that are mirrored in headers, if [`View::resolve`] knows it.
+    pub fn params(&self, tool: &str) -> Option<&[Param]> {
+        let place = self.seen_place(ListKind::Tools, tool)?;
+        let list = self.catalog.parts()[place.part as usize].list(ListKind::Tools)?;
+        Some(&list.entries[place.entry as usize].params)
+    }
+
+    fn seen_place(&self, list: ListKind, public: &str) -> Option<Place> {
         let place = self.catalog.find(list, public)?;
-        if !self.seen[place.part as usize] || !self.patterns.admits(public) {
-            return None;
-        }
+        (self.seen[place.part as usize] && self.patterns.admits(public)).then_some(place)
+    }
+
+    fn listed(&self, kind: ListKind, list: ListKind, public: &str) -> Option<Route> {
+        let place = self.seen_place(list, public)?;
         let merged = &self.catalog.parts()[place.part as usize];
         let exposed = merged.list(list)?;
         let number = place.entry as usize;

@@ -78,10 +78,9 @@ pub fn open(
 /// The `_meta` of a request's params: `None` if there is none. An error text if it is not an
 /// object or says something twice.
 pub fn meta_of(frame: &Frame) -> Result<Option<RequestMeta>, String> {
-    let read =
-        |raw: &[u8]| RequestMeta::read(raw).map(Some).map_err(|e| format!("params._meta: {e}"));
+    let wrong = |e| format!("params._meta: {e}");
     if frame.index().is_some() {
-        return frame.part_text("_meta").map_or(Ok(None), read);
+        return RequestMeta::of(frame).transpose().map_err(wrong);
     }
     let Some(params) = frame.params() else { return Ok(None) };
     if params.first() != Some(&b'{') {
@@ -90,6 +89,6 @@ pub fn meta_of(frame: &Frame) -> Result<Option<RequestMeta>, String> {
     let members = Members::read(&params).map_err(|e| format!("params: {e}"))?;
     match members.get("_meta") {
         None => Ok(None),
-        Some(raw) => read(raw.get().as_bytes()),
+        Some(raw) => RequestMeta::read(raw.get().as_bytes()).map(Some).map_err(wrong),
     }
 }

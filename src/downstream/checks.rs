@@ -69,12 +69,11 @@ pub fn key(headers: &Headers) -> Option<&str> {
 
 /// Whether the media type is JSON, whatever its parameters.
 pub fn is_json(headers: &Headers) -> bool {
-    let Some(value) = headers.text(&CONTENT_TYPE) else { return false };
+    let Some(value) = headers.get(&CONTENT_TYPE) else { return false };
     // As nearly all clients write it.
-    value == "application/json"
-        || value
-            .split(';')
-            .next()
+    value == b"application/json"
+        || visible(value)
+            .and_then(|text| text.split(';').next())
             .is_some_and(|t| t.trim().eq_ignore_ascii_case("application/json"))
 }
 
@@ -96,11 +95,11 @@ pub fn accepts(version: Version, headers: &Headers) -> Accepts {
     let mut out = Accepts { json: false, events: false, pieces };
     let mut any = false;
     for line in headers.get_all(&ACCEPT) {
-        let Some(line) = visible(line) else { continue };
         // As the protocol's own clients write it.
-        if line == "application/json, text/event-stream" {
+        if line == b"application/json, text/event-stream" {
             return Accepts { json: true, events: true, pieces };
         }
+        let Some(line) = visible(line) else { continue };
         for part in line.split(',') {
             any = true;
             let mut pieces = part.split(';').map(str::trim);
@@ -132,7 +131,7 @@ pub fn single<'a>(headers: &'a Headers, name: &HeaderName) -> Result<Option<&'a 
     let mut all = headers.get_all(name);
     match (all.next(), all.next()) {
         (None, _) => Ok(None),
-        (Some(v), None) => visible(v).map(|v| Some(v.trim_matches([' ', '\t']))).ok_or(NotSingle),
+        (Some(v), None) => visible(v).map(|v| Some(v.trim_ascii())).ok_or(NotSingle),
         _ => Err(NotSingle),
     }
 }

@@ -42,6 +42,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
+use crate::timer::Timer;
 use crate::wire::Left;
 
 use super::body::OutBody;
@@ -49,7 +50,7 @@ use super::headers::Head;
 use super::{HALF_SAID, UNREAD_TIME};
 use body::{InBody, LINGER_MAX, LINGER_TIME};
 use head::{Parsed, Wrong};
-use io::{Shared, Timer};
+use io::Shared;
 use send::Sending;
 
 /// Who answers the requests of a connection.
@@ -116,6 +117,7 @@ where
     let io = Arc::new(Shared::new(stream, begun));
     let said = pin!(stop.cancelled());
     let mut stop = Stop::new(said);
+    // One for all waits of the connection: a request costs it nothing.
     let mut timer = Timer::default();
     loop {
         let mut wait =

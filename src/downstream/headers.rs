@@ -49,6 +49,11 @@ struct Line {
     value: (u32, u32),
 }
 
+// Whether two names are one. Mostly they are in the same case.
+fn is_same(said: &[u8], name: &[u8]) -> bool {
+    said == name || said.eq_ignore_ascii_case(name)
+}
+
 // What tells most names apart without reading them: their length, first and last letter.
 fn mark(name: &[u8]) -> u32 {
     let letter = |b: Option<&u8>| u32::from(b.map_or(0, u8::to_ascii_lowercase));
@@ -81,12 +86,16 @@ impl Headers {
     pub fn get_all<'a>(&'a self, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
         let name = name.as_str().as_bytes();
         let mark = mark(name);
-        self.lines
-            .iter()
-            .filter(move |line| {
-                line.mark == mark && self.part(line.name).eq_ignore_ascii_case(name)
-            })
-            .map(|line| self.part(line.value))
+        let mut lines = self.lines.iter();
+        // Written out, or the compiler makes a call of each line.
+        std::iter::from_fn(move || {
+            for line in lines.by_ref() {
+                if line.mark == mark && is_same(self.part(line.name), name) {
+                    return Some(self.part(line.value));
+                }
+            }
+            None
+        })
     }
 
     /// Its first value.
@@ -109,6 +118,15 @@ impl Headers {
         self.lines.iter().map(|line| {
             let name = String::from_utf8_lossy(self.part(line.name)).to_ascii_lowercase();
             (name, self.part(line.value))
+        })
+    }
+
+    /// The names that begin with `prefix`, in lower case.
+    pub fn names(&self, prefix: &str) -> impl Iterator<Item = String> {
+        self.lines.iter().filter_map(move |line| {
+            let name = self.part(line.name);
+            let begins = name.get(..prefix.len())?.eq_ignore_ascii_case(prefix.as_bytes());
+            begins.then(|| String::from_utf8_lossy(name).to_ascii_lowercase())
         })
     }
 }
@@ -180,9 +198,14 @@ mod tests {
             let x = HeaderName::from_static("x");
             assert_eq!((headers.get(&x), headers.text(&x)), (Some(&b""[..]), Some("")));
             assert!(!headers.contains(&HeaderName::from_static("xx")));
-            let mut names: Vec<_> = headers.all().map(|(name, _)| name).collect();
-            names.sort();
-            assert_eq!(names, ["accept", "accept", "host", "hosts", "x"]);
+            let names = |prefix| {
+                let mut names: Vec<_> = headers.names(prefix).collect();
+                names.sort();
+                names
+            };
+            assert_eq!(names(""), ["accept", "accept", "host", "hosts", "x"]);
+            assert!(headers.all().map(|(name, _)| name).eq(headers.names("")));
+            assert_eq!(names("ho"), ["host", "hosts"]);
         }
     }
 

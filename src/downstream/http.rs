@@ -6,8 +6,8 @@
 //! that its error asks for.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -15,7 +15,6 @@ use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
 use hyper::header::{EXPECT, HeaderName, HeaderValue, ORIGIN, VARY};
 use hyper::{Method, StatusCode, Version};
-use subtle::ConstantTimeEq as _;
 
 use crate::call::Consumer;
 use crate::config::Gateway as Settings;
@@ -31,13 +30,14 @@ use crate::protocol::revision::{Era, Revision};
 
 use super::access::Access;
 use super::body::Events;
+use super::caller::{LastCaller, Words, words};
 use super::canonical::{TraceHeaders, meta_of};
 use super::h1::body::InBody;
 use super::headers::Head;
 use super::lazy::lazily;
 use super::legacy::{self, Handled, Running};
 use super::listen::{Feed, Listener};
-use super::refused::{NOBODY, Refused};
+use super::refused::{NOBODY, Refused, label};
 use super::render::Said;
 use super::replay::Reader;
 use super::reply::{
@@ -116,7 +116,9 @@ async fn answer(
     let settings = &snapshot.config.gateway;
     let headers = &parts.headers;
     let authority = parts.uri.authority().map(hyper::http::uri::Authority::as_str);
-    if !checks::host(settings, headers, authority) {
+    let said = words(headers, authority);
+    let known = said.and_then(|said| last.find(snapshot.number, said));
+    if known.is_none() && !checks::host(settings, headers, authority) {
         let text = "this Host is not served here; add it to gateway.allowed_hosts";
         return Err(deny(403, Reason::HostNotAllowed, text));
     }
@@ -133,7 +135,10 @@ async fn answer(
     if parts.method == Method::OPTIONS {
         return Ok(preflight());
     }
-    let consumer = &*who.insert(identify(snapshot, peer, last, parts)?);
+    let consumer = &*who.insert(match known {
+        Some(consumer) => consumer,
+        None => identify(snapshot, peer, (last, said), parts)?,
+    });
     // What belongs to something under way still comes in; what would begin something does not.
     if edge.gateway.is_draining() && parts.method == Method::GET {
         let resumes = parts.headers.contains(&header::LAST_EVENT_ID);
@@ -158,51 +163,21 @@ async fn answer(
     }
 }
 
-/// Who called last on a connection: mostly the one who calls next. Its key need not be digested
-/// again then, which would cost more than reading the call.
-#[derive(Default)]
-pub struct LastCaller(Mutex<Option<Known>>);
-
-struct Known {
-    // Of this snapshot: a key may be taken back with the next.
-    snapshot: u64,
-    key: Box<[u8]>,
-    consumer: Arc<Consumer>,
-}
-
-impl LastCaller {
-    fn find(&self, snapshot: u64, key: &str) -> Option<Arc<Consumer>> {
-        let known = self.0.lock().expect("no panic while held");
-        let known = known.as_ref().filter(|known| known.snapshot == snapshot)?;
-        // Behind a proxy the next caller may be another one.
-        bool::from(known.key.ct_eq(key.as_bytes())).then(|| known.consumer.clone())
-    }
-
-    fn keep(&self, snapshot: u64, key: &str, consumer: &Arc<Consumer>) {
-        let (key, consumer) = (key.as_bytes().into(), consumer.clone());
-        *self.0.lock().expect("no panic while held") = Some(Known { snapshot, key, consumer });
-    }
-}
-
 fn identify(
     snapshot: &Snapshot,
     peer: SocketAddr,
-    last: &LastCaller,
+    (last, said): (&LastCaller, Option<Words<'_>>),
     parts: &Head,
 ) -> Result<Arc<Consumer>, Denied> {
     let refused = |text| deny(401, Reason::Unauthenticated, text);
     let key = checks::key(&parts.headers);
-    let keyed = key.filter(|_| !snapshot.config.consumers.is_empty());
-    if let Some(consumer) = keyed.and_then(|key| last.find(snapshot.number, key)) {
-        return Ok(consumer);
-    }
     let member = snapshot.identity.identify(key).map_err(|refusal| refused(refusal.text))?;
     // Belt and braces: without consumers the listener is on loopback, and stays for its callers.
     if snapshot.config.consumers.is_empty() && !checks::is_local(&peer) {
         return Err(refused("anonymous callers are served on loopback only".into()));
     }
-    if let Some(key) = keyed {
-        last.keep(snapshot.number, key, &member.consumer);
+    if let Some(said) = said.filter(|_| !snapshot.config.consumers.is_empty()) {
+        last.keep(snapshot.number, said, &member.consumer);
     }
     Ok(member.consumer.clone())
 }
@@ -237,9 +212,30 @@ async fn received(
     parts: &Head,
     body: &mut Option<InBody>,
 ) -> Result<Bytes, Denied> {
-    let bytes = read(edge, body, &snapshot.config.gateway).await?;
-    still_known(edge, snapshot, consumer, parts)?;
-    Ok(bytes)
+    // Mostly it came with its head: there is nothing to wait for.
+    if let Some(InBody::Whole(whole)) = body {
+        let settings = &snapshot.config.gateway;
+        let whole = whole.take().unwrap_or_default();
+        if whole.len() > settings.max_body {
+            return Err(too_large(settings.max_body));
+        }
+        if whole.len() > SMALL {
+            let admitted = edge.gateway.memory.admit(whole.len() as u64, settings.max_memory);
+            admitted.map_err(overloaded)?;
+        }
+        return Ok(whole);
+    }
+    Box::pin(async {
+        let bytes = read(edge, body, &snapshot.config.gateway).await?;
+        still_known(edge, snapshot, consumer, parts)?;
+        Ok(bytes)
+    })
+    .await
+}
+
+fn too_large(max: usize) -> Denied {
+    let text = format!("the body is larger than {max} bytes (gateway.max_body)");
+    Denied::new(413, Refused::too_large(text))
 }
 
 fn still_known(
@@ -375,19 +371,20 @@ async fn modern_post(
         });
     let ((meta, revision), strays) =
         checked.map_err(|refused| Denied::new(400, refused).to(&frame))?;
-    let asked = frame.clone();
+    // For what is refused below.
+    let asked = (id.clone(), label(&frame));
     match modern::handle(edge, consumer, "http", frame, meta, revision, trace, strays).await {
         Ok(Handled::Accepted) => Ok(empty(202)),
         Ok(Handled::Message(message)) => Ok(json(200, message)),
         Ok(Handled::Prepared(prepared, id)) => Ok(shared(&prepared, &id)),
         Ok(Handled::Running(running)) => Ok(lazily(edge, running, accepts, revision, None).await),
         Ok(Handled::Listen(wish)) => {
-            let slot = edge.stream_slot().ok_or_else(|| busy().to(&asked))?;
+            let slot = edge.stream_slot().ok_or_else(|| busy().of(asked))?;
             let access = Access::new(&edge.gateway, consumer, &parts.headers);
             let feed = Feed::of_request(edge, access, &id, wish);
             Ok(events(Listener { feed, ends: vec![], slot }.stream(edge)))
         }
-        Err(refused) => Err(Denied::new(modern::status_of(refused.code()), refused).to(&asked)),
+        Err(refused) => Err(Denied::new(modern::status_of(refused.code()), refused).of(asked)),
     }
 }
 
@@ -596,14 +593,10 @@ async fn read(
 ) -> Result<Bytes, Denied> {
     let (max, time) = (settings.max_body, settings.body_timeout);
     let room = |bytes| edge.gateway.memory.admit(bytes, settings.max_memory);
-    let too_large = || {
-        let text = format!("the body is larger than {max} bytes (gateway.max_body)");
-        Denied::new(413, Refused::too_large(text))
-    };
     let mut incoming = body.take().expect("a body is read once");
     if incoming.size_hint().lower() > max as u64 {
         *body = Some(incoming);
-        return Err(too_large());
+        return Err(too_large(max));
     }
     let whole = tokio::select! {
         // Mostly it is there; then nothing needs to be waited for.
@@ -615,7 +608,7 @@ async fn read(
         Ok(Ok(whole)) => Ok(whole),
         Ok(Err(Unread::TooLarge)) => {
             *body = Some(incoming);
-            Err(too_large())
+            Err(too_large(max))
         }
         Ok(Err(Unread::NoRoom(refusal))) => {
             *body = Some(incoming);

@@ -1,10 +1,11 @@
 //! An answer that is being made: JSON or events, whichever is needed.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::protocol::revision::{Era, Revision};
 use crate::protocol::sse;
@@ -38,13 +39,13 @@ pub async fn lazily(
     }
     let every = edge.gateway.current.load().config.gateway.keep_alive;
     let open_after = if session.is_some() { every.min(OPEN_AFTER) } else { every };
-    let opens = tokio::time::sleep(open_after);
-    tokio::pin!(opens);
+    let opens = Instant::now() + open_after;
+    let mut timer = edge.timers.take();
     let first = loop {
         let step = tokio::select! {
             biased;
             step = running.next_or_offer() => Some(step),
-            () = &mut opens => None,
+            () = poll_fn(|cx| timer.poll(cx, opens)) => None,
         };
         match step {
             Some(Ok(step)) => break Some(step),
@@ -57,6 +58,7 @@ pub async fn lazily(
             None => break None,
         }
     };
+    drop(timer);
     let mut first = match first {
         Some(Step::End(done)) if accepts.json => return finished(done, revision),
         first => first,

@@ -179,7 +179,8 @@ async fn last_word(notices: &mut heard::Listener) -> Option<Bytes> {
         let heard = match poll_fn(|cx| Poll::Ready(notices.poll_recv(cx))).await {
             Poll::Ready(heard) => heard?,
             Poll::Pending => {
-                tokio::time::timeout(LAST_WORDS, notices.recv()).await.ok().flatten()?
+                let last = Box::pin(tokio::time::timeout(LAST_WORDS, notices.recv()));
+                last.await.ok().flatten()?
             }
         };
         if let Heard::Notice(notice) = heard {

@@ -22,6 +22,7 @@ use crate::failure::Reason;
 use crate::observe::metrics::ConnectionRefusal;
 
 use super::body::OutBody;
+use super::caller::LastCaller;
 use super::h1::body::InBody;
 use super::h1::head::Wrong;
 use super::h1::{self, Answers, Ended};
@@ -112,7 +113,7 @@ async fn connection(edge: Arc<Edge>, mut stream: TcpStream, peer: SocketAddr) {
 struct Client {
     edge: Arc<Edge>,
     peer: SocketAddr,
-    last: Arc<http::LastCaller>,
+    last: Arc<LastCaller>,
 }
 
 impl Answers for Client {
@@ -140,7 +141,7 @@ async fn http2(
     patience: Duration,
 ) {
     let busy = Arc::<AtomicU64>::default();
-    let last = Arc::<http::LastCaller>::default();
+    let last = Arc::<LastCaller>::default();
     let service = {
         let (edge, busy) = (edge.clone(), busy.clone());
         service_fn(move |request: Request<Incoming>| {

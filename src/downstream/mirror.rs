@@ -9,7 +9,6 @@ use hyper::header::HeaderName;
 use crate::call::{Consumer, Strays};
 use crate::protocol::header;
 use crate::protocol::message::Frame;
-use crate::protocol::method::ListKind;
 use crate::protocol::param::{self, PREFIX, Param, Said};
 
 use super::Edge;
@@ -39,11 +38,11 @@ pub fn params(
     }
     let call = frame.params().unwrap_or_default();
     let view = edge.gateway.current.load().view(consumer);
-    let Some(route) = name.and_then(|name| view.resolve(ListKind::Tools, name)) else {
+    let Some(params) = name.and_then(|name| view.params(name)) else {
         return Ok(Strays::default());
     };
-    check(route.params(), headers, &call)?;
-    Ok(strays(route.params(), headers))
+    check(params, headers, &call)?;
+    Ok(strays(params, headers))
 }
 
 fn check(params: &[Param], headers: &Headers, call: &[u8]) -> Result<(), Refused> {
@@ -78,7 +77,7 @@ fn agree(param: &Param, said: Option<&Said>, headers: &Headers) -> Result<(), &'
 fn strays(params: &[Param], headers: &Headers) -> Strays {
     let mut left = STRAYS_BYTES_MAX;
     let mut out = Vec::new();
-    for (name, _) in headers.all().filter(|(name, _)| name.starts_with(PREFIX)) {
+    for name in headers.names(PREFIX) {
         let Ok(name) = HeaderName::try_from(name) else { continue };
         if params.iter().any(|param| param.header == name) {
             continue;

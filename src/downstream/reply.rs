@@ -82,9 +82,15 @@ impl Denied {
     /// The answer to this request.
     #[must_use]
     #[cold]
-    pub fn to(mut self, frame: &Frame) -> Denied {
-        self.id = frame.id().unwrap_or_default();
-        self.method = label(frame);
+    pub fn to(self, frame: &Frame) -> Denied {
+        self.of((frame.id().unwrap_or_default(), label(frame)))
+    }
+
+    /// The answer to the request of this raw id and this method, as a label.
+    #[must_use]
+    #[cold]
+    pub fn of(mut self, (id, method): (Bytes, &'static str)) -> Denied {
+        (self.id, self.method) = (id, method);
         self
     }
 

@@ -47,7 +47,7 @@ pub struct Hello {
     /// The revision that the client gets.
     pub revision: Revision,
     /// `clientInfo`, raw.
-    pub client_info: Option<Box<str>>,
+    pub client_info: Option<Arc<str>>,
     /// What the client can be asked.
     pub askable: Askable,
 }
@@ -61,7 +61,7 @@ pub struct Session {
     /// The revision agreed on.
     pub revision: Revision,
     /// `clientInfo`, raw.
-    pub client_info: Option<Box<str>>,
+    pub client_info: Option<Arc<str>>,
     /// What the client can be asked.
     pub askable: Askable,
     /// Questions that the client has not answered yet, by our raw id.
@@ -233,7 +233,7 @@ impl Sessions {
         let sealed = Sealed {
             consumer: (&*consumer.name).into(),
             revision: hello.revision.as_str().into(),
-            client_info: info.and_then(|info| RawValue::from_string(info.into()).ok()),
+            client_info: info.and_then(|info| RawValue::from_string((*info).into()).ok()),
             askable: hello.askable.bits(),
             until: unix_now() + FOUND_AGAIN.as_secs(),
         };
@@ -258,11 +258,18 @@ impl Sessions {
     }
 
     /// The session of this id, if it is this consumer's. Somebody else's is as unknown as none.
-    pub fn find(&self, sealer: &Sealer, id: &str, consumer: &Arc<Consumer>, max: usize) -> Found {
+    /// `max`: how many may be open.
+    pub fn find(
+        &self,
+        sealer: &Sealer,
+        id: &str,
+        consumer: &Arc<Consumer>,
+        max: impl FnOnce() -> usize,
+    ) -> Found {
         let known = self.open.get(id).map(|s| s.clone());
         let found = match known {
             Some(session) => Found::Session(session),
-            None => self.found_again(sealer, id, consumer, max),
+            None => self.found_again(sealer, id, consumer, max()),
         };
         match found {
             Found::Session(session) if session.consumer.name == consumer.name => {
@@ -382,7 +389,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_longest_idle_makes_room_and_is_found_again() {
         let (sessions, sealer, px) = (Sessions::default(), Sealer::random(), consumer("px"));
-        let find = |id: &str, who: &str| found(sessions.find(&sealer, id, &consumer(who), 2));
+        let find = |id: &str, who: &str| found(sessions.find(&sealer, id, &consumer(who), || 2));
         let a = sessions.open(&sealer, px.clone(), hello(), 2).unwrap();
         tokio::time::advance(Duration::from_secs(1)).await;
         let b = sessions.open(&sealer, px.clone(), hello(), 2).unwrap();
@@ -408,11 +415,11 @@ mod tests {
         busy.running.insert(Bytes::from_static(b"1"), token.clone());
         tokio::time::advance(Duration::from_secs(61)).await;
         sessions.expire(Duration::from_secs(60));
-        assert!(found(sessions.find(&sealer, &idle.id, &px, 9)).is_none(), "ended for good");
-        assert!(found(sessions.find(&sealer, &busy.id, &px, 9)).is_some());
+        assert!(found(sessions.find(&sealer, &idle.id, &px, || 9)).is_none(), "ended for good");
+        assert!(found(sessions.find(&sealer, &busy.id, &px, || 9)).is_some());
         assert!(sessions.end(&busy.id) && token.is_cancelled());
         assert!(!sessions.end(&busy.id));
-        assert!(found(sessions.find(&sealer, &busy.id, &px, 9)).is_none());
+        assert!(found(sessions.find(&sealer, &busy.id, &px, || 9)).is_none());
     }
 
     #[tokio::test(start_paused = true)]
@@ -421,8 +428,8 @@ mod tests {
         let gone = Sessions::default().open(&sealer, px.clone(), hello(), 1).unwrap();
         let busy = sessions.open(&sealer, px.clone(), hello(), 1).unwrap();
         busy.running.insert(Bytes::from_static(b"1"), Cancel::default());
-        assert!(matches!(sessions.find(&sealer, &gone.id, &px, 1), Found::NoRoom));
-        assert!(matches!(sessions.find(&sealer, "made-up", &px, 1), Found::Unknown));
+        assert!(matches!(sessions.find(&sealer, &gone.id, &px, || 1), Found::NoRoom));
+        assert!(matches!(sessions.find(&sealer, "made-up", &px, || 1), Found::Unknown));
     }
 
     #[test]
@@ -447,7 +454,7 @@ mod tests {
         let px = consumer("px");
         let id = Sessions::default().open(&Sealer::new(b"k"), px.clone(), hello(), 9).unwrap();
         let opens = |secret: &[u8], id: &str| {
-            found(Sessions::default().find(&Sealer::new(secret), id, &px, 9)).is_some()
+            found(Sessions::default().find(&Sealer::new(secret), id, &px, || 9)).is_some()
         };
         assert!(opens(b"k", &id.id) && !opens(b"other", &id.id));
         assert!(!opens(b"k", "made-up") && !opens(b"k", ""));

@@ -12,7 +12,7 @@ use crate::catalog::merge::Catalog;
 use crate::catalog::view::{Route, View};
 use crate::config::{Config, Patterns, ViewRule};
 use crate::failure::{Reason, Refusal};
-use crate::identity::{Identity, OPERATOR};
+use crate::identity::{Identity, Member, OPERATOR};
 use crate::observe::metrics::UpstreamSeries;
 use crate::upstream::Upstream;
 
@@ -44,7 +44,12 @@ impl Snapshot {
     /// What a consumer sees now. A session or stream is older than this snapshot, so the view is
     /// looked up by the consumer's name and not by what it was when the session began.
     pub fn view(&self, consumer: &Consumer) -> Arc<View> {
-        let view = match self.identity.named(&consumer.name) {
+        self.view_of(consumer, self.identity.named(&consumer.name))
+    }
+
+    /// The same for who has looked for the consumer already.
+    pub fn view_of(&self, consumer: &Consumer, member: Option<&Member>) -> Arc<View> {
+        let view = match member {
             Some(member) => Some(&member.consumer.view),
             None if &*consumer.name == OPERATOR => Some(&consumer.view),
             // Taken out of the configuration: it sees nothing rather than all.
@@ -56,15 +61,7 @@ impl Snapshot {
         })
     }
 
-    /// Take one from the consumer's quota.
-    pub fn quota(&self, consumer: &Consumer) -> Result<(), Refusal> {
-        let Some(quota) = self.identity.named(&consumer.name).and_then(|m| m.quota.as_ref()) else {
-            return Ok(());
-        };
-        quota.try_take().map_err(used_up)
-    }
-
-    /// What [`Snapshot::quota`] would say, without taking any.
+    /// What [`take_quota`] would say, without taking any.
     pub fn look_at_quota(&self, consumer: &Consumer) -> Result<(), Refusal> {
         match self.identity.named(&consumer.name).and_then(|m| m.quota.as_ref()) {
             Some(quota) => {
@@ -77,6 +74,14 @@ impl Snapshot {
     /// The metric handles of a route's upstream.
     pub fn series(&self, route: &Route) -> Arc<UpstreamSeries> {
         self.series.get(route.upstream()).unwrap_or(&self.no_series).clone()
+    }
+}
+
+/// Take one from a consumer's quota.
+pub fn take_quota(member: Option<&Member>) -> Result<(), Refusal> {
+    match member.and_then(|m| m.quota.as_ref()) {
+        Some(quota) => quota.try_take().map_err(used_up),
+        None => Ok(()),
     }
 }
 

@@ -183,12 +183,14 @@ impl Breaker {
     /// Whether a call would be let through now; otherwise when to ask again. Takes no probe's
     /// place: for refusing early.
     pub(super) fn check(&self) -> Result<(), Duration> {
-        lock(&self.machine).check(Instant::now())
+        let machine = lock(&self.machine);
+        // Mostly; then the time does not matter.
+        if machine.is_closed() { Ok(()) } else { machine.check(Instant::now()) }
     }
 
     /// Let a call through, or say when to ask again.
-    pub(super) fn admit(&self) -> Result<Admission<'_>, Duration> {
-        let (ticket, moved) = lock(&self.machine).admit(Instant::now());
+    pub(super) fn admit(&self, now: Instant) -> Result<Admission<'_>, Duration> {
+        let (ticket, moved) = lock(&self.machine).admit(now);
         self.log(moved.as_ref());
         ticket.map(|ticket| Admission { breaker: self, ticket, verdict: None })
     }
@@ -210,6 +212,11 @@ impl Breaker {
 }
 
 impl Admission<'_> {
+    /// When it was given.
+    pub(super) fn begun(&self) -> Instant {
+        self.ticket.begun
+    }
+
     /// The call ended well, and was waiting for its own caller for so long.
     pub(super) fn succeeded(mut self, rested: Duration) {
         self.ticket.begun += rested;

@@ -4,14 +4,17 @@
 //! ever moves later, so whoever waits need not be woken by a move: it looks again when its alarm
 //! rings. That makes an extension one atomic store.
 
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Poll, ready};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::lock;
+use crate::timer::Timer;
 
 /// When a call must end. Cloning shares it: the link that hears progress extends the deadline
 /// that the guard waits for.
@@ -147,21 +150,29 @@ impl Deadline {
     /// Wait for `work`, but not past the end, wherever that has moved meanwhile. `work` is
     /// dropped when the deadline passes; when both happen at once, `work` wins.
     pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, Elapsed> {
+        self.run_by(&mut Timer::default(), work).await
+    }
+
+    /// The same by a timer that others used before.
+    pub async fn run_by<F: Future>(
+        &self,
+        timer: &mut Timer,
+        work: F,
+    ) -> Result<F::Output, Elapsed> {
         let mut work = pin!(work);
-        let mut alarm = pin!(sleep_until(self.end()));
-        loop {
-            tokio::select! {
-                biased;
-                output = &mut work => return Ok(output),
-                () = &mut alarm => {
-                    let end = self.end();
-                    if end <= alarm.deadline() {
-                        return Err(Elapsed);
-                    }
-                    alarm.as_mut().reset(end);
+        poll_fn(|cx| {
+            if let Poll::Ready(output) = work.as_mut().poll(cx) {
+                return Poll::Ready(Ok(output));
+            }
+            loop {
+                let end = self.end();
+                ready!(timer.poll(cx, end));
+                if self.end() <= end {
+                    return Poll::Ready(Err(Elapsed));
                 }
             }
-        }
+        })
+        .await
     }
 }
 

@@ -163,6 +163,12 @@ impl Limiter {
             bucket.waiting += 1;
             (came, came + patience)
         };
+        // Boxed, since most calls find a token.
+        Box::pin(self.line_up(came, give_up)).await
+    }
+
+    // Wait in line, in which the place is taken already.
+    async fn line_up(&self, came: Instant, give_up: Instant) -> Result<Token<'_>, Dry> {
         let mut place = Place { limiter: self, held: true };
         let turn = timeout_at(give_up + TICK_SLACK, self.turn.acquire()).await;
         let Ok(turn) = turn else {

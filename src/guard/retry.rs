@@ -72,8 +72,8 @@ impl Retry {
     }
 
     /// A call is sent for the first time.
-    pub(super) fn sent(&self) {
-        lock(&self.inner).window.add(Instant::now(), [1, 0]);
+    pub(super) fn sent(&self, now: Instant) {
+        lock(&self.inner).window.add(now, [1, 0]);
     }
 
     /// The pause before the next attempt, if rule and count allow one after `attempts` so far.
@@ -280,7 +280,7 @@ mod tests {
         {
             let retry = Retry::new(RetryConfig { budget, ..config() }, || 1.0);
             for _ in 0..calls {
-                retry.sent();
+                retry.sent(Instant::now());
             }
             let drawn = (0..200).filter(|_| retry.draw()).count() as u64;
             assert_eq!(drawn, allowed, "{budget} of {calls}");
@@ -293,7 +293,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn new_settings_hold_and_the_budget_keeps_its_counts() {
         let retry = Retry::new(RetryConfig { budget: 0.0, ..config() }, || 1.0);
-        retry.sent();
+        retry.sent(Instant::now());
         assert!(!retry.draw());
         retry.reconfigure(RetryConfig { budget: 1.0, attempts: 0, ..config() });
         assert!(retry.draw());

@@ -94,7 +94,7 @@ pub struct Record {
     context: SpanContext,
     upstream: Option<Arc<UpstreamSeries>>,
     tool: Option<Arc<ToolSeries>>,
-    name: Option<Box<str>>,
+    name: Option<Arc<str>>,
     queued: Duration,
     limited: Duration,
     attempts: u32,
@@ -141,6 +141,15 @@ impl Record {
     pub fn name(&mut self, name: &str) {
         let end = name.char_indices().nth(NAME_MAX).map_or(name.len(), |(at, _)| at);
         self.name = (end > 0).then(|| name[..end].into());
+    }
+
+    /// The same, where the catalog has the name.
+    pub fn named(&mut self, name: &Arc<str>) {
+        if (1..=NAME_MAX).contains(&name.len()) {
+            self.name = Some(name.clone());
+        } else {
+            self.name(name);
+        }
     }
 
     /// Where the call goes; `tool` is the exposed name of the tool it calls.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use memchr::memmem;
 
 use super::json;
-use super::message::{Frame, MAX_DEPTH};
+use super::message::Frame;
 use super::meta::Members;
 use super::method::{AddressField, ListKind, Method};
 use super::splice::{Edit, edited, range_of};
@@ -64,8 +64,8 @@ impl Parsed {
         let (index, params, text) = (frame.index()?, frame.params_span()?, frame.bytes());
         let here = |at: Range<usize>| at.start - params.start..at.end - params.start;
         let meta = index.find(text, "_meta");
-        if let Some(meta) = &meta {
-            json::index(&text[meta.clone()], MAX_DEPTH)?;
+        if meta.is_some() {
+            frame.meta_index()?;
         }
         let (kind, key) = match method.address {
             AddressField::ToolName => (ListKind::Tools, "name"),
@@ -132,7 +132,9 @@ fn object<'a>(place: &'static str, raw: &'a [u8]) -> Result<Members<'a>, Address
 }
 
 pub(super) fn json_string(text: &str) -> Vec<u8> {
-    serde_json::to_vec(text).expect("a string serialises")
+    let mut out = Vec::with_capacity(text.len() + 2);
+    json::write_string(&mut out, text);
+    out
 }
 
 /// Messages that name resources by URI.

@@ -1,5 +1,6 @@
 //! What a client can be asked for, in the words of each revision.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde_json::value::RawValue;
@@ -211,10 +212,10 @@ impl fmt::Debug for Askable {
 
 /// What a client of the newest revision declared besides what can be asked, with that replaced
 /// by `askable`: extensions travel on.
-pub fn modern_capabilities(raw: Option<&str>, askable: Askable, era: Era) -> Vec<u8> {
+pub fn modern_capabilities(raw: Option<&str>, askable: Askable, era: Era) -> Cow<'_, [u8]> {
     match (raw, era) {
-        (Some(raw), Era::Modern) => raw.as_bytes().to_vec(),
-        _ => askable.write(Revision::LATEST),
+        (Some(raw), Era::Modern) => raw.as_bytes().into(),
+        _ => askable.write(Revision::LATEST).into(),
     }
 }
 

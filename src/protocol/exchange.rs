@@ -56,38 +56,38 @@ impl Exchange<'_> {
             [] => Vec::new(),
             keys => strip_members(body, keys),
         };
-        let empty = if cuts.is_empty() {
-            body[1..].iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'}')
-        } else {
-            let mut left = Splice::new();
-            for cut in &cuts {
-                left.replace(cut.clone(), b"".as_slice());
+        if let Some(span) = &parsed.meta {
+            s.replace(shift(span.clone()), self.meta);
+        }
+        let adds_meta = parsed.meta.is_none() && self.meta != b"{}";
+        if adds_meta || !self.more.is_empty() {
+            let empty = if cuts.is_empty() {
+                body[1..].iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'}')
+            } else {
+                let mut left = Splice::new();
+                for cut in &cuts {
+                    left.replace(cut.clone(), b"".as_slice());
+                }
+                walk::members(&left.apply(&Bytes::copy_from_slice(body))).is_empty()
+            };
+            let mut more = ObjectWriter::new();
+            for (k, v) in self.more {
+                more.raw(k, v);
             }
-            walk::members(&left.apply(&Bytes::copy_from_slice(body))).is_empty()
-        };
-        for cut in cuts {
-            s.replace(shift(cut), b"".as_slice());
-        }
-        let mut more = ObjectWriter::new();
-        for (k, v) in self.more {
-            more.raw(k, v);
-        }
-        match &parsed.meta {
-            Some(span) => s.replace(shift(span.clone()), self.meta),
-            None if self.meta == b"{}" => {}
-            None => {
+            if adds_meta {
                 more.raw("_meta", self.meta);
             }
-        }
-        let mut more = more.finish();
-        if more.len() > 2 {
             // Right behind the opening brace; a comma only if something follows.
+            let mut more = more.finish();
             more.pop();
             more.remove(0);
             if !empty {
                 more.push(b',');
             }
             s.replace(params.start + 1..params.start + 1, more);
+        }
+        for cut in cuts {
+            s.replace(shift(cut), b"".as_slice());
         }
         s.apply(frame.bytes())
     }

@@ -40,8 +40,11 @@ fn plain_bytes(word: [u8; 8]) -> usize {
     let word = u64::from_le_bytes(word);
     // The top bit of each byte that is below `n`; beyond the first such byte it may err.
     let below = |word: u64, n: u8| word.wrapping_sub(ONES * u64::from(n)) & !word;
-    let is = |byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
-    let special = (word | below(word, 0x20) | is(b'"') | is(b'\\')) & TOPS;
+    let turned = |byte: u8| word ^ (ONES * u64::from(byte));
+    // With this bit turned the quote stands where the blank does, right behind the control
+    // characters, and the blank where the quote does.
+    let low = below(turned(b'"' ^ b' '), b' ' + 1);
+    let special = (word | low | below(turned(b'\\'), 1)) & TOPS;
     special.trailing_zeros() as usize / 8
 }
 
@@ -189,11 +192,13 @@ impl<'a> Reader<'a> {
         loop {
             let rest = &self.text[self.at..];
             let n = memchr::memchr2(b'"', b'\\', rest).ok_or(Broken)?;
-            let (low, all) = rest[..n].iter().fold((0xff, 0), |(l, a), &b: &u8| (b.min(l), a | b));
-            if low < 0x20 {
+            // Counted from the blank on, control characters come last, and what is beyond ASCII
+            // before them.
+            let last = rest[..n].iter().fold(0, |last: u8, b| last.max(b.wrapping_sub(b' ')));
+            if last >= 0u8.wrapping_sub(b' ') {
                 return Err(Broken);
             }
-            self.beyond_ascii |= all >= 0x80;
+            self.beyond_ascii |= last >= 0x80 - b' ';
             self.at += n + 1;
             if rest[n] == b'"' {
                 return Ok((start..self.at, escaped));
@@ -256,6 +261,21 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Write a text as a string.
+pub fn write_string(out: &mut Vec<u8>, text: &str) {
+    // All of it is looked at at once, which takes fewer steps than to stop at the first that is not
+    // written as it is.
+    let plain = |b: u8| b >= b' ' && b != b'"' && b != b'\\';
+    if text.bytes().fold(true, |all, b| all & plain(b)) {
+        out.reserve(text.len() + 2);
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+    } else {
+        serde_json::to_writer(out, text).expect("a string serialises, and memory takes it");
+    }
+}
+
 /// Most members of an object that are remembered. Real params and results have a handful.
 const MEMBERS_MAX: usize = 32;
 
@@ -271,12 +291,21 @@ impl Index {
         reader: &mut Reader<'_>,
         depth: usize,
     ) -> Result<(Range<usize>, Option<Index>), Broken> {
+        Index::read_with(reader, depth, |reader, _| reader.value(depth + 1))
+    }
+
+    /// The same, where `value` reads the value behind a key.
+    pub fn read_with<'a>(
+        reader: &mut Reader<'a>,
+        depth: usize,
+        mut value: impl FnMut(&mut Reader<'a>, &Range<usize>) -> Result<Range<usize>, Broken>,
+    ) -> Result<(Range<usize>, Option<Index>), Broken> {
         let mut members: Vec<Member> = Vec::with_capacity(4);
         let mut simple = true;
         reader.escaped_key = false;
         let place = reader.object(depth, |reader, key| {
             simple &= !reader.escaped_key;
-            let value = reader.value(depth + 1)?;
+            let value = value(reader, &key)?;
             // Of a nested key.
             reader.escaped_key = false;
             let text = reader.text;

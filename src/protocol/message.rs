@@ -31,6 +31,8 @@ pub struct Frame {
     outcome: Option<Range<usize>>,
     // The members of the params, result or error, where they are simple.
     index: Option<Index>,
+    // And those of the params' `_meta`.
+    meta: Option<Index>,
     names_uris: bool,
 }
 
@@ -103,21 +105,22 @@ impl Frame {
     ///
     /// A UTF-8 byte order mark and white space around the message are tolerated.
     pub fn scan(bytes: Bytes) -> Result<Frame, FrameError> {
-        let bytes = trim(&bytes);
+        let bytes = trim(bytes);
         match Frame::quick(&bytes) {
-            Some(frame) => Ok(frame),
+            Some(parts) => Ok(Frame { bytes, ..parts }),
             None => Frame::scan_with_library(bytes),
         }
     }
 
-    // One pass. `None` for whatever is not plain and right: the library decides on that, and
-    // finds the words for it.
-    fn quick(bytes: &Bytes) -> Option<Frame> {
+    // One pass; the bytes themselves are left to the caller. `None` for whatever is not plain and
+    // right: the library decides on that, and finds the words for it.
+    fn quick(bytes: &[u8]) -> Option<Frame> {
         let mut reader = Reader::new(bytes, MAX_DEPTH);
         let [mut jsonrpc, mut id, mut method, mut params, mut result, mut error] =
             [const { None::<Range<usize>> }; 6];
-        let mut index = None;
+        let (mut index, mut meta) = (None, None);
         let whole = reader.object(0, |reader, key| {
+            let asks = &bytes[key.clone()] == b"\"params\"";
             let place = match &bytes[key] {
                 b"\"jsonrpc\"" => &mut jsonrpc,
                 b"\"id\"" => &mut id,
@@ -132,7 +135,15 @@ impl Frame {
                 return Err(Broken);
             }
             *place = Some(if reader.peek() == Some(b'{') {
-                let (at, members) = Index::read(reader, 1)?;
+                let (at, members) = Index::read_with(reader, 1, |reader, key| {
+                    let is_meta = asks && &bytes[key.clone()] == b"\"_meta\"";
+                    if !is_meta || reader.peek() != Some(b'{') {
+                        return reader.value(2);
+                    }
+                    let (at, members) = Index::read(reader, 2)?;
+                    meta = members;
+                    Ok(at)
+                })?;
                 index = members;
                 at
             } else {
@@ -170,8 +181,8 @@ impl Frame {
             return None;
         }
         let (outcome, names_uris) = (result.or(error), reader.uri_key);
-        let bytes = bytes.clone();
-        Some(Frame { bytes, kind, id, method, params, outcome, index, names_uris })
+        let bytes = Bytes::new();
+        Some(Frame { bytes, kind, id, method, params, outcome, index, meta, names_uris })
     }
 
     fn scan_with_library(bytes: Bytes) -> Result<Frame, FrameError> {
@@ -230,6 +241,7 @@ impl Frame {
             method: method.map(|method| Cow::Owned(method.into())),
             bytes: bytes.clone(),
             index: None,
+            meta: None,
             names_uris: true,
         })
     }
@@ -302,6 +314,11 @@ impl Frame {
     /// message.
     pub fn index(&self) -> Option<&Index> {
         self.index.as_ref()
+    }
+
+    /// The members of the `_meta` of what has an [`Frame::index`], if they are as simple.
+    pub fn meta_index(&self) -> Option<&Index> {
+        self.index.as_ref().and(self.meta.as_ref())
     }
 
     /// Whether a key stands anywhere in it that may be one of a resource's URI.
@@ -461,7 +478,7 @@ pub fn one_line(bytes: &Bytes) -> Bytes {
     bytes.iter().map(|b| if matches!(b, b'\n' | b'\r') { b' ' } else { *b }).collect()
 }
 
-fn trim(bytes: &Bytes) -> Bytes {
+fn trim(bytes: Bytes) -> Bytes {
     let mut start = 0;
     if bytes.starts_with(b"\xef\xbb\xbf") {
         start = 3;
@@ -473,7 +490,7 @@ fn trim(bytes: &Bytes) -> Bytes {
     while end > start && bytes[end - 1].is_ascii_whitespace() {
         end -= 1;
     }
-    bytes.slice(start..end)
+    if end - start == bytes.len() { bytes } else { bytes.slice(start..end) }
 }
 
 // Skipping a raw value recurses in the JSON reader without its depth limit being of use to what
@@ -556,11 +573,12 @@ mod tests {
         // The quick way and the library's read the same, or the library decides.
         #[test]
         fn both_ways_of_reading_agree(text in messages()) {
-            let bytes = trim(&Bytes::from(text.into_bytes()));
+            let bytes = trim(Bytes::from(text.into_bytes()));
             let library = Frame::scan_with_library(bytes.clone());
             let Some(quick) = Frame::quick(&bytes) else {
                 return Ok(());
             };
+            let quick = Frame { bytes, ..quick };
             let library = library.unwrap();
             prop_assert_eq!(quick.kind(), library.kind());
             prop_assert_eq!(quick.method(), library.method());
@@ -581,11 +599,11 @@ mod tests {
             (r#"{"jsonrpc":"2.0","method":"x"}"#, false),
             (r#"{"jsonrpc":"2.0","id":7,"method":"a","params":{"a":1,"a":2}}"#, false),
         ] {
-            let frame = Frame::quick(&Bytes::from(text)).unwrap();
+            let frame = Frame::quick(text.as_bytes()).unwrap();
             assert_eq!(frame.index().is_some(), indexed, "{text}");
         }
         for text in [r#"{"jsonrpc":"2.0","id":7,"\u006dethod":"a"}"#, "{}", "[]"] {
-            assert!(Frame::quick(&Bytes::from(text)).is_none(), "{text}");
+            assert!(Frame::quick(text.as_bytes()).is_none(), "{text}");
         }
     }
 

@@ -2,13 +2,15 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::json;
+use super::json::{self, Index};
 use super::message::{Frame, MAX_DEPTH};
 use super::revision::Revision;
 use super::walk;
@@ -140,6 +142,9 @@ impl<'de> Deserialize<'de> for Members<'de> {
     }
 }
 
+/// Room for what most objects hold that are written here.
+const OBJECT_ROOM: usize = 64;
+
 /// Writes a JSON object member by member from raw parts.
 #[derive(Default)]
 pub struct ObjectWriter {
@@ -149,7 +154,9 @@ pub struct ObjectWriter {
 impl ObjectWriter {
     /// An empty object.
     pub fn new() -> Self {
-        ObjectWriter { out: vec![b'{'] }
+        let mut out = Vec::with_capacity(OBJECT_ROOM);
+        out.push(b'{');
+        ObjectWriter { out }
     }
 
     /// Add a member whose value is raw JSON.
@@ -157,9 +164,16 @@ impl ObjectWriter {
         if self.out.len() > 1 {
             self.out.push(b',');
         }
-        serde_json::to_writer(&mut self.out, key).expect("a string serialises");
+        json::write_string(&mut self.out, key);
         self.out.push(b':');
         self.out.extend_from_slice(value);
+        self
+    }
+
+    /// Add a member whose value is a string.
+    pub fn text(&mut self, key: &str, value: &str) -> &mut Self {
+        self.raw(key, b"");
+        json::write_string(&mut self.out, value);
         self
     }
 
@@ -187,7 +201,7 @@ pub struct RequestMeta {
     /// Raw object of `…/clientCapabilities`.
     pub client_capabilities: Option<Box<str>>,
     /// Raw object of `…/clientInfo`.
-    pub client_info: Option<Box<str>>,
+    pub client_info: Option<Arc<str>>,
     /// `…/logLevel` as text.
     pub log_level: Option<Box<str>>,
     /// W3C `traceparent`.
@@ -211,7 +225,7 @@ impl RequestMeta {
                 key::PROGRESS_TOKEN => meta.progress_token = raw(),
                 key::PROTOCOL_VERSION => meta.protocol_version = text(),
                 key::CLIENT_CAPABILITIES => meta.client_capabilities = raw(),
-                key::CLIENT_INFO => meta.client_info = raw(),
+                key::CLIENT_INFO => meta.client_info = Some(v.get().into()),
                 key::LOG_LEVEL => meta.log_level = text(),
                 key::TRACEPARENT => meta.traceparent = text(),
                 other => meta.rest.push((other.into(), v.get().into())),
@@ -220,14 +234,29 @@ impl RequestMeta {
         Ok(meta)
     }
 
+    /// Read that of a request's params, which must be an object. `None`: it has none.
+    pub fn of(frame: &Frame) -> Option<Result<RequestMeta, serde_json::Error>> {
+        let place = frame.part("_meta")?;
+        let raw = &frame.bytes()[place.clone()];
+        let known =
+            frame.meta_index().and_then(|index| RequestMeta::known(raw, place.start, index));
+        Some(known.map_or_else(|| RequestMeta::read(raw), Ok))
+    }
+
     // The same in one pass, for what is simple.
     fn quick(raw: &[u8]) -> Option<RequestMeta> {
-        let index = json::index(raw, MAX_DEPTH)?;
+        RequestMeta::known(raw, 0, &json::index(raw, MAX_DEPTH)?)
+    }
+
+    // From an index whose places count from `start` bytes before the object.
+    fn known(raw: &[u8], start: usize, index: &Index) -> Option<RequestMeta> {
+        let all = std::str::from_utf8(raw).ok()?;
+        let part = |at: Range<usize>| all.get(at.start - start..at.end - start);
         let mut meta = RequestMeta::default();
         for (k, v) in index.members() {
-            let value = std::str::from_utf8(&raw[v.clone()]).ok()?;
+            let value = part(v.clone())?;
             let text = || walk::string(value.as_bytes()).map(|text| Box::from(&*text));
-            match std::str::from_utf8(&raw[k.start + 1..k.end - 1]).ok()? {
+            match part(k.start + 1..k.end - 1)? {
                 key::PROGRESS_TOKEN => meta.progress_token = Some(value.into()),
                 key::PROTOCOL_VERSION => meta.protocol_version = text(),
                 key::CLIENT_CAPABILITIES => meta.client_capabilities = Some(value.into()),

@@ -209,7 +209,7 @@ async fn get_stream(link: &Arc<Link>, wire: &HttpWire, hears: &Hears) {
     // one ended.
     let mut gap = false;
     loop {
-        let asked = match wire.stream(&link.headers(""), from.as_deref()).await {
+        let asked = match wire.stream(link.headers(), from.as_deref()).await {
             Ok(mut stream) => {
                 if gap && from.is_none() {
                     hears.missed();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use hyper::header::{HeaderName, HeaderValue};
+use hyper::header::HeaderValue;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -70,6 +70,8 @@ pub struct Link {
     pub wire: Wire,
     /// What was agreed.
     pub agreed: Agreement,
+    // The headers that go with each of its messages.
+    standing: Vec<Header>,
     /// What the upstream may ask on it; nothing on a shared one.
     pub askable: Askable,
     /// Whose it is, if it is not everybody's: a consumer or a session, and what can be asked.
@@ -116,6 +118,27 @@ impl Answered {
     }
 }
 
+impl From<http::Answer> for Answered {
+    fn from(answer: http::Answer) -> Answered {
+        let http::Answer { frame, status, session, rest } = answer;
+        // The answer need not wait for the end of its stream, which gives the connection back to
+        // the pool; the wait is short and bounded.
+        if let Some(rest) = rest {
+            tokio::spawn(rest.drain());
+        }
+        Answered { frame, status, session }
+    }
+}
+
+impl From<http::Came> for Came {
+    fn from(came: http::Came) -> Came {
+        match came {
+            http::Came::Answer(answer) => Came::Answered(answer.into()),
+            http::Came::Large(large) => Came::Large(large),
+        }
+    }
+}
+
 impl From<RequestError> for Unanswered {
     fn from(error: RequestError) -> Self {
         Unanswered { status: error.status(), fault: error.into_fault() }
@@ -141,6 +164,7 @@ impl Link {
         Link {
             upstream,
             wire,
+            standing: standing_headers(&agreed),
             agreed,
             askable,
             owner: None,
@@ -237,28 +261,27 @@ impl Link {
                 return Ok(Came::Answered(Answered { frame, status: 200, session: None }));
             }
         };
-        let mut headers = headers_for(&self.agreed, method, name);
+        let modern = self.era() == Era::Modern;
+        let mut headers = own_headers(&self.agreed, method, name);
         headers.extend(key.cloned());
-        if self.era() == Era::Modern {
+        if modern {
             headers.extend_from_slice(params);
-            return over_http(wire, &headers, id, message, on_notice, unasked, large)
-                .await
-                .map_err(Unanswered::from);
         }
-        let given_up = GivenUp { wire, agreed: &self.agreed, id };
-        let came = over_http(wire, &headers, id, message, on_notice, unasked, large).await;
-        let answered = match came {
-            Err(RequestError::StreamEnded(end)) if end.last_event_id.is_some() => {
+        let given_up = (!modern).then(|| GivenUp { wire, agreed: &self.agreed, id });
+        let out = Outgoing { id, message, standing: &self.standing, headers: &headers };
+        let came = wire.begin(out, on_notice, unasked, large).await;
+        let came = match came {
+            Err(RequestError::StreamEnded(end)) if !modern && end.last_event_id.is_some() => {
                 let status = end.status;
-                let headers = headers_for(&self.agreed, "", None);
-                let resumed = Box::pin(wire.resume(id, &headers, end, on_notice, unasked)).await;
+                let standing = &self.standing;
+                let resumed = Box::pin(wire.resume(id, standing, end, on_notice, unasked)).await;
                 resumed.map(|frame| Came::Answered(Answered { frame, status, session: None }))
             }
-            answered => answered,
+            came => came.map(Came::from),
         };
         // Answered or failed: there is nothing left to cancel.
         std::mem::forget(given_up);
-        answered.map_err(Unanswered::from)
+        came.map_err(Unanswered::from)
     }
 
     /// A request of our own: `params` without `_meta`, which is added as the era needs it.
@@ -314,9 +337,9 @@ impl Link {
         })
     }
 
-    /// The headers of a request that belongs to this conversation.
-    pub fn headers(&self, method: &str) -> Vec<(HeaderName, HeaderValue)> {
-        headers_for(&self.agreed, method, None)
+    /// The headers of whatever belongs to this conversation.
+    pub fn headers(&self) -> &[Header] {
+        &self.standing
     }
 
     /// End the conversation: the session on HTTP, the process on stdio, else the connection.
@@ -325,7 +348,7 @@ impl Link {
             Wire::Pipe(pipe) => pipe.close().await,
             Wire::Http(wire) => {
                 if self.agreed.session.is_some() {
-                    wire.delete(&headers_for(&self.agreed, "", None)).await;
+                    wire.delete(&self.standing).await;
                 }
             }
         }
@@ -344,34 +367,48 @@ pub fn own_request(era: Era, id: u64, method: &str, params: &[(&str, Bytes)]) ->
     message(Some(id.to_string().as_bytes()), method, Some(&out.finish()))
 }
 
-/// The headers that an agreement asks for (2026-07-28 basic/transports/streamable-http, "standard
-/// headers"; 2025-06-18 basic/transports, "Protocol Version Header").
-pub fn headers_for(
-    agreed: &Agreement,
-    method: &str,
-    name: Option<&str>,
-) -> Vec<(HeaderName, HeaderValue)> {
-    let mut out = Vec::with_capacity(4);
+/// The headers that an agreement asks for with each message (2026-07-28
+/// basic/transports/streamable-http, "standard headers"; 2025-06-18 basic/transports, "Protocol
+/// Version Header").
+fn standing_headers(agreed: &Agreement) -> Vec<Header> {
+    let mut out = Vec::new();
     if agreed.revision >= Revision::R2025_06_18 {
         out.push((header::PROTOCOL_VERSION, HeaderValue::from_static(agreed.revision.as_str())));
     }
-    if agreed.revision.era() == Era::Modern {
-        if let Ok(v) = HeaderValue::from_str(method) {
-            out.push((header::METHOD, v));
-        }
-        if let Some(v) = name.and_then(|n| HeaderValue::from_str(&header::encode(n)).ok()) {
-            out.push((header::NAME, v));
-        }
-    } else if let Some(session) = &agreed.session {
+    if let Some(session) = &agreed.session
+        && agreed.revision.era() == Era::Legacy
+    {
         out.push((header::SESSION_ID, session.clone()));
     }
     out
 }
 
-/// One request over a wire, before or after an agreement.
+// And those of one message.
+fn own_headers(agreed: &Agreement, method: &str, name: Option<&str>) -> Vec<Header> {
+    if agreed.revision.era() == Era::Legacy {
+        return Vec::new();
+    }
+    let mut out = Vec::with_capacity(2);
+    if let Ok(v) = HeaderValue::from_str(method) {
+        out.push((header::METHOD, v));
+    }
+    if let Some(v) = name.and_then(|n| HeaderValue::from_str(&header::encode(n)).ok()) {
+        out.push((header::NAME, v));
+    }
+    out
+}
+
+/// Both, for what is said before there is a conversation.
+pub fn headers_for(agreed: &Agreement, method: &str, name: Option<&str>) -> Vec<Header> {
+    let mut out = standing_headers(agreed);
+    out.extend(own_headers(agreed, method, name));
+    out
+}
+
+/// One request over a wire, before there is a conversation.
 pub async fn exchange(
     wire: &Wire,
-    headers: &[(HeaderName, HeaderValue)],
+    headers: &[Header],
     id: u64,
     message: Bytes,
     cancellable: bool,
@@ -384,38 +421,11 @@ pub async fn exchange(
             Ok(Answered { frame, status: 200, session: None })
         }
         Wire::Http(wire) => {
-            match over_http(wire, headers, id, message, on_notice, unasked, false).await? {
-                Came::Answered(answered) => Ok(answered),
-                Came::Large(large) => Ok(Answered::whole(large.whole().await?)),
-            }
+            let out = Outgoing { id, message, standing: &[], headers };
+            let answer = wire.request(out, on_notice, unasked).await;
+            answer.map(Answered::from).map_err(Unanswered::from)
         }
     }
-}
-
-async fn over_http(
-    wire: &HttpWire,
-    headers: &[(HeaderName, HeaderValue)],
-    id: u64,
-    message: Bytes,
-    on_notice: OnNotice<'_>,
-    unasked: &mpsc::Sender<Unasked>,
-    large: bool,
-) -> Result<Came, RequestError> {
-    let out = Outgoing { id, message, headers };
-    let a = if large {
-        match wire.request_large(out, on_notice, unasked).await? {
-            http::Came::Answer(answer) => answer,
-            http::Came::Large(large) => return Ok(Came::Large(large)),
-        }
-    } else {
-        wire.request(out, on_notice, unasked).await?
-    };
-    // The answer need not wait for the end of its stream, which gives the connection back to the
-    // pool; the wait is short and bounded.
-    if let Some(rest) = a.rest {
-        tokio::spawn(rest.drain());
-    }
-    Ok(Came::Answered(Answered { frame: a.frame, status: a.status, session: a.session }))
 }
 
 /// How long a message without an answer may take to be taken.
@@ -441,11 +451,11 @@ impl Drop for GivenUp<'_> {
     fn drop(&mut self) {
         // At the end of the process there is no runtime any more, and nobody to tell.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let (wire, headers) = (self.wire.clone(), headers_for(self.agreed, "", None));
+        let (wire, headers) = (self.wire.clone(), standing_headers(self.agreed));
         let params = format!(r#"{{"requestId":{}}}"#, self.id);
         runtime.spawn(async move {
             let message = message(None, "notifications/cancelled", Some(params.as_bytes()));
-            let told = wire.notify(Outgoing { id: 0, message, headers: &headers });
+            let told = wire.notify(Outgoing { id: 0, message, standing: &headers, headers: &[] });
             let _ = tokio::time::timeout(CANCEL_TIME, told).await;
         });
     }
@@ -458,7 +468,8 @@ pub async fn notify(wire: &Wire, agreed: &Agreement, message: Bytes) -> Result<(
         Wire::Http(wire) => {
             let method = Frame::scan(message.clone()).map(|f| f.method().to_owned());
             let headers = headers_for(agreed, method.as_deref().unwrap_or(""), None);
-            wire.notify(Outgoing { id: 0, message, headers: &headers }).await.map_err(Fault::from)
+            let out = Outgoing { id: 0, message, standing: &[], headers: &headers };
+            wire.notify(out).await.map_err(Fault::from)
         }
     }
 }

@@ -21,8 +21,7 @@ use super::idempotency::Key;
 use super::keeper::Note;
 use super::link::{Answered, Link, Wire};
 
-/// One header of a request.
-pub type Header = (HeaderName, HeaderValue);
+pub use super::transport::http::Header;
 
 /// How long a refused call waits for the lists to be fetched again: the keeper's own pauses, and
 /// a list that takes its time. Never more than half of what the call has left.

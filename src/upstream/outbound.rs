@@ -1,6 +1,8 @@
 //! The request as the upstream gets it: the caller's bytes with only the address, the id and the
 //! `_meta` exchanged.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 use crate::call::Call;
@@ -49,14 +51,19 @@ pub fn own_meta(method: &str) -> Vec<u8> {
 /// The caller's `_meta` put in the upstream's words (2026-07-28 basic/index, "_meta"): our id is
 /// the progress token, the newest revision's metadata is there for a modern upstream and only
 /// for it, everything else stays.
-fn meta_for(call: &Call, era: Era, id: u64, trace: Trace<'_>, tasks: bool) -> Vec<u8> {
+fn meta_for<'a>(call: &Call, era: Era, id: &[u8], trace: Trace<'_>, tasks: bool) -> Cow<'a, [u8]> {
     let meta = &call.meta;
+    let says_nothing = meta.progress_token.is_none() && meta.rest.is_empty();
+    // Most calls between old ones.
+    if era == Era::Legacy && says_nothing && trace.parent.is_none() {
+        return Cow::Borrowed(b"{}");
+    }
     let mut out = ObjectWriter::new();
     if meta.progress_token.is_some() {
-        out.raw(key::PROGRESS_TOKEN, id.to_string().as_bytes());
+        out.raw(key::PROGRESS_TOKEN, id);
     }
     if era == Era::Modern {
-        out.value(key::PROTOCOL_VERSION, &Revision::LATEST.as_str());
+        out.text(key::PROTOCOL_VERSION, Revision::LATEST.as_str());
         match &meta.client_info {
             Some(info) => out.raw(key::CLIENT_INFO, info.as_bytes()),
             None => out.raw(key::CLIENT_INFO, &client_info()),
@@ -65,24 +72,24 @@ fn meta_for(call: &Call, era: Era, id: u64, trace: Trace<'_>, tasks: bool) -> Ve
         let declared = meta.client_capabilities.as_deref();
         let mut capabilities = modern_capabilities(declared, call.askable, call.revision.era());
         if tasks {
-            capabilities = task::with_extension(&capabilities);
+            capabilities = task::with_extension(&capabilities).into();
         }
         out.raw(key::CLIENT_CAPABILITIES, &capabilities);
         if let Some(level) = &meta.log_level {
-            out.value(key::LOG_LEVEL, level);
+            out.text(key::LOG_LEVEL, level);
         }
     }
     if let Some(parent) = trace.parent {
-        out.value(key::TRACEPARENT, &parent);
+        out.text(key::TRACEPARENT, parent);
         // One that came in `_meta` is among the rest already.
         if let (Some(state), None) = (trace.state, &meta.traceparent) {
-            out.value("tracestate", &state);
+            out.text("tracestate", state);
         }
     }
     for (k, v) in &meta.rest {
         out.raw(k, v.as_bytes());
     }
-    out.finish()
+    out.finish().into()
 }
 
 /// `_meta` of a request of our own about a task of this call, which the caller knows nothing of.
@@ -112,8 +119,8 @@ pub fn build(
     extra: &Extra,
     key: Option<&Key>,
 ) -> Bytes {
-    let meta = meta_for(call, revision.era(), id, trace, extra.tasks);
     let id = id.to_string();
+    let meta = meta_for(call, revision.era(), id.as_bytes(), trace, extra.tasks);
     // A wish for a task counts only where it was checked (2025-11-25 basic/utilities/tasks).
     let unknown: &[&str] = match call.method.name {
         "tools/call" if call.tasks != Tasks::Asked && call.frame.part("task").is_some() => {

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use hyper::{HeaderMap, Method, StatusCode, Uri, Version};
 
-use crate::wire::{Left, Seen};
+use crate::wire::{Left, Seen, decimal};
 
 use super::super::headers::{Head, Headers};
 use super::super::http::PATH;
@@ -193,20 +193,6 @@ pub fn write(
     }
     date(out);
     out.extend_from_slice(b"\r\n");
-}
-
-fn decimal(out: &mut Vec<u8>, mut n: u64) {
-    let mut digits = [0u8; 20];
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (n % 10) as u8;
-        n /= 10;
-        if n == 0 {
-            break;
-        }
-    }
-    out.extend_from_slice(&digits[at..]);
 }
 
 /// Write the line that says how long a chunk is.

@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::future::Future as _;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,7 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
 use crate::wire::{Left, Step};
@@ -261,51 +260,11 @@ impl Part<'_> {
     }
 }
 
-/// One timer for all waits of a connection. It is left running when nobody waits any more, and
-/// set again only when it runs out: a request costs it nothing.
-#[derive(Default)]
-pub struct Timer(Option<Pin<Box<Sleep>>>);
-
-impl Timer {
-    /// Resolves at `until`.
-    pub fn poll(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<()> {
-        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(until)));
-        loop {
-            if sleep.deadline() > until || sleep.is_elapsed() {
-                if Instant::now() >= until {
-                    return Poll::Ready(());
-                }
-                sleep.as_mut().reset(until);
-            }
-            ready!(sleep.as_mut().poll(cx));
-        }
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use std::future::poll_fn;
-    use std::time::Duration;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_timer_rings_at_the_time_that_is_asked_for_last() {
-        let start = Instant::now();
-        let mut timer = Timer::default();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        // Asked for and given up, then a later time, an earlier one, and one that is over.
-        for (asked, then) in [(10, 15), (40, 20), (22, 25), (3, 25)] {
-            let first = tokio::time::timeout(
-                Duration::from_millis(1),
-                poll_fn(|cx| timer.poll(cx, at(asked))),
-            );
-            assert_eq!(first.await.is_ok(), asked == 3);
-            poll_fn(|cx| timer.poll(cx, at(then))).await;
-            let late = Instant::now() - at(then);
-            assert!(late < Duration::from_millis(5), "{late:?}");
-        }
-    }
 
     #[tokio::test]
     async fn what_a_socket_does_not_take_is_kept_in_order() {

@@ -143,6 +143,10 @@ impl Machine {
         None
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        self.state == State::Closed
+    }
+
     pub(super) fn check(&self, now: Instant) -> Result<(), Duration> {
         match self.state {
             State::Closed => Ok(()),

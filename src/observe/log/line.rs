@@ -11,6 +11,7 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level};
 
 use crate::config::LogFormat;
+use crate::wire::decimal;
 
 /// How lines look.
 #[derive(Clone, Copy, Debug)]
@@ -138,7 +139,7 @@ impl Visit for Text<'_> {
 
     fn record_u64(&mut self, field: &Field, value: u64) {
         self.name(field);
-        whole(self.out, value);
+        decimal(self.out, value);
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
@@ -216,7 +217,7 @@ impl Visit for Json<'_> {
 
     fn record_u64(&mut self, field: &Field, value: u64) {
         self.name(field);
-        whole(self.0, value);
+        decimal(self.0, value);
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
@@ -248,10 +249,6 @@ fn string(out: &mut Vec<u8>, text: &str) {
     serde_json::to_writer(out, text).expect("a string serialises, and memory takes it");
 }
 
-fn whole(out: &mut Vec<u8>, value: u64) {
-    serde_json::to_writer(out, &value).expect("a number serialises, and memory takes it");
-}
-
 fn signed(out: &mut Vec<u8>, value: i64) {
     serde_json::to_writer(out, &value).expect("a number serialises, and memory takes it");
 }
@@ -266,7 +263,7 @@ fn float(out: &mut Vec<u8>, value: f64) {
         return;
     }
     let thousandths = thousandths as u64;
-    whole(out, thousandths / 1000);
+    decimal(out, thousandths / 1000);
     let rest = thousandths % 1000;
     let digits = [rest / 100, rest / 10 % 10, rest % 10].map(|d| b'0' + d as u8);
     let kept = digits.iter().rposition(|d| *d != b'0').map_or(1, |at| at + 1);

@@ -35,7 +35,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::header::{
     ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST,
-    HeaderName, HeaderValue, LOCATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
+    HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
 use hyper::{HeaderMap, Method, StatusCode, Uri};
 use tokio::sync::mpsc;
@@ -43,21 +43,22 @@ use tokio::sync::mpsc;
 use crate::config::HttpConfig;
 use crate::failure::{Delivery, Fault, Reason};
 use crate::protocol::error::{ErrorObject, INTERNAL_ERROR};
-use crate::protocol::header::{LAST_EVENT_ID, SESSION_ID};
+use crate::protocol::header::LAST_EVENT_ID;
 use crate::protocol::message::{Frame, Kind, response};
 
 use super::{OnNotice, Unasked};
-use answer::{Media, Read};
+use answer::Read;
 use body::Body;
 use client::Client;
 use events::Events;
-use h1::Head;
+use h1::{Head, Media};
 
 pub(super) use answer::of_status;
 pub(super) use client::{Dialled, chain, dial};
 pub(super) use redirect::{follow, is_redirect};
 
 pub use events::{EventStream, Rest};
+pub use h1::Header;
 pub use large::Large;
 pub use outcome::{Answer, Came, HttpFault, RequestError, StreamEnd, StreamRefused};
 
@@ -67,9 +68,13 @@ const DELETE_TIME: Duration = Duration::from_secs(2);
 /// How long a word besides the requests may take to be sent.
 const ASIDE_TIME: Duration = Duration::from_secs(2);
 
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
-const JSON_OR_EVENTS: HeaderValue = HeaderValue::from_static("application/json, text/event-stream");
+
+/// What goes with each message that is posted.
+static POSTED: [Header; 2] = [
+    (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+    (ACCEPT, HeaderValue::from_static("application/json, text/event-stream")),
+];
 
 /// Headers that the wire sets itself or that belong to one connection. A configured value would
 /// break the framing or the reading of answers.
@@ -116,7 +121,7 @@ struct Inner {
     upstream: Arc<str>,
     client: Client,
     uri: Uri,
-    headers: HeaderMap,
+    configured: Vec<Header>,
     max_message: usize,
     counters: Arc<HttpCounters>,
 }
@@ -134,9 +139,11 @@ pub struct Outgoing<'a> {
     pub id: u64,
     /// The message.
     pub message: Bytes,
-    /// Headers that belong to it: revision, session, mirrored fields, trace. They go before
-    /// configured ones of the same name.
-    pub headers: &'a [(HeaderName, HeaderValue)],
+    /// Headers of the whole conversation: revision, session. They go before configured ones of the
+    /// same name.
+    pub standing: &'a [Header],
+    /// Headers of this message: mirrored fields. They go before all others.
+    pub headers: &'a [Header],
 }
 
 impl HttpWire {
@@ -176,9 +183,10 @@ impl HttpWire {
         tls: Option<rustls::ClientConfig>,
     ) -> Result<HttpWire, Fault> {
         let uri = endpoint(config)?;
-        let headers = configured_headers(config)?;
+        let configured = configured_headers(config)?;
+        let configured = configured.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
         let client = Client::new(config, tls, address_of(&uri));
-        Ok(HttpWire(Arc::new(Inner { upstream, client, uri, headers, max_message, counters })))
+        Ok(HttpWire(Arc::new(Inner { upstream, client, uri, configured, max_message, counters })))
     }
 
     /// Send one request and wait for its answer, which ends the reading: what follows on the same
@@ -192,7 +200,7 @@ impl HttpWire {
         on_notice: OnNotice<'_>,
         unasked: &mpsc::Sender<Unasked>,
     ) -> Result<Answer, RequestError> {
-        match self.begin(out, on_notice, unasked, usize::MAX).await? {
+        match self.begin(out, on_notice, unasked, false).await? {
             Came::Answer(answer) => Ok(answer),
             Came::Large(large) => {
                 let failed = |fault| HttpFault { fault, status: Some(StatusCode::OK.as_u16()) };
@@ -202,17 +210,20 @@ impl HttpWire {
         }
     }
 
-    /// The same; but an answer in JSON that is large is handed over as soon as that shows.
-    pub async fn request_large(
-        &self,
-        out: Outgoing<'_>,
-        on_notice: OnNotice<'_>,
-        unasked: &mpsc::Sender<Unasked>,
-    ) -> Result<Came, RequestError> {
-        self.begin(out, on_notice, unasked, large::LARGE).await
+    /// The same; but, with `large`, an answer in JSON that is large is handed over as soon as that
+    /// shows.
+    pub fn begin<'a>(
+        &'a self,
+        out: Outgoing<'a>,
+        on_notice: OnNotice<'a>,
+        unasked: &'a mpsc::Sender<Unasked>,
+        large: bool,
+    ) -> impl Future<Output = Result<Came, RequestError>> + Send + 'a {
+        let enough = if large { large::LARGE } else { usize::MAX };
+        self.exchange(out, on_notice, unasked, enough)
     }
 
-    async fn begin(
+    async fn exchange(
         &self,
         out: Outgoing<'_>,
         on_notice: OnNotice<'_>,
@@ -220,21 +231,17 @@ impl HttpWire {
         enough: usize,
     ) -> Result<Came, RequestError> {
         let inner = &*self.0;
-        let (id, own) = (out.id, out.headers);
-        let (head, body) = inner.post(out).await?;
+        let (id, own) = (out.id, [out.standing, out.headers]);
+        let ((mut head, body), _) = inner.post(&out).await?;
         let status = head.status.as_u16();
-        let session = head.headers.get(SESSION_ID).cloned().map(|mut value| {
-            value.set_sensitive(true);
-            value
-        });
+        let session = head.session.take();
         let answer = |frame, rest| Came::Answer(Answer { frame, status, session, rest });
         if !head.status.is_success() {
-            let (headers, counters) = (&head.headers, &inner.counters);
-            let refused = answer::refused_request(id, head.status, headers, body, counters);
+            let refused = answer::refused_request(id, &head, body, &inner.counters);
             return Ok(answer(Box::pin(refused).await?, None));
         }
         let failed = |fault| HttpFault { fault, status: Some(status) };
-        match answer::media(&head.headers) {
+        match head.media {
             Media::Json | Media::Unnamed => {
                 let (max, counters) = (inner.max_message, &inner.counters);
                 let read = answer::read_some(body, max, enough, counters).await;
@@ -272,11 +279,11 @@ impl HttpWire {
     /// upstream. Any success will do; what else the response holds is not looked at.
     pub async fn notify(&self, out: Outgoing<'_>) -> Result<(), HttpFault> {
         let inner = &*self.0;
-        let (head, body) = inner.post(out).await?;
+        let ((head, body), _) = inner.post(&out).await?;
         if head.status.is_success() {
             return Ok(());
         }
-        Err(answer::refused(head.status, &head.headers, body, &inner.counters).await)
+        Err(answer::refused(&head, body, &inner.counters).await)
     }
 
     /// Open the stream of an old session, on which the upstream speaks unasked; with an event id,
@@ -284,7 +291,7 @@ impl HttpWire {
     /// "listening for messages", "resumability and redelivery").
     pub async fn stream(
         &self,
-        headers: &[(HeaderName, HeaderValue)],
+        headers: &[Header],
         last_event_id: Option<&str>,
     ) -> Result<EventStream, StreamRefused> {
         let inner = &*self.0;
@@ -298,18 +305,17 @@ impl HttpWire {
             })?;
             own.push((LAST_EVENT_ID, value));
         }
-        own.extend_from_slice(headers);
-        let sent = inner.send(&Method::GET, &own, &Bytes::new()).await;
-        let (head, body) = sent.map_err(fault)?;
+        let nothing = Bytes::new();
+        let sent = inner.send_to(Method::GET, &inner.uri, [&own, headers, &[]], &nothing).await;
+        let ((head, body), _) = sent.map_err(fault)?;
         match head.status {
             StatusCode::METHOD_NOT_ALLOWED | StatusCode::NO_CONTENT => {
                 Err(StreamRefused::NotOffered)
             }
             status if !status.is_success() => {
-                let counters = &inner.counters;
-                Err(fault(answer::refused(status, &head.headers, body, counters).await))
+                Err(fault(answer::refused(&head, body, &inner.counters).await))
             }
-            _ if answer::media(&head.headers) == Media::Events => {
+            _ if head.media == Media::Events => {
                 Ok(EventStream::new(Events::new(body, inner.max_message, inner.counters.clone())))
             }
             status => Err(fault(HttpFault {
@@ -320,48 +326,44 @@ impl HttpWire {
     }
 
     /// End a session, within two seconds; what comes of it is not looked at.
-    pub async fn delete(&self, headers: &[(HeaderName, HeaderValue)]) {
-        let nothing = Bytes::new();
-        let sent = self.0.send(&Method::DELETE, headers, &nothing);
+    pub async fn delete(&self, headers: &[Header]) {
+        let (inner, nothing) = (&*self.0, Bytes::new());
+        let sent = inner.send_to(Method::DELETE, &inner.uri, [headers, &[], &[]], &nothing);
         let _ = tokio::time::timeout(DELETE_TIME, sent).await;
     }
 }
 
+// The response, and from where it came if that is not where it was asked for.
+type Sent = Result<((Head, Body), Option<Uri>), HttpFault>;
+
 impl Inner {
-    async fn post(&self, out: Outgoing<'_>) -> Result<(Head, Body), HttpFault> {
-        let mut headers = vec![(CONTENT_TYPE, JSON), (ACCEPT, JSON_OR_EVENTS)];
-        headers.extend_from_slice(out.headers);
-        self.send(&Method::POST, &headers, &out.message).await
+    fn post(&self, out: &Outgoing<'_>) -> impl Future<Output = Sent> + Send {
+        let headers = [&POSTED, out.standing, out.headers];
+        self.send_to(Method::POST, &self.uri, headers, &out.message)
     }
 
-    async fn send(
-        &self,
-        method: &Method,
-        headers: &[(HeaderName, HeaderValue)],
-        body: &Bytes,
-    ) -> Result<(Head, Body), HttpFault> {
-        self.send_to(method, self.uri.clone(), headers, body).await.map(|(response, _)| response)
-    }
-
-    // The response, and from where it came in the end.
     async fn send_to(
         &self,
-        method: &Method,
-        mut uri: Uri,
-        headers: &[(HeaderName, HeaderValue)],
+        method: Method,
+        uri: &Uri,
+        [first, second, last]: [&[Header]; 3],
         body: &Bytes,
-    ) -> Result<((Head, Body), Uri), HttpFault> {
+    ) -> Sent {
+        let headers = [&self.configured, first, second, last];
+        let mut moved = None;
         let mut hops = 0;
         loop {
             add(&self.counters.sent_bytes, body.len());
-            let response = self.client.send(method, &uri, &self.headers, headers, body).await?;
+            let uri = moved.as_ref().unwrap_or(uri);
+            let response = self.client.send(&method, uri, &headers, body).await?;
             let status = response.0.status;
             if !redirect::is_redirect(status) {
-                return Ok((response, uri));
+                return Ok((response, moved));
             }
-            let location = response.0.headers.get(LOCATION);
-            uri = redirect::follow(method, status, &uri, location, hops)
+            let location = response.0.location.as_ref();
+            let next = redirect::follow(&method, status, uri, location, hops)
                 .map_err(|fault| HttpFault { fault, status: Some(status.as_u16()) })?;
+            moved = Some(next);
             hops += 1;
         }
     }
@@ -371,7 +373,7 @@ impl Inner {
         &self,
         events: &mut Events,
         id: u64,
-        headers: &[(HeaderName, HeaderValue)],
+        own: [&[Header]; 2],
         on_notice: OnNotice<'_>,
         unasked: &mpsc::Sender<Unasked>,
     ) -> Result<Option<Frame>, Fault> {
@@ -390,7 +392,7 @@ impl Inner {
                     {
                         add(&self.counters.dropped_messages, 1);
                         tracing::debug!(upstream = %self.upstream, %error, "request dropped");
-                        Box::pin(self.turn_away(headers, &asked)).await;
+                        Box::pin(self.turn_away(own, &asked)).await;
                     }
                 }
                 Kind::Result | Kind::Error if answer::answers(&frame, id) => {
@@ -406,11 +408,11 @@ impl Inner {
 impl Inner {
     // Say no to a request for which there is no room, so that the upstream does not wait for ever.
     // Only the call that it floods waits for that.
-    async fn turn_away(&self, headers: &[(HeaderName, HeaderValue)], id: &[u8]) {
+    async fn turn_away(&self, [standing, headers]: [&[Header]; 2], id: &[u8]) {
         let error = ErrorObject::new(INTERNAL_ERROR, "too many questions at once");
         let message = response(id, Kind::Error, error.to_raw().get().as_bytes());
-        let told = self.post(Outgoing { id: 0, message, headers });
-        let _ = tokio::time::timeout(ASIDE_TIME, told).await;
+        let out = Outgoing { id: 0, message, standing, headers };
+        let _ = tokio::time::timeout(ASIDE_TIME, self.post(&out)).await;
     }
 }
 

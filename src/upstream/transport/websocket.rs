@@ -8,8 +8,8 @@ use std::time::Duration;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use hyper::header::{
-    CONNECTION, HOST, HeaderValue, LOCATION, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
-    SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, HOST, HeaderValue, LOCATION, RETRY_AFTER, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use hyper::{Method, Request, Uri};
 use rustls::ClientConfig;
@@ -111,7 +111,7 @@ async fn open(dial: &Dial<'_>, tls: ClientConfig) -> Result<Socket, Fault> {
                 http::follow(&Method::GET, response.status(), &uri, to.as_ref(), hops)?
             }
             Error::Http(response) => {
-                let fault = http::of_status(response.status(), response.headers());
+                let fault = http::of_status(response.status(), response.headers().get(RETRY_AFTER));
                 return Err(Fault { delivery: Delivery::NotSent, ..fault });
             }
             error => {

@@ -4,15 +4,17 @@ use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
+use hyper::StatusCode;
 use hyper::body::Body as _;
-use hyper::header::{CONTENT_TYPE, RETRY_AFTER};
-use hyper::{HeaderMap, StatusCode};
+use hyper::header::HeaderValue;
 use serde::Deserialize;
 
 use crate::failure::{Delivery, Fault, NO_EFFECT, Reason};
 use crate::protocol::message::{Frame, Kind};
+use crate::wire::number;
 
 use super::body::Body;
+use super::h1::Head;
 use super::outcome::HttpFault;
 use super::{HttpCounters, add, retry_after};
 
@@ -22,29 +24,6 @@ const REFUSAL_MAX: usize = 64 << 10;
 /// How long the body of a refusal is waited for. The status is known and says most of it; the
 /// deadline must not take its place.
 const REFUSAL_TIME: Duration = Duration::from_secs(2);
-
-/// What a body claims to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Media {
-    Json,
-    Events,
-    /// Nothing is claimed: small servers forget to, so the content decides.
-    Unnamed,
-    Other,
-}
-
-/// The media type of a response, whatever its case and parameters (RFC 9110, 8.3.1).
-pub(super) fn media(headers: &HeaderMap) -> Media {
-    let Some(value) = headers.get(CONTENT_TYPE) else { return Media::Unnamed };
-    let essence = value.to_str().unwrap_or("").split(';').next().unwrap_or("").trim();
-    if essence.eq_ignore_ascii_case("application/json") {
-        Media::Json
-    } else if essence.eq_ignore_ascii_case("text/event-stream") {
-        Media::Events
-    } else {
-        Media::Other
-    }
-}
 
 /// A body, or as much of it as was read, and the rest.
 pub(super) enum Read {
@@ -124,11 +103,8 @@ pub(super) fn answers(frame: &Frame, id: u64) -> bool {
     match (frame.kind(), frame.id()) {
         (Kind::Request | Kind::Notification, _) => false,
         (Kind::Error, None) => true,
-        (_, got) => {
-            let said = got.as_deref().and_then(|got| std::str::from_utf8(got).ok());
-            // What is no number of ours does not read as one: a frame's number is JSON's.
-            said.and_then(|said| said.parse().ok()) == Some(id)
-        }
+        // What is no number of ours does not read as one: a frame's number is JSON's.
+        (_, got) => got.and_then(|got| number(&got)) == Some(id),
     }
 }
 
@@ -141,43 +117,37 @@ pub(super) fn answers(frame: &Frame, id: u64) -> bool {
 /// log.
 pub(super) async fn refused_request(
     id: u64,
-    status: StatusCode,
-    headers: &HeaderMap,
+    head: &Head,
     body: Body,
     counters: &HttpCounters,
 ) -> Result<Frame, HttpFault> {
-    let (failed, error) = read_refusal(status, headers, body, counters).await;
-    let is_plain = failed.fault.reason == Reason::UpstreamStatus && status.as_u16() >= 400;
+    let (failed, error) = read_refusal(head, body, counters).await;
+    let is_plain = failed.fault.reason == Reason::UpstreamStatus && head.status.as_u16() >= 400;
     error.filter(|frame| is_plain && answers(frame, id)).ok_or(failed)
 }
 
 /// What a response other than 2xx to anything else means.
-pub(super) async fn refused(
-    status: StatusCode,
-    headers: &HeaderMap,
-    body: Body,
-    counters: &HttpCounters,
-) -> HttpFault {
-    read_refusal(status, headers, body, counters).await.0
+pub(super) async fn refused(head: &Head, body: Body, counters: &HttpCounters) -> HttpFault {
+    read_refusal(head, body, counters).await.0
 }
 
 async fn read_refusal(
-    status: StatusCode,
-    headers: &HeaderMap,
+    head: &Head,
     body: Body,
     counters: &HttpCounters,
 ) -> (HttpFault, Option<Frame>) {
-    let mut fault = of_status(status, headers);
+    let mut fault = of_status(head.status, head.retry_after.as_ref());
     let read = tokio::time::timeout(REFUSAL_TIME, read(body, REFUSAL_MAX, counters)).await;
     let message = read.ok().and_then(Result::ok).and_then(|bytes| Frame::scan(bytes).ok());
     let error = message.filter(|frame| frame.kind() == Kind::Error);
     if let Some(code) = error.as_ref().and_then(Frame::error_code) {
         fault = fault.because(format_args!("JSON-RPC error {code}"));
     }
-    if status == StatusCode::SERVICE_UNAVAILABLE && error.as_ref().is_some_and(had_no_effect) {
+    let unavailable = head.status == StatusCode::SERVICE_UNAVAILABLE;
+    if unavailable && error.as_ref().is_some_and(had_no_effect) {
         fault.delivery = Delivery::Refused;
     }
-    (HttpFault { fault, status: Some(status.as_u16()) }, error)
+    (HttpFault { fault, status: Some(head.status.as_u16()) }, error)
 }
 
 // Whether the error says so itself, as each refusal of a gateway like this one does.
@@ -196,10 +166,9 @@ fn had_no_effect(error: &Frame) -> bool {
 
 /// The fault that a status stands for. Nothing of the body is in it: an error page may show what
 /// is nobody's business.
-pub fn of_status(status: StatusCode, headers: &HeaderMap) -> Fault {
+pub fn of_status(status: StatusCode, retry_after: Option<&HeaderValue>) -> Fault {
     let code = status.as_u16();
-    let pause = headers
-        .get(RETRY_AFTER)
+    let pause = retry_after
         .and_then(|value| value.to_str().ok())
         .and_then(|value| retry_after::parse(value, SystemTime::now()));
     match code {
@@ -249,26 +218,7 @@ pub(super) fn broken() -> Fault {
 
 #[cfg(test)]
 mod tests {
-    use hyper::header::HeaderValue;
-
     use super::*;
-
-    #[test]
-    fn media_types_are_parsed_and_not_searched() {
-        for (value, wanted) in [
-            ("application/json", Media::Json),
-            ("Application/JSON; charset=utf-8", Media::Json),
-            (" text/event-stream ;x=y", Media::Events),
-            ("text/html; note=application/json", Media::Other),
-            ("application/jsonl", Media::Other),
-            ("", Media::Other),
-        ] {
-            let mut headers = HeaderMap::new();
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static(value));
-            assert_eq!(media(&headers), wanted, "{value:?}");
-        }
-        assert_eq!(media(&HeaderMap::new()), Media::Unnamed);
-    }
 
     #[test]
     fn an_answer_has_our_id_as_the_number_we_sent() {
@@ -289,11 +239,11 @@ mod tests {
     #[test]
     fn statuses_say_what_may_have_happened() {
         let said = |code: u16| {
-            let f = of_status(StatusCode::from_u16(code).unwrap(), &HeaderMap::new());
+            let f = of_status(StatusCode::from_u16(code).unwrap(), None);
             format!("{code} {} {:?}: {}", f.reason, f.delivery, f.text)
         };
-        let pause = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static("1"))]);
-        let paused = of_status(StatusCode::SERVICE_UNAVAILABLE, &pause);
+        let pause = HeaderValue::from_static("1");
+        let paused = of_status(StatusCode::SERVICE_UNAVAILABLE, Some(&pause));
         assert_eq!((paused.reason, paused.delivery), (Reason::Throttled, Delivery::Unknown));
         let table: Vec<_> =
             [304, 400, 401, 403, 404, 405, 408, 429, 500, 502, 503, 504].map(said).into();

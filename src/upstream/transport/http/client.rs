@@ -18,8 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{HeaderName, HeaderValue};
-use hyper::{HeaderMap, Method, Request, Uri};
+use hyper::{Method, Request, Uri};
 use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::{HttpConnector, capture_connection};
@@ -31,7 +30,7 @@ use crate::config::HttpConfig;
 use crate::failure::{Delivery, Fault, Reason};
 
 use super::body::Body;
-use super::h1::{Failed, Head, Pool};
+use super::h1::{Failed, Head, Header, Pool};
 
 /// Most idle connections kept. More calls than this at once are rare, and a connection more costs
 /// one dial.
@@ -82,20 +81,17 @@ impl Client {
 
     /// Send a request and wait for the head of its response. Dropping the future takes the request
     /// back: its connection is closed, or its HTTP/2 stream reset.
-    ///
-    /// `configured` headers give way to those of the message.
+    /// Of two headers with one name the later counts.
     pub async fn send(
         &self,
         method: &Method,
         uri: &Uri,
-        configured: &HeaderMap,
-        headers: &[(HeaderName, HeaderValue)],
+        headers: &[&[Header]],
         body: &Bytes,
     ) -> Result<(Head, Body), Fault> {
         let pool = match &self.way {
             Way::Plain(pool) => {
-                let sent = pool.send(method, uri, configured, headers, body).await;
-                return match sent {
+                return match pool.send(method, uri, headers, body).await {
                     Ok((head, body)) => Ok((head, Body::Own(body))),
                     Err(failed) => Err(self.plain_fault(failed)),
                 };
@@ -105,8 +101,7 @@ impl Client {
         let mut request = Request::new(Full::new(body.clone()));
         *request.method_mut() = method.clone();
         *request.uri_mut() = uri.clone();
-        request.headers_mut().clone_from(configured);
-        for (name, value) in headers {
+        for (name, value) in headers.iter().copied().flatten() {
             request.headers_mut().insert(name, value.clone());
         }
         let connected = capture_connection(&mut request);
@@ -114,8 +109,12 @@ impl Client {
             let had_connection = connected.connection_metadata().is_some();
             self.fault(&error, had_connection)
         });
-        let (head, body) = sent?.into_parts();
-        Ok((Head { status: head.status, headers: head.headers }, Body::Hyper(body)))
+        let (parts, body) = sent?.into_parts();
+        let mut head = Head::new(parts.status);
+        for (name, value) in &parts.headers {
+            head.keep(name.as_str(), value.as_bytes());
+        }
+        Ok((head, Body::Hyper(body)))
     }
 
     fn plain_fault(&self, failed: Failed) -> Fault {

@@ -19,8 +19,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use hyper::header::{HeaderName, HeaderValue};
-use hyper::{HeaderMap, Method, Uri};
+use hyper::{Method, Uri};
 use hyper_util::client::legacy::connect::HttpConnector;
 use tokio::io::{AsyncReadExt as _, Interest};
 use tokio::net::TcpStream;
@@ -29,7 +28,7 @@ use tower_service::Service as _;
 use std::sync::Arc;
 
 pub use body::Body;
-pub use head::Head;
+pub use head::{Head, Header, Media};
 
 use crate::wire::READ_SIZE;
 
@@ -73,17 +72,16 @@ impl Pool {
         Pool { idle: Arc::new(Idle::new(idle_time)), connector, dial_time }
     }
 
-    /// Send a request and read the head of its response. `configured` headers give way to those
-    /// of the message. Dropping the future closes the connection.
+    /// Send a request and read the head of its response. Of two headers with one name the later
+    /// counts. Dropping the future closes the connection.
     pub async fn send(
         &self,
         method: &Method,
         uri: &Uri,
-        configured: &HeaderMap,
-        headers: &[(HeaderName, HeaderValue)],
+        headers: &[&[Header]],
         body: &Bytes,
     ) -> Result<(Head, Body), Failed> {
-        let mut message = head::request(method, uri, configured, headers, body);
+        let mut message = head::request(method, uri, headers, body);
         let joined = body.len() <= JOINED_MAX;
         if joined {
             message.extend_from_slice(body);

@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use hyper::header::{HeaderName, HeaderValue};
 use tokio::sync::mpsc;
 
 use crate::protocol::message::Frame;
 use crate::upstream::transport::{OnNotice, Unasked};
 
 use super::outcome::{HttpFault, RequestError, StreamEnd};
-use super::{HttpWire, StreamRefused};
+use super::{Header, HttpWire, StreamRefused};
 
 /// Pause before the stream is asked for again, where the upstream names none: as long as a
 /// restarting process or a proxy's hiccup takes, short beside any deadline.
@@ -30,7 +29,7 @@ impl HttpWire {
     pub async fn resume(
         &self,
         id: u64,
-        headers: &[(HeaderName, HeaderValue)],
+        headers: &[Header],
         mut end: StreamEnd,
         on_notice: OnNotice<'_>,
         unasked: &mpsc::Sender<Unasked>,
@@ -49,7 +48,7 @@ impl HttpWire {
                 Err(StreamRefused::NotOffered) => break,
             };
             let events = &mut stream.events;
-            let found = self.0.await_answer(events, id, headers, on_notice, unasked).await;
+            let found = self.0.await_answer(events, id, [headers, &[]], on_notice, unasked).await;
             let status = end.status;
             match found.map_err(|fault| HttpFault { fault, status: Some(status) })? {
                 Some(frame) => return Ok(frame),

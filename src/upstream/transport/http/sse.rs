@@ -4,15 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::header::{ACCEPT, CONTENT_TYPE};
+use hyper::header::ACCEPT;
 use hyper::{Method, Uri};
 
 use crate::failure::{Delivery, Fault, Reason};
 
-use super::answer::{self, Media};
+use super::answer;
 use super::events::Events;
+use super::h1::Media;
 use super::redirect::{self, Elsewhere};
-use super::{EVENTS, HttpFault, HttpWire, JSON, JSON_OR_EVENTS};
+use super::{EVENTS, HttpFault, HttpWire, POSTED};
 
 /// How much of the body of a POST's response is read, so that its connection can serve the next:
 /// servers send a word or nothing.
@@ -34,14 +35,15 @@ impl HttpWire {
     /// Open the stream, and learn where to post (2024-11-05 basic/transports, "HTTP with SSE").
     pub(crate) async fn open_sse(&self) -> Result<(Events, Uri), Fault> {
         let inner = &*self.0;
-        let ((head, body), from) = inner
-            .send_to(&Method::GET, inner.uri.clone(), &[(ACCEPT, EVENTS)], &Bytes::new())
-            .await?;
+        let accept = [(ACCEPT, EVENTS)];
+        let ((head, body), moved) =
+            inner.send_to(Method::GET, &inner.uri, [&accept, &[], &[]], &Bytes::new()).await?;
+        let from = moved.as_ref().unwrap_or(&inner.uri);
         if !head.status.is_success() {
-            let failed = answer::refused(head.status, &head.headers, body, &inner.counters).await;
+            let failed = answer::refused(&head, body, &inner.counters).await;
             return Err(failed.fault);
         }
-        if answer::media(&head.headers) != Media::Events {
+        if head.media != Media::Events {
             return Err(no_endpoint("the upstream's answer is no event stream"));
         }
         let mut events = Events::new(body, inner.max_message, inner.counters.clone());
@@ -59,7 +61,7 @@ impl HttpWire {
         let named = named.filter(|text| text.len() <= ENDPOINT_MAX);
         match named.filter(|_| first.event.as_deref() == Some("endpoint")) {
             None => Err(no_endpoint("the upstream's event stream does not say where to post")),
-            Some(named) => match redirect::within(&from, named) {
+            Some(named) => match redirect::within(from, named) {
                 Ok(endpoint) => Ok((events, endpoint)),
                 Err(Elsewhere::OtherOrigin) => Err(no_endpoint(
                     "the upstream's event stream wants messages posted to another origin, which is refused",
@@ -74,11 +76,10 @@ impl HttpWire {
     /// Post a message whose answer comes on the stream. Returns when the upstream has taken it.
     pub(crate) async fn post_to(&self, endpoint: &Uri, message: &Bytes) -> Result<(), HttpFault> {
         let inner = &*self.0;
-        let headers = [(CONTENT_TYPE, JSON), (ACCEPT, JSON_OR_EVENTS)];
-        let sent = inner.send_to(&Method::POST, endpoint.clone(), &headers, message).await?;
+        let sent = inner.send_to(Method::POST, endpoint, [&POSTED, &[], &[]], message).await?;
         let (head, body) = sent.0;
         if !head.status.is_success() {
-            return Err(answer::refused(head.status, &head.headers, body, &inner.counters).await);
+            return Err(answer::refused(&head, body, &inner.counters).await);
         }
         let rest = answer::read(body, TAKEN_MAX, &inner.counters);
         let _ = tokio::time::timeout(TAKEN_TIME, rest).await;

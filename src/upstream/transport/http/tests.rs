@@ -181,7 +181,7 @@ const ASK: &[u8] = br#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{}
 const OK: &str = r#"{"jsonrpc":"2.0","id":7,"result":{"a":1}}"#;
 
 fn ask() -> Outgoing<'static> {
-    Outgoing { id: 7, message: Bytes::from_static(ASK), headers: &[] }
+    Outgoing { id: 7, message: Bytes::from_static(ASK), standing: &[], headers: &[] }
 }
 
 /// Request 7, with nobody listening besides.

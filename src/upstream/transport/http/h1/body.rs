@@ -5,11 +5,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hyper::body::{Frame, SizeHint};
 use tokio_util::io::poll_read_buf;
 
-use crate::wire::{Left, Step};
+use crate::wire::{Left, READ_SIZE, Step};
 
 use super::Connection;
 use super::head::Framing;
@@ -22,6 +22,8 @@ pub struct Body {
     // `None`: the connection is closed afterwards.
     home: Option<Arc<Idle>>,
     left: Left,
+    // It has a buffer of its own.
+    large: bool,
 }
 
 impl Body {
@@ -32,7 +34,7 @@ impl Body {
             Framing::Chunked => Left::Size,
             Framing::UntilClose => Left::UntilClose,
         };
-        let mut body = Body { connection: Some(connection), home, left };
+        let mut body = Body { connection: Some(connection), home, left, large: false };
         if matches!(body.left, Left::Length(0)) {
             body.end();
         }
@@ -42,9 +44,14 @@ impl Body {
     // All of it was read.
     fn end(&mut self) {
         self.left = Left::Nothing;
-        if let (Some(home), Some(connection)) = (self.home.take(), self.connection.take())
+        if let (Some(home), Some(mut connection)) = (self.home.take(), self.connection.take())
             && connection.unread.is_empty()
         {
+            // Not kept: it would be memory for nothing while the connection rests, and the next
+            // large answer, of which more came at once, would have to be copied out of it.
+            if self.large {
+                connection.unread = BytesMut::new();
+            }
             home.keep(connection);
         }
         self.connection = None;
@@ -70,6 +77,7 @@ impl Body {
                     return Poll::Ready(None);
                 }
                 Ok(Step::Read(room)) => {
+                    self.large |= room > READ_SIZE;
                     connection.unread.reserve(room);
                     let stream = Pin::new(&mut connection.stream);
                     let read = ready!(poll_read_buf(stream, cx, &mut connection.unread));

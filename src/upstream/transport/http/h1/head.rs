@@ -3,28 +3,104 @@
 use std::io;
 use std::mem::MaybeUninit;
 
-use bytes::{Bytes, BytesMut};
 use hyper::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER,
     TRANSFER_ENCODING,
 };
-use hyper::{HeaderMap, Method, StatusCode, Uri};
+use hyper::{Method, StatusCode, Uri};
 
 use crate::protocol::header::SESSION_ID;
-use crate::wire::{Seen, broken};
+use crate::wire::{Seen, broken, decimal};
 
 /// Most headers of a response.
 const HEADERS_MAX: usize = 100;
 /// Largest head of a response: cookies and security policies may be long, more is no use to us.
 const HEAD_MAX: usize = 64 << 10;
 
-/// What is looked at in a response. Other headers are not kept.
+/// One header of a request.
+pub type Header = (HeaderName, HeaderValue);
+
+/// What a body claims to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Media {
+    /// One message.
+    Json,
+    /// Messages as events.
+    Events,
+    /// Nothing is claimed: small servers forget to, so the content decides.
+    Unnamed,
+    /// Something else.
+    Other,
+}
+
+/// The media type of a response, whatever its case and parameters (RFC 9110, 8.3.1).
+fn media(value: &[u8]) -> Media {
+    // As most servers write it.
+    match value {
+        b"application/json" => return Media::Json,
+        b"text/event-stream" => return Media::Events,
+        _ => {}
+    }
+    let value = HeaderValue::from_bytes(value).ok();
+    let text = value.as_ref().and_then(|value| value.to_str().ok()).unwrap_or("");
+    let essence = text.split(';').next().unwrap_or("").trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        Media::Json
+    } else if essence.eq_ignore_ascii_case("text/event-stream") {
+        Media::Events
+    } else {
+        Media::Other
+    }
+}
+
+/// What is looked at in a response. Of several headers with one name the first counts, others are
+/// not kept.
 #[derive(Debug)]
 pub struct Head {
     /// Its status.
     pub status: StatusCode,
-    /// Its `Content-Type`, `Location`, `Mcp-Session-Id` and `Retry-After`.
-    pub headers: HeaderMap,
+    /// What its `Content-Type` says.
+    pub media: Media,
+    /// Its `Location`.
+    pub location: Option<HeaderValue>,
+    /// Its `Mcp-Session-Id`, marked sensitive.
+    pub session: Option<HeaderValue>,
+    /// Its `Retry-After`.
+    pub retry_after: Option<HeaderValue>,
+}
+
+impl Head {
+    /// One that says nothing but its status.
+    pub fn new(status: StatusCode) -> Head {
+        let (location, session, retry_after) = (None, None, None);
+        Head { status, media: Media::Unnamed, location, session, retry_after }
+    }
+
+    /// Keep a header, if it is one to look at.
+    pub fn keep(&mut self, name: &str, value: &[u8]) {
+        let is = |known: &HeaderName| name.eq_ignore_ascii_case(known.as_str());
+        if is(&CONTENT_TYPE) {
+            if self.media == Media::Unnamed {
+                self.media = media(value);
+            }
+            return;
+        }
+        let place = if is(&SESSION_ID) {
+            &mut self.session
+        } else if is(&LOCATION) {
+            &mut self.location
+        } else if is(&RETRY_AFTER) {
+            &mut self.retry_after
+        } else {
+            return;
+        };
+        if place.is_none() {
+            *place = HeaderValue::from_bytes(value).ok();
+        }
+        if let Some(session) = &mut self.session {
+            session.set_sensitive(true);
+        }
+    }
 }
 
 /// Where a body ends.
@@ -49,38 +125,29 @@ pub struct Parsed {
     pub reusable: bool,
 }
 
-/// The head of a request, with room for its body.
-pub fn request(
-    method: &Method,
-    uri: &Uri,
-    configured: &HeaderMap,
-    headers: &[(HeaderName, HeaderValue)],
-    body: &Bytes,
-) -> BytesMut {
-    let mut out = BytesMut::with_capacity(512 + body.len());
+/// The head of a request, with room for its body. Of two headers with one name the later counts.
+pub fn request(method: &Method, uri: &Uri, headers: &[&[Header]], body: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(512 + body.len());
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     let host = uri.authority().map_or("", |authority| authority.as_str());
     for part in [method.as_str(), " ", path, " HTTP/1.1\r\nhost: ", host, "\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
-    let mut line = |name: &HeaderName, value: &[u8]| {
-        for part in [name.as_str().as_bytes(), b": ", value, b"\r\n"] {
-            out.extend_from_slice(part);
-        }
-    };
-    for (name, value) in configured {
-        if !headers.iter().any(|(own, _)| own == name) {
-            line(name, value.as_bytes());
-        }
-    }
-    for (at, (name, value)) in headers.iter().enumerate() {
-        // Of two with one name the later counts.
-        if !headers[at + 1..].iter().any(|(later, _)| later == name) {
-            line(name, value.as_bytes());
+    for (at, group) in headers.iter().enumerate() {
+        for (place, (name, value)) in group.iter().enumerate() {
+            let names = |group: &[Header]| group.iter().any(|(later, _)| later == name);
+            if names(&group[place + 1..]) || headers[at + 1..].iter().any(|group| names(group)) {
+                continue;
+            }
+            for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+                out.extend_from_slice(part);
+            }
         }
     }
     if !body.is_empty() || method == Method::POST {
-        line(&CONTENT_LENGTH, body.len().to_string().as_bytes());
+        out.extend_from_slice(b"content-length: ");
+        decimal(&mut out, body.len() as u64);
+        out.extend_from_slice(b"\r\n");
     }
     out.extend_from_slice(b"\r\n");
     out
@@ -111,7 +178,7 @@ pub fn parse(bytes: &[u8]) -> io::Result<Option<(Parsed, usize)>> {
     let mut seen = Seen::of(response.version == Some(1));
     // Whether the last transfer coding is `chunked`.
     let mut coding = None;
-    let mut kept = HeaderMap::new();
+    let mut head = Head::new(status);
     for header in response.headers.iter() {
         let is = |name: &HeaderName| header.name.eq_ignore_ascii_case(name.as_str());
         if is(&CONTENT_LENGTH) {
@@ -120,12 +187,8 @@ pub fn parse(bytes: &[u8]) -> io::Result<Option<(Parsed, usize)>> {
             coding = Some(last(header.value).eq_ignore_ascii_case(b"chunked"));
         } else if is(&CONNECTION) {
             seen.connection(header.value);
-        } else if let Some(name) =
-            [CONTENT_TYPE, SESSION_ID, RETRY_AFTER, LOCATION].into_iter().find(is)
-            && let Ok(value) = HeaderValue::from_bytes(header.value)
-        {
-            // As hyper's map does, the first one counts where somebody asks for one.
-            kept.append(name, value);
+        } else {
+            head.keep(header.name, header.value);
         }
     }
     let empty = status.is_informational()
@@ -139,7 +202,7 @@ pub fn parse(bytes: &[u8]) -> io::Result<Option<(Parsed, usize)>> {
     // Two lengths at once are how requests are smuggled; nothing of ours follows on that.
     let ambiguous = coding.is_some() && seen.length.is_some();
     let reusable = seen.alive() && !ambiguous && framing != Framing::UntilClose;
-    Ok(Some((Parsed { head: Head { status, headers: kept }, framing, reusable }, length)))
+    Ok(Some((Parsed { head, framing, reusable }, length)))
 }
 
 fn last(list: &[u8]) -> &[u8] {
@@ -187,6 +250,21 @@ mod tests {
     }
 
     #[test]
+    fn media_types_are_parsed_and_not_searched() {
+        for (value, wanted) in [
+            ("application/json", Media::Json),
+            ("Application/JSON; charset=utf-8", Media::Json),
+            (" text/event-stream ;x=y", Media::Events),
+            ("text/html; note=application/json", Media::Other),
+            ("application/jsonl", Media::Other),
+            ("application/json; x=\u{e9}", Media::Other),
+            ("", Media::Other),
+        ] {
+            assert_eq!(media(value.as_bytes()), wanted, "{value:?}");
+        }
+    }
+
+    #[test]
     fn what_is_not_clear_is_refused() {
         for head in [
             "200 OK\r\ncontent-length: 7\r\ncontent-length: 8",
@@ -208,13 +286,10 @@ mod tests {
     #[test]
     fn a_request_says_what_it_is_given_once() {
         let uri: Uri = "http://crm.example:8080/mcp?key=1".parse().unwrap();
-        let mut configured = HeaderMap::new();
-        configured.insert("x-team", HeaderValue::from_static("px"));
-        configured.insert("mcp-name", HeaderValue::from_static("configured"));
-        let name = HeaderName::from_static("mcp-name");
-        let own =
-            [(name.clone(), HeaderValue::from_static("a")), (name, HeaderValue::from_static("b"))];
-        let head = request(&Method::POST, &uri, &configured, &own, &Bytes::from_static(b"{}"));
+        let line = |name, value| (HeaderName::from_static(name), HeaderValue::from_static(value));
+        let configured = [line("x-team", "px"), line("mcp-name", "configured")];
+        let own = [line("mcp-name", "a"), line("mcp-name", "b")];
+        let head = request(&Method::POST, &uri, &[&configured, &[], &own], b"{}");
         insta::assert_snapshot!(String::from_utf8_lossy(&head).replace('\r', ""), @r"
         POST /mcp?key=1 HTTP/1.1
         host: crm.example:8080
@@ -223,7 +298,7 @@ mod tests {
         content-length: 2
 
         ");
-        let head = request(&Method::GET, &uri, &HeaderMap::new(), &[], &Bytes::new());
+        let head = request(&Method::GET, &uri, &[], b"");
         assert!(!String::from_utf8_lossy(&head).contains("content-length"));
     }
 }

@@ -1,5 +1,7 @@
 //! Notifications out, and the stream and end of an old session.
 
+use crate::protocol::header::SESSION_ID;
+
 use super::*;
 
 fn session() -> [(HeaderName, HeaderValue); 1] {

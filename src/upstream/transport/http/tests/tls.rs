@@ -38,7 +38,9 @@ async fn start(protocols: &[&str]) -> (String, RootCertStore, tokio::task::JoinH
                     let version = format!("{:?}", request.version());
                     let body = OK.replace("\"a\":1", &format!("\"v\":\"{version}\""));
                     let mut response = Response::new(Full::new(Bytes::from(body)));
-                    response.headers_mut().insert(CONTENT_TYPE, JSON);
+                    response
+                        .headers_mut()
+                        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
                     Ok::<_, std::convert::Infallible>(response)
                 });
                 let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
