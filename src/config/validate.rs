@@ -231,7 +231,7 @@ fn gateway(s: &Section<'_>, env: Env<'_>, read_file: ReadFile<'_>) -> Gateway {
         list_changed_debounce: s.duration("list_changed_debounce", Duration::from_millis(250), "Quiet time before a change of lists is told to clients."),
         // Who runs one gateway alone would only wait for nobody.
         drain_notice: s.wait("drain_notice", Duration::ZERO, "How long calls are still taken after SIGTERM, each answer saying that the connection ends and /readyz that the gateway is not ready: for those who run several."),
-        drain_timeout: s.duration("drain_timeout", seconds(10), "How long calls in flight may take to finish when the gateway stops or an upstream is replaced."),
+        drain_timeout: s.duration("drain_timeout", seconds(10), "How long calls in flight may take to finish when the gateway stops or an upstream is taken out."),
         // Most servers start within ten seconds; the first start of a package installs it.
         rollback_after: s.duration("rollback_after", seconds(30), "How long the new instance of a changed upstream may take to become ready; then it is given up and the old one goes on."),
         sealing_key: sealing_key(s, env, read_file),
