@@ -125,6 +125,9 @@ impl Gateway {
                 terminal
             }
             Err(failure) => {
+                if failure.outcome_unknown {
+                    record.unknown();
+                }
                 if failure.reason == Reason::Cancelled {
                     record.finish(Outcome::Cancelled);
                 } else if failure.fault {

@@ -117,6 +117,15 @@ async fn a_write_arrives_once_and_its_fate_is_told() {
     assert_eq!(reason(&answer), "throttled", "{answer}");
     assert_eq!((upstream.arrived("write_busy"), upstream.arrived("fine")), (1, 0));
 
+    // Who has to look after them finds them: each write, and no read.
+    let metrics = weir.metrics().await;
+    for (reason, times) in [("connection_lost", 1), ("deadline_exceeded", 1), ("garbled", 2)] {
+        let line =
+            format!("weir_unknown_outcomes_total{{upstream=\"up\",reason=\"{reason}\"}} {times}");
+        assert!(metrics.contains(&line), "{line}\n{metrics}");
+    }
+    weir.logged("effect=\"unknown\"").await;
+
     // The neighbour has noticed nothing.
     let answer = call(&weir.url, "other__fine", json!({})).await;
     assert_eq!(answer["result"]["content"][0]["text"], "fine", "{answer}");

@@ -369,7 +369,7 @@ fn trace(s: &Section<'_>) -> Trace {
     let otlp_endpoint = s.text("otlp_endpoint", "OTLP/HTTP endpoint, such as http://127.0.0.1:4318; absent exports nothing. Needs a restart.").and_then(|t| {
         let ok = t.value.starts_with("http://") || t.value.starts_with("https://");
         if !ok {
-            s.wrong("otlp_endpoint", format!("{:?} is no http or https URL", t.value), "write it like \"http://127.0.0.1:4318\"");
+            s.wrong("otlp_endpoint", "is no http or https URL", "write it like \"http://127.0.0.1:4318\"");
         }
         ok.then_some(t.value)
     });

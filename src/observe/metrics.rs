@@ -53,6 +53,8 @@ families! {
     LIMITER_WAIT: Counter "weir_limiter_wait_seconds_total" ["upstream"];
     /// Calls that the gateway itself said no to. The upstream never saw them.
     REFUSALS: Counter "weir_refusals_total" ["upstream", "reason"];
+    /// Calls that may have taken effect although they have no answer: of each the agent was told so.
+    UNKNOWN: Counter "weir_unknown_outcomes_total" ["upstream", "reason"];
     /// The breaker: 0 closed, 1 probing, 2 open.
     BREAKER: Gauge "weir_breaker_state" ["upstream"];
     /// Times the breaker went into a state.

@@ -101,6 +101,7 @@ pub struct Record {
     bytes_in: usize,
     bytes_out: usize,
     cause: Option<Box<str>>,
+    unknown: bool,
     finished: bool,
 }
 
@@ -133,6 +134,7 @@ impl Record {
             bytes_in: 0,
             bytes_out: 0,
             cause: None,
+            unknown: false,
             finished: false,
         }
     }
@@ -185,6 +187,11 @@ impl Record {
         self.cause = Some(cause.into());
     }
 
+    /// Nobody knows whether the call took effect.
+    pub fn unknown(&mut self) {
+        self.unknown = true;
+    }
+
     /// `traceparent` for the upstream: our span's if there is one, else the caller's.
     pub fn traceparent(&self) -> Option<&str> {
         self.context.traceparent()
@@ -226,6 +233,9 @@ impl Record {
         };
         upstream.ended(self.method, outcome, took);
         upstream.spent(self.limited, self.attempts);
+        if let (true, Some(reason)) = (self.unknown, outcome.reason()) {
+            upstream.unknown(reason);
+        }
         if let (Some(tool), false) = (&self.tool, matches!(outcome, Outcome::Refused(_))) {
             tool.ended(took);
         }
@@ -248,6 +258,7 @@ impl Record {
                     name,
                     outcome = outcome.as_str(),
                     reason = outcome.reason().map(Reason::as_str),
+                    effect = self.unknown.then_some("unknown"),
                     cause = self.cause.as_deref(),
                     duration_ms = milliseconds(took),
                     queued_ms = milliseconds(self.queued),

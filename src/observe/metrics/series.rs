@@ -16,7 +16,7 @@ use super::gathered::{Carried, Totals};
 use super::page::Page;
 use super::{
     CALL_DURATION, CALLS, Family, LIMITER_WAIT, LIMITER_WAITS, OTHER, REFUSALS, RETRIES,
-    TOOL_DURATION,
+    TOOL_DURATION, UNKNOWN,
 };
 
 /// Most tools of one upstream with a series of their own: each is eight lines of a scrape, and
@@ -37,6 +37,7 @@ pub struct UpstreamSeries {
     tools: ArcSwap<HashMap<Arc<str>, Arc<ToolSeries>>>,
     other_tool: Arc<ToolSeries>,
     refusals: [AtomicU64; Reason::ALL.len()],
+    unknown: [AtomicU64; Reason::ALL.len()],
     retries: AtomicU64,
     limiter_waits: AtomicU64,
     limiter_wait_micros: AtomicU64,
@@ -62,6 +63,7 @@ impl UpstreamSeries {
             tools: ArcSwap::default(),
             other_tool: Arc::new(ToolSeries::new(OTHER.into())),
             refusals: std::array::from_fn(|_| AtomicU64::new(0)),
+            unknown: std::array::from_fn(|_| AtomicU64::new(0)),
             retries: AtomicU64::new(0),
             limiter_waits: AtomicU64::new(0),
             limiter_wait_micros: AtomicU64::new(0),
@@ -103,6 +105,11 @@ impl UpstreamSeries {
 
     pub(super) fn refused(&self, reason: Reason) {
         self.refusals[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A call ended of which nobody knows whether it took effect.
+    pub(in crate::observe) fn unknown(&self, reason: Reason) {
+        self.unknown[reason as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn retain_tools(&self, names: &[Arc<str>]) {
@@ -150,10 +157,12 @@ impl UpstreamSeries {
                 page.histogram(&TOOL_DURATION, &[name, &tool.name], duration);
             }
         }
-        for reason in Reason::ALL {
-            let count = load(&self.refusals[reason as usize]);
-            if count > 0 {
-                page.value(&REFUSALS, &[name, reason.as_str()], count as f64);
+        for (family, counts) in [(&REFUSALS, &self.refusals), (&UNKNOWN, &self.unknown)] {
+            for reason in Reason::ALL {
+                let count = load(&counts[reason as usize]);
+                if count > 0 {
+                    page.value(family, &[name, reason.as_str()], count as f64);
+                }
             }
         }
         if name != super::NONE {

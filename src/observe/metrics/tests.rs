@@ -81,6 +81,9 @@ fn everything(observe: &Arc<Observe>) -> String {
             Record::open(observe, &name("sales"), "tools/call", "http", "2026-07-28", None);
         record.route(&series, Some("stripe__create_refund"));
         record.spent(Duration::ZERO, Duration::from_millis(500), 2);
+        if outcome == Outcome::Fault(Reason::ConnectionLost) {
+            record.unknown();
+        }
         record.finish(outcome);
     }
     metrics.refused(Reason::Unauthenticated);
@@ -264,6 +267,8 @@ fn all_series_as_a_scrape_sees_them() {
     weir_streams gauge
     weir_tool_call_duration_seconds The same, by tool as the agents see it; `_other` for tools beyond 2000 of one upstream.
     weir_tool_call_duration_seconds histogram
+    weir_unknown_outcomes_total Calls that may have taken effect although they have no answer: of each the agent was told so.
+    weir_unknown_outcomes_total counter
     weir_unread_responses_total Answers and streams that were given up because the client did not read them.
     weir_unread_responses_total counter
     weir_upstream_children Child processes that run for an upstream: one, and one for each conversation that can ask back.

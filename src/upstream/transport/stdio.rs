@@ -32,7 +32,7 @@ use stderr::Tail;
 use workdir::WorkDir;
 
 use super::Unasked;
-use super::pipe::{Inside, Pipe, PipeCounters, Table, add};
+use super::pipe::{Inside, Pipe, PipeCounters, Table};
 use crate::config::secret::Scrubber;
 use crate::config::{Program, StdioConfig};
 use crate::failure::{Delivery, Fault, Reason};
@@ -181,11 +181,9 @@ async fn read(
 ) {
     // Also when this task is aborted or panics.
     let _broken = broken.drop_guard();
-    let mut lines = Lines::new(stdout, max_message);
+    let mut lines = Lines::new(stdout, max_message, table.counters.clone());
     loop {
-        let next = lines.next().await;
-        add(&table.counters.bytes_in, lines.take_bytes());
-        match next {
+        match lines.next().await {
             Ok(Some(line)) => {
                 if !table.take(line) {
                     lines.unasked();

@@ -1,13 +1,14 @@
 //! Lines of bounded length from a stream of bytes.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use crate::upstream::transport::pace::Pace;
-use crate::upstream::transport::pipe::{Glance, Heard};
+use crate::upstream::transport::pipe::{Glance, Heard, PipeCounters, add};
 
 /// Read at a time: what a pipe holds, so that one read empties it.
 const CHUNK: usize = 64 * 1024;
@@ -26,26 +27,22 @@ pub(super) struct Lines<R> {
     searched: usize,
     max: usize,
     skipping: Option<Glance>,
-    bytes: u64,
     pace: Pace,
+    counters: Arc<PipeCounters>,
 }
 
 impl<R: AsyncRead + Unpin> Lines<R> {
-    pub(super) fn new(from: R, max: usize) -> Lines<R> {
+    /// What is read is counted while it comes: a line that is thrown away takes its time.
+    pub(super) fn new(from: R, max: usize, counters: Arc<PipeCounters>) -> Lines<R> {
         Lines {
             from,
             held: BytesMut::new(),
             searched: 0,
             max,
             skipping: None,
-            bytes: 0,
             pace: Pace::default(),
+            counters,
         }
-    }
-
-    /// Bytes read since the last time this was asked.
-    pub(super) fn take_bytes(&mut self) -> u64 {
-        std::mem::take(&mut self.bytes)
     }
 
     /// The last line was nothing that was waited for. Who says many such is listened to less.
@@ -71,7 +68,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             let room = (self.max + 1 - self.held.len()).min(CHUNK);
             self.held.reserve(room);
             let n = self.from.read_buf(&mut (&mut self.held).limit(room)).await?;
-            self.bytes += n as u64;
+            add(&self.counters.bytes_in, n as u64);
             turn += n;
             if n == 0 {
                 return Ok(self.rest());
@@ -114,13 +111,15 @@ impl<R: AsyncRead + Unpin> Lines<R> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use proptest::prelude::*;
 
     use super::*;
 
     async fn all(pieces: Vec<Vec<u8>>, max: usize) -> Vec<Option<Vec<u8>>> {
         let mut builder = PieceReader { pieces: pieces.into() };
-        let mut lines = Lines::new(&mut builder, max);
+        let mut lines = Lines::new(&mut builder, max, Arc::default());
         let mut out = Vec::new();
         while let Some(line) = lines.next().await.unwrap() {
             assert!(lines.held.len() <= max + 1, "holds {} of {max}", lines.held.len());
@@ -164,23 +163,24 @@ mod tests {
     #[tokio::test]
     async fn a_line_too_long_still_tells_its_id() {
         let text = format!(r#"{{"result":"{}","jsonrpc":"2.0","id":9}}"#, "x".repeat(500));
-        let mut lines = Lines::new(text.as_bytes(), 64);
+        let counters = Arc::<PipeCounters>::default();
+        let mut lines = Lines::new(text.as_bytes(), 64, counters.clone());
         let Some(Heard::TooLong(glance)) = lines.next().await.unwrap() else { panic!("it fits") };
         assert_eq!(glance.answers(), Some(9));
-        assert_eq!(lines.take_bytes(), text.len() as u64);
+        assert_eq!(counters.bytes_in.load(Ordering::Relaxed), text.len() as u64);
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_sends_too_much_waits_and_nobody_else_does() {
         let line = vec![b'x'; 100 << 20];
         let begun = tokio::time::Instant::now();
-        let mut lines = Lines::new(&line[..], 16 << 20);
+        let mut lines = Lines::new(&line[..], 16 << 20, Arc::default());
         let Some(Heard::TooLong(_)) = lines.next().await.unwrap() else { panic!("it fits") };
         let reads = (84 << 20) / CHUNK as u32;
         assert!(begun.elapsed() >= REST * reads, "{:?}", begun.elapsed());
         // One that fits is read as it comes, and lets others have their turn.
         let (begun, turns) = (tokio::time::Instant::now(), std::cell::Cell::new(0));
-        let mut lines = Lines::new(&line[..8 << 20], 16 << 20);
+        let mut lines = Lines::new(&line[..8 << 20], 16 << 20, Arc::default());
         let others = async {
             loop {
                 turns.set(turns.get() + 1);
