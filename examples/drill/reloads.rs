@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use crate::faulty::Peer;
 use crate::gate::{self, Gate, Running, Setup, command, free_port, section, url};
-use crate::load::{Ask, Wave, closed};
+use crate::load::{Ask, Wave, closed, median};
 use crate::options::Options;
 use crate::promise::Promises;
 
@@ -146,16 +146,19 @@ pub async fn run(options: &Options, promises: &mut Promises) -> Result<(), Strin
     Ok(())
 }
 
-// When what the last reload retired has ended: the least of what is seen for a while.
+// When what the last reload retired has ended: the middle one of what is seen for a while, since the
+// load's own connections come and go.
 async fn settled(gate: &Gate, mark: &str) -> Held {
-    let mut least = held(gate, mark).await;
+    let mut seen = Vec::new();
     for _ in 0..20 {
         tokio::time::sleep(Duration::from_millis(150)).await;
-        let now = held(gate, mark).await;
-        least.fds = least.fds.min(now.fds);
-        least.tasks = least.tasks.min(now.tasks);
-        least.children = least.children.min(now.children);
-        least.rss = now.rss;
+        seen.push(held(gate, mark).await);
     }
-    least
+    let middle = |what: fn(&Held) -> f64| median(seen.iter().map(what));
+    Held {
+        rss: middle(|held| held.rss as f64) as u64,
+        fds: middle(|held| held.fds as f64) as usize,
+        tasks: middle(|held| held.tasks as f64) as u64,
+        children: middle(|held| held.children as f64) as usize,
+    }
 }
