@@ -16,7 +16,7 @@ fn in_seconds(seconds: u64) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn draining_takes_no_new_calls_and_maintenance_none_that_has_not_left() {
     let up = Scripted::start(&[tool("slow", false), tool("ok", false)], |a| {
-        let late = || Reply::After(Duration::from_secs(2), Box::new(a.text("done")));
+        let late = || Reply::After(Duration::from_secs(6), Box::new(a.text("done")));
         (a.tool()? == "slow").then(late)
     })
     .await;
