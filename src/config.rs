@@ -15,7 +15,9 @@ pub mod validate;
 
 pub use trouble::Trouble;
 pub use validate::consumers::consumer_name;
-pub use validate::{FILE_MAX, load, parse, read_bounded, read_secret, read_text, state_dir};
+pub use validate::{
+    FILE_MAX, load, parse, parse_here, read_bounded, read_secret, read_text, state_dir,
+};
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

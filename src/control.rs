@@ -454,8 +454,7 @@ pub fn load_from(
         let told = |problems: config::problem::Problems| problems.to_string();
         let text = config::read_text(&path).map_err(told)?;
         loaded.set(Ok(text.clone().into_bytes()));
-        let (name, env) = (path.display().to_string(), |name: &str| std::env::var(name).ok());
-        let mut config = config::parse(&text, &name, &env, &config::read_secret).map_err(told)?;
+        let mut config = config::parse_here(&text, &path).map_err(told)?;
         adjust(&mut config)?;
         Ok(config)
     })

@@ -36,7 +36,7 @@ fn last_good(
         ))
     };
     let text = place.load().map_err(|e| none(e.to_string()))?;
-    let mut config = parse(&text, place.path()).map_err(|e| none(e.to_string()))?;
+    let mut config = config::parse_here(&text, place.path()).map_err(|e| none(e.to_string()))?;
     let says = adjust(options, &mut config).map_err(none)?;
     Ok((config, says))
 }
@@ -51,12 +51,6 @@ pub(super) fn place(options: &ServeOptions, state_dir: &Path) -> Place {
     let text = std::fs::read(&options.config).unwrap_or_default();
     let env = |name: &str| std::env::var(name).ok();
     Place::of(&config::state_dir(&String::from_utf8_lossy(&text), &env), &options.config)
-}
-
-/// Parse a text with this process's environment.
-pub(super) fn parse(text: &str, name: &Path) -> Result<Config, config::problem::Problems> {
-    let env = |name: &str| std::env::var(name).ok();
-    config::parse(text, &name.display().to_string(), &env, &config::read_secret)
 }
 
 /// Say loudly that it is not the file that is served.

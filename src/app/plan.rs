@@ -38,7 +38,7 @@ pub(super) fn planner(options: ServeOptions) -> Planner {
 }
 
 fn parse(options: &ServeOptions, text: &str, name: &str) -> Result<Config, Problems> {
-    let mut config = boot::parse(text, Path::new(name))?;
+    let mut config = config::parse_here(text, Path::new(name))?;
     adjust(options, &mut config).map_err(|message| {
         let (key, remedy) = (String::new(), String::new());
         let all = vec![Problem { line: 0, column: 0, key, message, remedy }];

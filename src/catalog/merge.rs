@@ -414,11 +414,11 @@ impl Entry {
                 splice.replace(cut.start + schema.start..cut.end + schema.start, b"".as_slice());
             }
         }
-        let as_it_came = splice.len() == renamed;
+        let only_renamed = splice.len() == renamed;
         let raw = splice.apply(&item.raw);
         // What only has another name need not be read again.
         let digest =
-            if as_it_came { mark(&[&item.digest, exposed.as_bytes()]) } else { mark(&[&raw]) };
+            if only_renamed { mark(&[&item.digest, exposed.as_bytes()]) } else { mark(&[&raw]) };
         Entry { exposed, raw, digest, params, declares_key: false, item: number }
     }
 }

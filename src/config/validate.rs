@@ -36,6 +36,15 @@ pub fn load(path: &Path, env: Env<'_>) -> Result<Config, Problems> {
     parse(&read_text(path)?, &path.display().to_string(), env, &read_secret)
 }
 
+/// Parse a text with this process's environment and files. `path` stands for the file in problems.
+///
+/// # Errors
+/// Every problem of the text.
+pub fn parse_here(text: &str, path: &Path) -> Result<Config, Problems> {
+    let env = |name: &str| std::env::var(name).ok();
+    parse(text, &path.display().to_string(), &env, &read_secret)
+}
+
 /// Read what a `file:` reference names.
 ///
 /// # Errors

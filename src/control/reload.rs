@@ -89,8 +89,9 @@ impl Control {
             Verdict::Applies(plan) => plan,
         };
         let retired = self.apply(gateway, &before, &config, &plan);
+        let now = gateway.current.load();
         for old in retired {
-            let stays = config.upstreams.iter().any(|c| c.enabled && c.name == old.name);
+            let stays = now.upstreams.contains_key(&old.name);
             self.retire(old, (!stays).then_some(config.gateway.drain_timeout));
         }
         for c in config.upstreams.iter().filter(|c| c.enabled && plan.build.contains(&c.name)) {

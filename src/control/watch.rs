@@ -9,14 +9,12 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use super::{Order, Why};
+use crate::config::FILE_MAX;
 
 /// How often the file is looked at. Reading a few kilobytes costs microseconds, and reading the
 /// content sees every way of saving: rename-over, writing in place, a ConfigMap's symlink swap,
 /// also on file systems that tell nobody.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-
-/// Largest file that is watched; the loader has the same bound.
-pub const FILE_MAX: u64 = 4 << 20;
 
 /// Watch `path`; each change that stays the same for one more look is told. A file that is being
 /// written changes between looks and so is not read half.

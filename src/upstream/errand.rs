@@ -149,20 +149,19 @@ pub async fn attempt(
     let mut rounds = 0;
     // What the upstream did with answers that it has, nobody knows.
     let unknown = |fault| Fault { delivery: Delivery::Unknown, ..fault };
+    let unanswered = |rounds, fault| if rounds > 1 { unknown(fault) } else { fault };
     loop {
         // A caller of the newest revision makes the rounds itself.
         if arrived.asks && call.form == Form::Plain {
             rounds += 1;
             let answers = Box::pin(errand.asking.round(rounds, &arrived.terminal)).await;
-            let answers =
-                answers.map_err(|fault| if rounds > 1 { unknown(fault) } else { fault })?;
             extra.members.truncate(own);
-            extra.members.extend(answers);
+            extra.members.extend(answers.map_err(|fault| unanswered(rounds, fault))?);
         } else if let Some(pages) = pages::to_show(call, &arrived.terminal) {
             rounds += 1;
             let visits = upstream.pages.visits(&arrived.terminal, way.link().owner.as_ref());
             let shown = Box::pin(errand.asking.show(rounds, &pages)).await;
-            shown.map_err(|fault| if rounds > 1 { unknown(fault) } else { fault })?;
+            shown.map_err(|fault| unanswered(rounds, fault))?;
             let _aside = errand.asking.guard.asking(errand.asking.deadline);
             Box::pin(visits).await;
         } else if !extra.tasks && tasks::wants_tasks(call, &arrived) {

@@ -596,11 +596,7 @@ impl Ear {
         let Some(params) = frame.params() else { return };
         let Ok(members) = Members::read(&params) else { return };
         if let Some(uri) = members.get_str("uri") {
-            if self.replica {
-                self.subscriptions.tell_once(&self.upstream, &uri);
-            } else {
-                self.subscriptions.tell(&self.upstream, &uri);
-            }
+            self.subscriptions.changed(&self.upstream, &uri, self.replica);
         }
     }
 }

@@ -187,16 +187,24 @@ impl Subscriptions {
         let _ = self.news.send(news);
     }
 
-    /// An upstream told of a change.
-    pub fn tell(&self, upstream: &Arc<str>, uri: &str) {
+    /// An upstream told of a change, or one of its replicas did.
+    pub fn changed(self: &Arc<Self>, upstream: &Arc<str>, uri: &str, replica: bool) {
+        if replica {
+            self.tell_once(upstream, uri);
+        } else {
+            self.tell(upstream, uri);
+        }
+    }
+
+    fn tell(&self, upstream: &Arc<str>, uri: &str) {
         // Nobody listens: then nobody need be told.
         let _ = self.updates.send(Updated { upstream: upstream.clone(), uri: uri.into() });
     }
 
-    /// One of an upstream's replicas told of a change. Each of them does, if what they stand for is
-    /// the same: that is told once, a moment later, so that whoever asks then sees all of it. Each
-    /// is asked to tell, since a replica may only know of what was changed by itself.
-    pub fn tell_once(self: &Arc<Self>, upstream: &Arc<str>, uri: &str) {
+    // Each replica tells of a change, if what they stand for is the same: that is told once, a
+    // moment later, so that whoever asks then sees all of it. Each is asked to tell, since a replica
+    // may only know of what was changed by itself.
+    fn tell_once(self: &Arc<Self>, upstream: &Arc<str>, uri: &str) {
         if self.nothing_of(Subject::Resource, upstream) {
             return;
         }
@@ -227,11 +235,7 @@ impl Subscriptions {
     /// An upstream's changes may have been missed: all that is wished for of it may have changed.
     pub fn tell_all(self: &Arc<Self>, upstream: &Arc<str>, replica: bool) {
         for uri in self.wanted(Subject::Resource, upstream) {
-            if replica {
-                self.tell_once(upstream, &uri);
-            } else {
-                self.tell(upstream, &uri);
-            }
+            self.changed(upstream, &uri, replica);
         }
     }
 
@@ -311,6 +315,7 @@ mod tests {
         home.tell(&up, "file:///a");
         assert_eq!(updates.try_recv().unwrap(), Updated { upstream: up, uri: a });
     }
+
     #[tokio::test(start_paused = true)]
     async fn what_each_replica_tells_is_told_once() {
         let home = Arc::new(Subscriptions::default());

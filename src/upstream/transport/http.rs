@@ -212,25 +212,15 @@ impl HttpWire {
 
     /// The same; but, with `large`, an answer in JSON that is large is handed over as soon as that
     /// shows.
-    pub fn begin<'a>(
-        &'a self,
-        out: Outgoing<'a>,
-        on_notice: OnNotice<'a>,
-        unasked: &'a mpsc::Sender<Unasked>,
-        large: bool,
-    ) -> impl Future<Output = Result<Came, RequestError>> + Send + 'a {
-        let enough = if large { large::LARGE } else { usize::MAX };
-        self.exchange(out, on_notice, unasked, enough)
-    }
-
-    async fn exchange(
+    pub async fn begin(
         &self,
         out: Outgoing<'_>,
         on_notice: OnNotice<'_>,
         unasked: &mpsc::Sender<Unasked>,
-        enough: usize,
+        large: bool,
     ) -> Result<Came, RequestError> {
         let inner = &*self.0;
+        let enough = if large { large::LARGE } else { usize::MAX };
         let (id, own) = (out.id, [out.standing, out.headers]);
         let ((mut head, body), _) = inner.post(&out).await?;
         let status = head.status.as_u16();

@@ -214,17 +214,15 @@ async fn read<S: AsyncRead + AsyncWrite + Unpin>(
     loop {
         // One that writes faster than we read would else never let go of the task.
         tokio::task::coop::consume_budget().await;
-        let there = stream.next().now_or_never();
-        if there.is_none() {
+        let heard = if let Some(there) = stream.next().now_or_never() {
+            there
+        } else {
             pace.rest().await;
-        }
-        let heard = match there {
-            Some(heard) => Ok(heard),
-            None => timeout(SILENCE_MAX, stream.next()).await,
-        };
-        let Ok(heard) = heard else {
-            let lost = Lost::new("the upstream gave no sign of life on its WebSocket");
-            return (lost, CloseCode::Away);
+            let Ok(heard) = timeout(SILENCE_MAX, stream.next()).await else {
+                let lost = Lost::new("the upstream gave no sign of life on its WebSocket");
+                return (lost, CloseCode::Away);
+            };
+            heard
         };
         match heard {
             Some(Ok(Message::Text(text))) => {

@@ -129,7 +129,7 @@ impl World {
     }
 
     fn knows(&self, asked: &Asked) -> bool {
-        self.log.as_ref().is_some_and(|log| log.seen.lock().unwrap().writes.contains(&asked.write))
+        self.log.as_ref().is_some_and(|log| log.knows(asked))
     }
 }
 

@@ -193,6 +193,11 @@ impl Log {
         Log { file: file.expect("a log of arrivals"), seen: Mutex::new(seen) }
     }
 
+    /// Whether this write has arrived before.
+    fn knows(&self, asked: &words::Asked) -> bool {
+        self.seen.lock().unwrap().writes.contains(&asked.write)
+    }
+
     /// What goes wrong with what has arrived, which is written down.
     fn arrival(&self, asked: &words::Asked, fault: Fault) -> Fault {
         self.line(&asked.method, asked);

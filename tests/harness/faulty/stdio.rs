@@ -29,8 +29,7 @@ pub fn run(peer: &Peer, tables: Tables, log: Option<Log>) {
         if !line.ends_with(b"\n") {
             let asked = Asked::guess(&line);
             let fault = table.fault(&asked);
-            let knows = |log: &Log| log.seen.lock().unwrap().writes.contains(&asked.write);
-            let again = fault.first && log.as_deref().is_some_and(knows);
+            let again = fault.first && log.as_deref().is_some_and(|log| log.knows(&asked));
             if let Some(at) = fault.cut_request.filter(|_| !again) {
                 note(log.as_deref(), &asked, fault);
                 while line.len() < at {

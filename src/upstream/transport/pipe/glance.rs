@@ -4,6 +4,8 @@
 //! Fed piece by piece, so that one of any length costs a few bytes. The id may stand at either
 //! end of a message: some servers write the result first.
 
+use crate::wire;
+
 /// Longest key and id that are looked at; ours are numbers of at most 20 digits.
 const KEPT: usize = 24;
 
@@ -177,10 +179,8 @@ fn after(b: u8) -> At {
 
 /// The number whose decimal text this is, exactly: no sign, no leading zero, no fraction.
 pub fn number(text: &[u8]) -> Option<u64> {
-    if !text.iter().all(u8::is_ascii_digit) || (text.len() > 1 && text[0] == b'0') {
-        return None;
-    }
-    std::str::from_utf8(text).ok()?.parse().ok()
+    let leads_with_zero = text.len() > 1 && text[0] == b'0';
+    wire::number(text).filter(|_| !leads_with_zero)
 }
 
 #[cfg(test)]
