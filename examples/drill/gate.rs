@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,11 +16,21 @@ use serde_json::Value;
 
 use crate::client;
 use crate::faulty::Peer;
+use crate::promise::Promises;
 
 /// How long a start may take.
 const START: Duration = Duration::from_secs(60);
 /// Lines of the log that are kept, to be shown when something goes wrong.
 const LINES: usize = 200;
+
+/// Panics of all gateways so far: each has cost somebody an answer.
+static PANICS: AtomicUsize = AtomicUsize::new(0);
+
+/// Make the promise that there was none.
+pub fn judge_panics(promises: &mut Promises) {
+    let panics = PANICS.load(Ordering::Relaxed);
+    promises.keep("all", "no gateway panicked", &format!("{panics}"), panics == 0);
+}
 
 /// The program that is drilled: `WEIR_BIN`, or the one built beside the drill.
 pub fn program() -> Result<PathBuf, String> {
@@ -64,7 +74,8 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// A port that was free just now.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let from = std::process::id() as u16;
+    // Two drills at once, whose numbers are neighbours, are not to meet.
+    let from = (std::process::id() as u16).wrapping_mul(97);
     loop {
         let n = from.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
         let port = PORTS.start + n % (PORTS.end - PORTS.start);
@@ -122,6 +133,10 @@ impl Gate {
             for line in stderr.lines().map_while(Result::ok) {
                 if line.contains("\"message\":\"serving\"") {
                     let _ = tx.try_send(line.clone());
+                }
+                if line.contains("\"message\":\"panicked") {
+                    PANICS.fetch_add(1, Ordering::Relaxed);
+                    eprintln!("{line}");
                 }
                 let mut log = sink.lock().expect("no panic while held");
                 if log.len() == LINES {
@@ -328,18 +343,21 @@ pub struct Running {
     peer: Peer,
 }
 
+fn spawn(peer: &Peer) -> Result<Child, String> {
+    let own = std::env::current_exe().map_err(|e| e.to_string())?;
+    let mut command = Command::new(own);
+    command.args(peer.arguments()).stdin(Stdio::null()).stdout(Stdio::null());
+    command.spawn().map_err(|e| e.to_string())
+}
+
 impl Running {
     /// Start it and wait until it listens.
     pub fn start(peer: Peer) -> Result<Running, String> {
-        let own = std::env::current_exe().map_err(|e| e.to_string())?;
-        let mut command = Command::new(own);
-        command.args(peer.arguments()).stdin(Stdio::null()).stdout(Stdio::null());
-        let child = command.spawn().map_err(|e| e.to_string())?;
-        let running = Running { child, peer };
+        let mut running = Running { child: spawn(&peer)?, peer };
         let end = Instant::now() + START;
-        for port in &running.peer.ports {
-            while std::net::TcpStream::connect(("127.0.0.1", *port)).is_err() {
-                if Instant::now() > end {
+        for port in running.peer.ports.clone() {
+            while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+                if Instant::now() > end || running.has_ended() {
                     return Err(format!("a peer does not listen at {port}"));
                 }
                 std::thread::sleep(Duration::from_millis(2));
@@ -353,10 +371,10 @@ impl Running {
         !matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Start it again where it was.
+    /// Start it again where it was. Not waited for: it may be killed before it is seen to listen.
     pub fn again(&mut self) -> Result<(), String> {
         self.kill();
-        *self = Running::start(self.peer.clone())?;
+        self.child = spawn(&self.peer)?;
         Ok(())
     }
 

@@ -59,5 +59,6 @@ async fn drill(arguments: &[String]) -> Result<bool, String> {
     } else {
         tell!(neighbours writes rolling crash overload reloads);
     }
+    gate::judge_panics(&mut promises);
     Ok(promises.all())
 }

@@ -53,5 +53,6 @@ async fn run() -> Result<bool, String> {
     let options = Options { short: true, ..Options::read(&[], dir.path().to_owned())? };
     let mut promises = Promises::default();
     writes::run(&options, &mut promises).await?;
+    gate::judge_panics(&mut promises);
     Ok(promises.all())
 }
