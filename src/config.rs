@@ -67,8 +67,10 @@ pub struct Gateway {
     pub allowed_origins: Vec<String>,
     /// Largest request body in bytes.
     pub max_body: usize,
-    /// Time for a request's headers to arrive, and for an idle kept-alive connection.
+    /// Time for a request's headers to arrive.
     pub header_timeout: Duration,
+    /// After how long without a request a connection is closed.
+    pub idle_timeout: Duration,
     /// Time for a request's body to arrive.
     pub body_timeout: Duration,
     /// Most connections at once; one more is closed on accept.

@@ -58,6 +58,17 @@ fn lines(weir: &Weir, reason: &str) -> usize {
     weir.log().matches(&format!("\"reason\":\"{reason}\"")).count()
 }
 
+/// The same, when what was said so far is there: lines come a moment after what they tell of.
+async fn settled(weir: &Weir, reason: &str) -> usize {
+    loop {
+        let before = lines(weir, reason);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if lines(weir, reason) == before {
+            return before;
+        }
+    }
+}
+
 /// What decides, and whether the tool is seen nevertheless.
 struct Wanted {
     tool: &'static str,
@@ -69,7 +80,7 @@ struct Wanted {
 /// Ask in both ways, twice; call; and compare the word in the answer, the log and the metric.
 async fn agree(weir: &Weir, who: &Who, wanted: &Wanted) -> Value {
     let Wanted { tool, reason: word, layer, visible } = *wanted;
-    let (metric, logged) = (refusals(&weir.metrics().await, word), lines(weir, word));
+    let (metric, logged) = (refusals(&weir.metrics().await, word), settled(weir, word).await);
     let said = why(weir, who.name, tool).await;
     let refused = &said["refused"];
     let got = (refused["reason"].as_str(), refused["layer"].as_str());
@@ -80,12 +91,11 @@ async fn agree(weir: &Weir, who: &Who, wanted: &Wanted) -> Value {
     assert_eq!(own["refused"]["reason"], word, "{tool}: {own:#}");
     // Nothing was counted, written or used up by that.
     assert_eq!(refusals(&weir.metrics().await, word), metric, "{tool}: counted by looking");
-    assert_eq!(lines(weir, word), logged, "{tool}: logged by looking");
+    assert_eq!(settled(weir, word).await, logged, "{tool}: logged by looking");
     let answer = who.call(weir, tool, json!({})).await;
     assert_eq!(reason(&answer), word, "{tool}: {answer}");
     assert_eq!(refusals(&weir.metrics().await, word), metric + 1.0, "{tool}");
-    weir.logged(&format!("\"reason\":\"{word}\"")).await;
-    assert!(lines(weir, word) > logged, "{tool}: {}", weir.log());
+    weir.until("logged", |_| lines(weir, word) > logged).await;
     let again = why(weir, who.name, tool).await;
     assert_eq!(again["refused"]["reason"], word, "{tool}: {again:#}");
     said

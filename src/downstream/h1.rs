@@ -14,7 +14,7 @@
 //! which also reads those of upstreams). What hyper did besides, and who does it now:
 //!
 //! - limits on headers and their size: [`head::HEADERS_MAX`], [`head::HEAD_MAX`];
-//! - time for a head and for an idle connection: `header_timeout`, here;
+//! - time for a head and for an idle connection: [`Patience`];
 //! - `100 Continue` when a body is asked for, and the end of a client that is gone: `io`;
 //! - a response's framing, its date, `HEAD` and HTTP/1.0: [`head::write`], `send`;
 //! - a body that breaks off is never ended as if it were whole: `send`.
@@ -101,13 +101,21 @@ impl<S> Upgrade<S> {
     }
 }
 
-/// Serve a connection of which `begun` was read. A head takes `patience` at most, and so does the
-/// time between requests.
+/// How long a client is waited for.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For a head, from its first byte.
+    pub head: Duration,
+    /// For the first byte of the next one.
+    pub idle: Duration,
+}
+
+/// Serve a connection of which `begun` was read.
 pub async fn serve<S, A>(
     stream: S,
     begun: BytesMut,
     stop: &CancellationToken,
-    patience: Duration,
+    patience: Patience,
     answers: A,
 ) -> Ended
 where
@@ -121,7 +129,7 @@ where
     let mut timer = Timer::default();
     loop {
         let mut wait =
-            Wait { until: Instant::now() + patience, patience, fresh: true, begun: false };
+            Wait { until: Instant::now() + patience.idle, patience, fresh: true, begun: false };
         let heard = poll_fn(|cx| wait.poll(&io, &mut stop, &mut timer, cx)).await;
         let (mut sending, upgrade) = match heard {
             None => return Ended::Closed,
@@ -175,7 +183,7 @@ type Heard = Option<Result<Parsed, Wrong>>;
 // The wait for a request's head.
 struct Wait {
     until: Instant,
-    patience: Duration,
+    patience: Patience,
     // There are bytes that nobody has looked at.
     fresh: bool,
     // There is a part of a head: it has a time of its own to become one.
@@ -205,7 +213,7 @@ impl Wait {
                 }
                 if !self.begun && !io.unread.is_empty() {
                     self.begun = true;
-                    self.until = Instant::now() + self.patience;
+                    self.until = Instant::now() + self.patience.head;
                 }
             }
             let before = io.unread.len();

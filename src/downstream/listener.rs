@@ -25,7 +25,7 @@ use super::body::OutBody;
 use super::caller::LastCaller;
 use super::h1::body::InBody;
 use super::h1::head::Wrong;
-use super::h1::{self, Answers, Ended};
+use super::h1::{self, Answers, Ended, Patience};
 use super::headers::Head;
 use super::refused::NOBODY;
 use super::reply::{Out, complete, deny};
@@ -91,7 +91,10 @@ async fn connection(edge: Arc<Edge>, mut stream: TcpStream, peer: SocketAddr) {
     // Answers are written whole; waiting for more would add 40 ms (delayed acknowledgement).
     let _ = stream.set_nodelay(true);
     keep_alive(&stream);
-    let patience = edge.gateway.current.load().config.gateway.header_timeout;
+    let (patience, idle) = {
+        let settings = &edge.gateway.current.load().config.gateway;
+        (settings.header_timeout, settings.idle_timeout)
+    };
     let begun = tokio::select! {
         begun = tokio::time::timeout(patience, begin(&mut stream)) => begun,
         () = edge.stop.cancelled() => return,
@@ -104,7 +107,9 @@ async fn connection(edge: Arc<Edge>, mut stream: TcpStream, peer: SocketAddr) {
     let metrics = edge.clone();
     let client = Client { edge, peer, last: Arc::default() };
     // Clients go away in many ways and none is worth a line; that one does not read is counted.
-    if h1::serve(stream, begun, &stop, patience, client).await == Ended::Unread {
+    if h1::serve(stream, begun, &stop, Patience { head: patience, idle }, client).await
+        == Ended::Unread
+    {
         metrics.gateway.observe.metrics.unread_dropped(1);
     }
 }

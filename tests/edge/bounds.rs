@@ -64,10 +64,29 @@ async fn slow_headers_and_bodies_run_out_of_time() {
     let _ = tokio::time::timeout(PATIENCE, reader.read_to_end(&mut out)).await.expect("closed");
     assert_eq!(status(&String::from_utf8_lossy(&out)), 408);
     let _ = trickle.await;
-    // A connection that was used and is idle ends too.
+    counted(&weir, "weir_connections 0").await;
+}
+
+#[tokio::test]
+async fn a_connection_is_kept_until_it_was_idle_for_long() {
+    const ASK: &[u8] = b"GET /mcp HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let weir = Weir::start("header_timeout = \"100ms\"\nidle_timeout = \"1500ms\"", "");
     let mut stream = connect(&weir).await;
-    stream.write_all(b"GET /mcp HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
-    assert_eq!(status(&rest(&mut stream).await), 405);
+    // Longer than a head may take; a load balancer sends its next request much later.
+    for _ in 0..2 {
+        stream.write_all(ASK).await.unwrap();
+        let mut got = Vec::new();
+        while !got.ends_with(b"}") {
+            assert_ne!(stream.read_buf(&mut got).await.unwrap(), 0, "closed after 400 ms");
+        }
+        assert_eq!(status(&String::from_utf8_lossy(&got)), 405);
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    }
+    // One that has begun to speak has no more time than any other; one that says nothing has.
+    let mut slow = connect(&weir).await;
+    slow.write_all(&ASK[..10]).await.unwrap();
+    assert_eq!(rest(&mut slow).await, "");
+    assert_eq!(rest(&mut stream).await, "");
     counted(&weir, "weir_connections 0").await;
 }
 

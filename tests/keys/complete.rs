@@ -11,6 +11,7 @@ const TRIED: &[(&str, &str)] = &[
     ("gateway.allowed_origins", "edge::browsers_come_from_allowed_origins_only"),
     ("gateway.max_body", "edge::bodies_are_bounded"),
     ("gateway.header_timeout", "edge::slow_headers_and_bodies_run_out_of_time"),
+    ("gateway.idle_timeout", "edge::a_connection_is_kept_until_it_was_idle_for_long"),
     ("gateway.body_timeout", "edge::slow_headers_and_bodies_run_out_of_time"),
     ("gateway.max_connections", "edge::one_connection_more_than_may_be_is_closed"),
     ("gateway.max_sessions", "edge::the_longest_idle_session_makes_room"),

@@ -15,6 +15,7 @@ use super::super::body::{Events, Pieces};
 use crate::call::Piece;
 
 const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENT: Patience = Patience { head: PATIENCE, idle: PATIENCE };
 
 // Does what the path says.
 struct Scripted {
@@ -122,7 +123,7 @@ impl Peer {
         let heard = stop.clone();
         let served =
             tokio::spawn(
-                async move { serve(ours, BytesMut::new(), &heard, PATIENCE, answers).await },
+                async move { serve(ours, BytesMut::new(), &heard, PATIENT, answers).await },
             );
         Peer { stream, served, stop, calls }
     }
@@ -558,7 +559,7 @@ async fn a_connection_is_small() {
     let (ours, _theirs) = duplex(1);
     let stop = CancellationToken::new();
     let answers = Scripted { stop: stop.clone(), held: Arc::default() };
-    let serving = serve(ours, BytesMut::new(), &stop, PATIENCE, answers);
+    let serving = serve(ours, BytesMut::new(), &stop, PATIENT, answers);
     let size = size_of_val(&serving);
     assert!(size <= 1280, "{size}");
     let shared = size_of::<Shared<tokio::net::TcpStream>>();
