@@ -204,7 +204,12 @@ fn start(
         }
         None => Box::new(|| Err("this command does not reload".to_owned())),
     };
-    tokio::spawn(control.run(gateway.clone(), events, orders_rx, load));
+    let writes = control.run(gateway.clone(), events, orders_rx, load);
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::Builder::new()
+        .name("weir-control".into())
+        .spawn(move || runtime.block_on(writes))
+        .map_err(|e| AppError::Start(format!("a thread cannot be started: {e}")))?;
     let edge = Edge::new(gateway, sealer(&config));
     let (swept, watched) = (edge.clone(), edge.gateway.clone());
     tokio::spawn(every(SWEEP_EVERY, edge.stop.clone(), move || sweep(&swept)));

@@ -2,8 +2,18 @@
 
 use tokio::runtime::{Handle, RuntimeFlavor};
 
-/// Do it without holding up calls: whatever else this thread would have to do is done by another
-/// meanwhile. A runtime of one thread, as in tests, has no other.
+/// So many bytes are read in a fraction of a millisecond: not worth another thread.
+const SMALL: usize = 64 << 10;
+
+/// Do what so many bytes take without holding up calls: whatever else this thread would have to do
+/// is done by another meanwhile. Each thread that has done work holds some memory from then on, so
+/// what is small is done here.
+pub fn aside_from<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+    if bytes <= SMALL { work() } else { aside(work) }
+}
+
+/// Do it without holding up calls, however long it takes. A runtime of one thread, as in tests, has
+/// no other.
 pub fn aside<T>(work: impl FnOnce() -> T) -> T {
     match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
         Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
@@ -24,12 +34,16 @@ mod tests {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
         runtime.block_on(async {
-            let heavy = tokio::spawn(async {
+            let heavy = |bytes: usize, patience: Duration| async move {
                 let (tx, rx) = mpsc::channel();
                 tokio::spawn(async move { tx.send(()) });
-                aside(|| rx.recv_timeout(Duration::from_secs(60)))
-            });
-            heavy.await.unwrap().unwrap();
+                aside_from(bytes, || rx.recv_timeout(patience))
+            };
+            let large = tokio::spawn(heavy(SMALL + 1, Duration::from_secs(60)));
+            large.await.unwrap().unwrap();
+            // Nobody else works while it is at something small.
+            let small = tokio::spawn(heavy(SMALL, Duration::from_millis(50)));
+            small.await.unwrap().unwrap_err();
         });
     }
 

@@ -30,7 +30,6 @@ use std::time::{Duration, SystemTime};
 use hashbrown::{HashMap, HashSet};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::aside::aside;
 use crate::catalog::freshness::Freshness;
 use crate::catalog::keep;
 use crate::catalog::merge::{Catalog, Part};
@@ -271,7 +270,8 @@ impl Control {
         }
     }
 
-    /// Write snapshots until told to stop.
+    /// Write snapshots until told to stop. A large catalog takes it milliseconds at a stretch, so
+    /// where there are calls it is to have a thread of its own.
     pub async fn run(
         mut self,
         gateway: Arc<Gateway>,
@@ -294,13 +294,13 @@ impl Control {
                         self.hear(&gateway, event, &mut events);
                     }
                     if self.give_up_late_ones(&gateway) {
-                        aside(|| self.republish(&gateway));
+                        self.republish(&gateway);
                     }
                 }
                 order = orders.recv() => match order {
                     None => return,
                     Some(Order::Reload(why, reply)) => {
-                        let said = aside(|| self.reload(&gateway, why, &load));
+                        let said = self.reload(&gateway, why, &load);
                         self.observe.metrics.reloaded(said.is_ok());
                         self.tell_standing(&gateway);
                         self.settle();
@@ -326,7 +326,7 @@ impl Control {
             changed |= self.take(gateway, event, &mut shown);
         }
         if changed {
-            aside(|| self.republish(gateway));
+            self.republish(gateway);
         }
         drop(shown);
     }

@@ -6,7 +6,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Control, Offer};
-use crate::aside::aside;
 use crate::catalog::freshness::Freshness;
 use crate::config::{Program, TransportConfig, Trouble, UpstreamConfig};
 use crate::gateway::Gateway;
@@ -66,7 +65,7 @@ impl Control {
         let mut upstreams = before.upstreams.clone();
         let old = upstreams.insert(name.clone(), new.upstream);
         self.offers.insert(name.clone(), Offer { slice: Some(slice), freshness: Freshness::Live });
-        let next = aside(|| self.snapshot(before.config.clone(), upstreams, Some(&before)));
+        let next = self.snapshot(before.config.clone(), upstreams, Some(&before));
         gateway.current.publish(next);
         tracing::info!(upstream = %name, "the new instance has taken over");
         if let Some(old) = old {

@@ -4,7 +4,7 @@
 //! not the truth: a session goes on after a restart, and at another gateway with the same key.
 //! What is lost then is what it had set since (log level, open streams).
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -36,11 +36,6 @@ pub const SESSION_CALLS_MAX: usize = 1024;
 
 /// Most tasks of one session whose news are told: older ones are had by asking.
 const TASKS_MAX: usize = 64;
-
-fn short(id: &str) -> [u8; 16] {
-    let digest = Sha256::digest(id.as_bytes());
-    digest[..16].try_into().expect("a digest is longer")
-}
 
 /// What a handshake agrees on.
 pub struct Hello {
@@ -203,13 +198,42 @@ pub enum Found {
 /// Longest `clientInfo` that is sealed in; an id travels with each request.
 const CLIENT_INFO_MAX: usize = 1024;
 
-/// How many ended sessions are remembered, so that their ids open nothing. Sixteen bytes each.
+/// How many ended sessions are remembered, so that their ids open nothing. Eight bytes each.
 const ENDED_MAX: usize = 65_536;
+/// Of so many whose digests share a place in the table the oldest gives way to the next.
+const ENDED_ROW: usize = 8;
 
-#[derive(Default)]
-struct Ended {
-    known: HashSet<[u8; 16]>,
-    order: VecDeque<[u8; 16]>,
+/// Ended sessions. A table that is made once and never grows, so that a gateway on which sessions
+/// begin and end for days takes no more memory than after an hour.
+struct Ended(Box<[[u64; ENDED_ROW]]>);
+
+impl Default for Ended {
+    fn default() -> Ended {
+        Ended(vec![[0; ENDED_ROW]; ENDED_MAX / ENDED_ROW].into())
+    }
+}
+
+impl Ended {
+    // The digest of an id, which is not 0 as an empty place is, and where it belongs.
+    fn row(&mut self, id: &str) -> (u64, &mut [u64; ENDED_ROW]) {
+        let digest = Sha256::digest(id.as_bytes());
+        let short = digest.iter().take(8).fold(0, |n, byte| n << 8 | u64::from(*byte)).max(1);
+        let at = (short % self.0.len() as u64) as usize;
+        (short, &mut self.0[at])
+    }
+
+    fn insert(&mut self, id: &str) {
+        let (short, row) = self.row(id);
+        if !row.contains(&short) {
+            row.rotate_right(1);
+            row[0] = short;
+        }
+    }
+
+    fn contains(&mut self, id: &str) -> bool {
+        let (short, row) = self.row(id);
+        row.contains(&short)
+    }
 }
 
 /// All sessions.
@@ -315,21 +339,12 @@ impl Sessions {
     }
 
     fn has_ended(&self, id: &str) -> bool {
-        self.ended.lock().expect("no panic while held").known.contains(&short(id))
+        self.ended.lock().expect("no panic while held").contains(id)
     }
 
     /// End one for good: its calls are cancelled, its stream closes, its id opens nothing.
     pub fn end(&self, id: &str) -> bool {
-        let mut ended = self.ended.lock().expect("no panic while held");
-        if ended.known.insert(short(id)) {
-            ended.order.push_back(short(id));
-        }
-        if ended.order.len() > ENDED_MAX
-            && let Some(oldest) = ended.order.pop_front()
-        {
-            ended.known.remove(&oldest);
-        }
-        drop(ended);
+        self.ended.lock().expect("no panic while held").insert(id);
         self.close(id)
     }
 
@@ -384,6 +399,25 @@ mod tests {
     fn hello() -> Hello {
         let info = Some(r#"{"name":"c","version":"1"}"#.into());
         Hello { revision: Revision::R2025_06_18, client_info: info, askable: Askable::FORM }
+    }
+
+    #[test]
+    fn so_many_ended_ones_are_remembered_and_the_newest_of_all() {
+        let mut ended = Ended::default();
+        let id = |n: usize| format!("session {n}");
+        for n in 0..ENDED_MAX / 4 {
+            ended.insert(&id(n));
+            ended.insert(&id(n));
+        }
+        let forgotten = (0..ENDED_MAX / 4).filter(|n| !ended.contains(&id(*n))).count();
+        assert!(forgotten < 100, "{forgotten} of a quarter of the table");
+        for n in 0..ENDED_MAX * 2 {
+            ended.insert(&id(n));
+            assert!(ended.contains(&id(n)));
+        }
+        let known = (0..ENDED_MAX * 2).filter(|n| ended.contains(&id(*n))).count();
+        assert!((ENDED_MAX / 2..=ENDED_MAX).contains(&known), "{known}");
+        assert!(!ended.contains(&id(ENDED_MAX * 3)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::aside::aside;
+use crate::aside::aside_from;
 use crate::catalog::slice::{About, PageError, Slice, SliceBuilder};
 use crate::config::UpstreamConfig;
 use crate::failure::{Delivery, Fault, Reason};
@@ -48,7 +48,7 @@ pub async fn load(link: &Link, config: &UpstreamConfig) -> Result<Slice, Fault> 
             )
         })??;
     }
-    Ok(aside(|| builder.finish()))
+    Ok(builder.finish())
 }
 
 async fn pages(
@@ -71,7 +71,7 @@ async fn pages(
             return Ok(());
         }
         let result = result_of(&frame, kind.method())?;
-        let next = aside(|| builder.add_page(kind, &result)).map_err(|e| {
+        let next = aside_from(result.len(), || builder.add_page(kind, &result)).map_err(|e| {
             let text = match e {
                 PageError::CursorLoop => "repeats a cursor: its pages go in a circle",
                 PageError::NoList(_) | PageError::BadCursor => "is not valid",
