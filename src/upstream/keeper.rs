@@ -335,7 +335,18 @@ impl Keeper {
                 () = tokio::time::sleep_until(due) => {}
             }
             sooner = None;
-            let loaded = self.load(link, &config, ear).await;
+            let begun = Instant::now();
+            let mut loaded = self.load(link, &config, ear).await;
+            // Over HTTP that may be one connection of several. Lists change nothing, so what ends
+            // at once is asked for again before all calls are turned away.
+            if let Err(fault) = &loaded
+                && is_gone(fault)
+                && !link.wire.is_pipe()
+                && !link.is_lost()
+                && begun.elapsed() < RELOAD_PAUSE
+            {
+                loaded = self.load(link, &config, ear).await;
+            }
             last = Instant::now();
             match loaded {
                 Ok(slice) => {
@@ -345,7 +356,7 @@ impl Keeper {
                 Err(fault) => {
                     tracing::warn!(upstream = %self.name, replica = self.replica(), reason = %fault.reason,
                         cause = %self.connector.scrubber.scrub(&fault.cause), "lists could not be fetched again");
-                    if matches!(fault.reason, Reason::ConnectFailed | Reason::ConnectionLost) {
+                    if is_gone(&fault) {
                         return Ended::Lost(fault);
                     }
                     failures += 1;
@@ -484,6 +495,11 @@ pub(super) async fn save(
             tracing::warn!(upstream = %name, %error, "the catalog could not be kept on disk");
         }
     }));
+}
+
+// Nobody is there, or was until the end.
+fn is_gone(fault: &Fault) -> bool {
+    matches!(fault.reason, Reason::ConnectFailed | Reason::ConnectionLost)
 }
 
 fn backoff(early_deaths: u32, least: Duration, most: Duration) -> Duration {

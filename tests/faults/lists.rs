@@ -1,13 +1,13 @@
 //! What a fault of one upstream does to the lists.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::harness::scripted::{Arrival, Reply, Scripted, tool};
-use crate::harness::{Weir, call, modern, post, tool_names, upstream};
+use crate::harness::{PATIENCE, Weir, call, modern, post, tool_names, upstream};
 use crate::text;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,4 +167,27 @@ async fn a_hanging_upstream_delays_no_list_and_no_neighbour() {
     assert!(found["result"]["supportedVersions"].is_array(), "{found}");
     assert_eq!(text(&called), "fine");
     assert_eq!(upstream(&weir.status().await, "hang")["state"], "starting");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_ends_while_lists_are_fetched_costs_no_call() {
+    let lists = Arc::new(AtomicUsize::new(0));
+    let seen = lists.clone();
+    let tools = [tool("cut", false), tool("fine", false)];
+    let up = Scripted::start(&tools, move |a| {
+        let second = a.method() == "tools/list" && seen.fetch_add(1, Ordering::SeqCst) == 1;
+        (second || a.tool() == Some("cut")).then(|| Reply::Cut(vec![]))
+    })
+    .await;
+    let weir = Weir::start("", &up.section("up", "breaker = { enabled = false }"));
+    weir.ready(&["up"]).await;
+    // It casts a doubt on the endpoint, so the lists are fetched again.
+    call(&weir.url, "up__cut", json!({})).await;
+    let end = std::time::Instant::now() + PATIENCE;
+    while lists.load(Ordering::SeqCst) < 3 {
+        assert!(std::time::Instant::now() < end, "not fetched again");
+        assert_eq!(text(&call(&weir.url, "up__fine", json!({})).await), "fine");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!weir.log().contains("upstream is down"), "{}", weir.log());
 }
