@@ -61,6 +61,7 @@
 
 // In dependency order.
 pub mod aside;
+pub mod place;
 pub mod timer;
 pub mod wire;
 pub mod protocol;

@@ -39,6 +39,7 @@ mod tasks;
 pub mod transport;
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -55,6 +56,7 @@ use crate::config::secret::Scrubber;
 use crate::failure::{Delivery, Failure, Fault, Reason, Refusal};
 use crate::guard::{Ask, Deadline, Guard, Hedge, Spent};
 use crate::observe::metrics::Totals;
+use crate::place::in_place;
 use crate::protocol::address::Parsed;
 use crate::protocol::message::Frame;
 use crate::protocol::task::{TaskSupport, Tasks};
@@ -535,10 +537,10 @@ impl Upstream {
         let attempts = AtomicU32::new(0);
         let trip = self.replicas.as_ref().map(|_| Trip::new(read_only));
         let (errand, trip) = (&errand, trip.as_ref());
-        let carried = self.guard.run(&ask, &deadline, |number| {
+        let carried = pin!(self.guard.run(&ask, &deadline, |number| {
             attempts.fetch_max(number, Ordering::Relaxed);
             // In one place on the heap: it is handed through the guard, which must not copy it.
-            Box::pin(async move {
+            in_place(|| async move {
                 if errand.hedge.is_some_and(|(hedge, _)| hedge.is_beside(number)) {
                     return Box::pin(self.attempt_beside(errand, number, trip)).await;
                 }
@@ -549,7 +551,7 @@ impl Upstream {
                     _ => errand::attempt(self, errand).await,
                 }
             })
-        });
+        }));
         let (result, spent) = tokio::select! {
             biased;
             carried = carried => carried,

@@ -1,6 +1,6 @@
 //! HTTP/1.1 as both sides of the gateway speak it: where a body ends (RFC 9112, 6 and 7).
 
-use std::io;
+use std::{fmt, io};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
@@ -142,6 +142,75 @@ fn size(line: &[u8]) -> io::Result<u64> {
     }
     let text = std::str::from_utf8(digits).map_err(|_| wrong())?;
     u64::from_str_radix(text, 16).map_err(|_| wrong())
+}
+
+/// A head that was read, to be known again where only the length of the body differs.
+pub struct Said {
+    text: Bytes,
+    // Where in the text the digits of that length are.
+    digits: (usize, usize),
+}
+
+impl fmt::Debug for Said {
+    // There may be a key in it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Said").finish_non_exhaustive()
+    }
+}
+
+impl Said {
+    /// This one, if it says the length of a body once, and as everybody writes it.
+    pub fn of(text: &[u8]) -> Option<Said> {
+        let name = b"content-length:";
+        let (mut at, mut found) = (0, None);
+        for line in text.split_inclusive(|b| *b == b'\n') {
+            if line.get(..name.len()).is_some_and(|said| said.eq_ignore_ascii_case(name)) {
+                let value = line[name.len()..].strip_suffix(b"\r\n")?.trim_ascii_start();
+                plain(value)?;
+                let to = at + line.len() - "\r\n".len();
+                if found.replace((to - value.len(), to)).is_some() {
+                    return None;
+                }
+            }
+            at += line.len();
+        }
+        Some(Said { text: Bytes::copy_from_slice(text), digits: found? })
+    }
+
+    /// Its text.
+    pub fn text(&self) -> &Bytes {
+        &self.text
+    }
+
+    /// If `bytes` begin with the same head: how long the body is now, and how long the head. All of
+    /// it is compared, whatever differs: there may be a key in it.
+    pub fn find(&self, bytes: &[u8]) -> Option<(u64, usize)> {
+        let (before, behind) = (&self.text[..self.digits.0], &self.text[self.digits.1..]);
+        let (said, rest) = bytes.split_at_checked(before.len())?;
+        let digits = rest.iter().take(PLAIN_MAX + 1).position(|b| !b.is_ascii_digit())?;
+        let (digits, rest) = rest.split_at(digits);
+        let other = differences(before, said) | differences(behind, rest.get(..behind.len())?);
+        if std::hint::black_box(other) != 0 {
+            return None;
+        }
+        Some((plain(digits)?, before.len() + digits.len() + behind.len()))
+    }
+}
+
+// Of two that are equally long, without a look at where they are.
+fn differences(known: &[u8], said: &[u8]) -> u8 {
+    known.iter().zip(said).fold(0, |other, (known, said)| other | (known ^ said))
+}
+
+/// Most digits of a length that is known again; so many fit into its number.
+const PLAIN_MAX: usize = 15;
+
+// The length of a body that is there, as everybody writes it.
+fn plain(digits: &[u8]) -> Option<u64> {
+    if digits.len() > PLAIN_MAX || matches!(digits, [] | [b'0', ..]) {
+        return None;
+    }
+    number(digits)
 }
 
 /// What the headers of a message say about its framing and its connection.

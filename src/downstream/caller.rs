@@ -8,13 +8,25 @@ use subtle::ConstantTimeEq as _;
 use crate::call::Consumer;
 use crate::protocol::header;
 
-use super::headers::Headers;
+use super::checks::Told;
+use super::headers::{Head, Headers};
 
 /// Who called last on a connection: mostly the one who calls next, and in the same words. Its host
 /// need not be looked at again then, nor its key digested, which would cost more than reading the
 /// call.
 #[derive(Default)]
-pub struct LastCaller(Mutex<Option<Known>>);
+pub struct LastCaller {
+    known: Mutex<Option<Known>>,
+    said: Mutex<Option<Said>>,
+}
+
+// What was found out about a head that its connection keeps.
+struct Said {
+    head: Arc<Head>,
+    told: Arc<Told>,
+    // Who says it, under this snapshot.
+    caller: (u64, Arc<Consumer>),
+}
 
 struct Known {
     // Of this snapshot: a host may be taken back with the next, and so may a key.
@@ -53,9 +65,30 @@ pub fn words<'a>(headers: &'a Headers, authority: Option<&'a str>) -> Option<Wor
 }
 
 impl LastCaller {
+    /// What this head says, and who said the very same last, if that was under this snapshot.
+    pub fn told(&self, snapshot: u64, head: &Arc<Head>) -> (Arc<Told>, Option<Arc<Consumer>>) {
+        if head.is_kept
+            && let Some(said) = &*self.said.lock().expect("no panic while held")
+            && Arc::ptr_eq(&said.head, head)
+        {
+            let (number, consumer) = &said.caller;
+            return (said.told.clone(), (*number == snapshot).then(|| consumer.clone()));
+        }
+        (Arc::new(Told::of(head)), None)
+    }
+
+    /// Remember who says this head. Its host and its key were checked.
+    pub fn says(&self, snapshot: u64, head: &Arc<Head>, told: &Arc<Told>, who: &Arc<Consumer>) {
+        if head.is_kept {
+            let caller = (snapshot, who.clone());
+            let said = Said { head: head.clone(), told: told.clone(), caller };
+            *self.said.lock().expect("no panic while held") = Some(said);
+        }
+    }
+
     /// Who said these words last, if that was under this snapshot.
     pub fn find(&self, snapshot: u64, (host, (keyed, key)): Words<'_>) -> Option<Arc<Consumer>> {
-        let known = self.0.lock().expect("no panic while held");
+        let known = self.known.lock().expect("no panic while held");
         let known = known.as_ref().filter(|known| known.snapshot == snapshot)?;
         // Behind a proxy the next caller may be another one.
         let is_same = *known.host == *host && known.keyed == keyed && is_same_key(&known.key, key);
@@ -66,7 +99,7 @@ impl LastCaller {
     pub fn keep(&self, snapshot: u64, (host, (keyed, key)): Words<'_>, consumer: &Arc<Consumer>) {
         let (host, key, consumer) = (host.into(), key.into(), consumer.clone());
         let known = Known { snapshot, host, keyed, key, consumer };
-        *self.0.lock().expect("no panic while held") = Some(known);
+        *self.known.lock().expect("no panic while held") = Some(known);
     }
 }
 

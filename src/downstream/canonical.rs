@@ -18,8 +18,8 @@ pub type TraceHeaders = Option<(Box<str>, Option<Box<str>>)>;
 
 /// A call with its opened record.
 pub struct Opened {
-    /// The call.
-    pub call: Call,
+    /// The call, in one place: its way goes on through several hands.
+    pub call: Box<Call>,
     /// Its record.
     pub record: Record,
 }
@@ -55,7 +55,7 @@ pub fn open(
         context.as_ref().map(|(p, s)| (&**p, s.as_deref())),
     );
     record.bytes_in(frame.bytes().len());
-    let call = Call {
+    let call = Box::new(Call {
         consumer: consumer.clone(),
         method,
         frame,
@@ -71,7 +71,7 @@ pub fn open(
         asides: None,
         session,
         revision,
-    };
+    });
     Opened { call, record }
 }
 

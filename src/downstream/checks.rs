@@ -12,7 +12,7 @@ use crate::protocol::message::Frame;
 use crate::protocol::meta::{Members, RequestMeta};
 use crate::protocol::walk;
 
-use super::headers::{Headers, visible};
+use super::headers::{Head, Headers, visible};
 use super::refused::Refused;
 
 /// Whether `Host` (or the authority of HTTP/2) is ours (any revision, "DNS rebinding").
@@ -133,6 +133,39 @@ pub fn single<'a>(headers: &'a Headers, name: &HeaderName) -> Result<Option<&'a 
         (None, _) => Ok(None),
         (Some(v), None) => visible(v).map(|v| Some(v.trim_ascii())).ok_or(NotSingle),
         _ => Err(NotSingle),
+    }
+}
+
+/// What the headers of a `POST` say to whoever serves it, whatever its body says.
+#[derive(Debug)]
+pub struct Told {
+    /// `Accept`
+    pub accepts: Accepts,
+    /// Whether the body is said to be JSON.
+    pub is_json: bool,
+    /// Whether there is an `Origin`.
+    pub has_origin: bool,
+    /// Whether there is a `traceparent`.
+    pub is_traced: bool,
+    /// `MCP-Protocol-Version`
+    pub version: Result<Option<Box<str>>, NotSingle>,
+    /// `Mcp-Session-Id`, if it can be read.
+    pub session: Option<Box<str>>,
+}
+
+impl Told {
+    /// Look at all of them.
+    pub fn of(head: &Head) -> Told {
+        let headers = &head.headers;
+        let text = |name| single(headers, name).map(|text| text.map(Box::from));
+        Told {
+            accepts: accepts(head.version, headers),
+            is_json: is_json(headers),
+            has_origin: headers.contains(&ORIGIN),
+            is_traced: headers.contains(&header::TRACEPARENT),
+            version: text(&header::PROTOCOL_VERSION),
+            session: text(&header::SESSION_ID).ok().flatten(),
+        }
     }
 }
 

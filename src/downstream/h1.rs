@@ -21,6 +21,7 @@
 //!
 //! HTTP/2 stays with hyper (see [`super::listener`]), and so does the operators' port.
 
+mod again;
 pub mod body;
 pub mod head;
 mod io;
@@ -42,6 +43,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
+use crate::place::in_place;
 use crate::timer::Timer;
 use crate::wire::Left;
 
@@ -58,7 +60,7 @@ pub trait Answers {
     /// Answer one. Dropped when the client goes away.
     fn answer(
         &self,
-        head: Head,
+        head: Arc<Head>,
         body: InBody,
     ) -> impl Future<Output = Response<OutBody>> + Send + 'static;
 
@@ -139,9 +141,11 @@ where
             Some(Ok(parsed)) => {
                 let Parsed { mut head, keep, upgrades, .. } = parsed;
                 let (version, is_head) = (head.version, head.method == Method::HEAD);
-                let upgrade = upgrades.then(|| offer(&mut head.extensions));
+                let upgrade = Arc::get_mut(&mut head)
+                    .filter(|_| upgrades)
+                    .map(|head| offer(&mut head.extensions));
                 let body = take_body(&io);
-                let mut answering = Box::pin(answers.answer(head, body));
+                let mut answering = in_place(|| answers.answer(head, body));
                 let answered = poll_fn(|cx| {
                     if let Poll::Ready(response) = answering.as_mut().poll(cx) {
                         return Poll::Ready(Some(response));
@@ -252,7 +256,7 @@ fn head_of<S>(io: &mut io::Io<S>) -> Result<Option<Parsed>, Wrong> {
         return Ok(None);
     }
     let mut read = std::mem::take(&mut io.unread).freeze();
-    let Some((parsed, length)) = head::parse(&read)? else {
+    let Some((parsed, length)) = io.again.parse(&read)? else {
         io.unread = BytesMut::from(read);
         return Ok(None);
     };

@@ -23,12 +23,30 @@ pub struct Head {
     pub headers: Headers,
     /// What its connection adds: see [`super::h1::Upgrade`].
     pub extensions: Extensions,
+    /// Its connection keeps it for the next request: see `h1::again`.
+    pub is_kept: bool,
+}
+
+impl Head {
+    /// The same to be kept, with headers that lie in `text` where they lie in the text of this.
+    #[must_use]
+    pub fn kept(&self, text: &Bytes) -> Head {
+        Head {
+            method: self.method.clone(),
+            uri: self.uri.clone(),
+            version: self.version,
+            headers: Headers { text: text.clone(), lines: self.headers.lines.clone() },
+            extensions: Extensions::new(),
+            is_kept: true,
+        }
+    }
 }
 
 impl From<Parts> for Head {
     fn from(parts: Parts) -> Head {
         let Parts { method, uri, version, headers, extensions, .. } = parts;
-        Head { method, uri, version, headers: Headers::from(&headers), extensions }
+        let (headers, is_kept) = (Headers::from(&headers), false);
+        Head { method, uri, version, headers, extensions, is_kept }
     }
 }
 

@@ -64,7 +64,7 @@ pub async fn serve(
     edge: Arc<Edge>,
     peer: SocketAddr,
     last: Arc<LastCaller>,
-    parts: Head,
+    parts: Arc<Head>,
     body: InBody,
 ) -> Out {
     let snapshot = edge.gateway.current.load();
@@ -109,20 +109,22 @@ async fn answer(
     edge: &Arc<Edge>,
     snapshot: &Snapshot,
     (peer, last): (SocketAddr, &LastCaller),
-    parts: &Head,
+    parts: &Arc<Head>,
     body: &mut Option<InBody>,
     who: &mut Option<Arc<Consumer>>,
 ) -> Result<Out, Denied> {
     let settings = &snapshot.config.gateway;
     let headers = &parts.headers;
     let authority = parts.uri.authority().map(hyper::http::uri::Authority::as_str);
-    let said = words(headers, authority);
-    let known = said.and_then(|said| last.find(snapshot.number, said));
+    let (told, mut known) = last.told(snapshot.number, parts);
+    let said_before = known.is_some();
+    let said = if said_before { None } else { words(headers, authority) };
+    known = known.or_else(|| said.and_then(|said| last.find(snapshot.number, said)));
     if known.is_none() && !checks::host(settings, headers, authority) {
         let text = "this Host is not served here; add it to gateway.allowed_hosts";
         return Err(deny(403, Reason::HostNotAllowed, text));
     }
-    if !checks::origin(settings, headers) {
+    if told.has_origin && !checks::origin(settings, headers) {
         let text = "this Origin is not allowed here; add it to gateway.allowed_origins";
         return Err(deny(403, Reason::OriginNotAllowed, text));
     }
@@ -139,6 +141,9 @@ async fn answer(
         Some(consumer) => consumer,
         None => identify(snapshot, peer, (last, said), parts)?,
     });
+    if !said_before && said.is_some() && !snapshot.config.consumers.is_empty() {
+        last.says(snapshot.number, parts, &told, consumer);
+    }
     // What belongs to something under way still comes in; what would begin something does not.
     if edge.gateway.is_draining() && parts.method == Method::GET {
         let resumes = parts.headers.contains(&header::LAST_EVENT_ID);
@@ -156,7 +161,7 @@ async fn answer(
             websocket::upgrade(edge, access, parts, slot)
                 .map_err(|text| deny(400, Reason::InvalidUpgrade, text))
         }
-        Method::POST => post(edge, snapshot, consumer, parts, body).await,
+        Method::POST => post(edge, snapshot, consumer, (parts, &told), body).await,
         Method::GET => Box::pin(get(edge, consumer, parts)).await,
         Method::DELETE => delete(edge, consumer, parts),
         _ => Err(not_allowed()),
@@ -260,15 +265,15 @@ async fn post(
     edge: &Arc<Edge>,
     snapshot: &Snapshot,
     consumer: &Arc<Consumer>,
-    parts: &Head,
+    (parts, told): (&Head, &checks::Told),
     body: &mut Option<InBody>,
 ) -> Result<Out, Denied> {
-    let accepts = checks::accepts(parts.version, &parts.headers);
+    let accepts = told.accepts;
     if !accepts.json && !accepts.events {
         let text = "Accept must list application/json and text/event-stream";
         return Err(deny(406, Reason::NotAcceptable, text));
     }
-    if !checks::is_json(&parts.headers) {
+    if !told.is_json {
         return Err(deny(415, Reason::NotJson, "Content-Type must be application/json"));
     }
     let bytes = received(edge, snapshot, consumer, parts, body).await?;
@@ -280,12 +285,12 @@ async fn post(
     if edge.gateway.is_draining() && frame.kind() == Kind::Request && !park::may_resume(&frame) {
         return Err(draining().to(&frame));
     }
-    let trace = trace_headers(parts);
+    let trace = if told.is_traced { trace_headers(parts) } else { None };
     let meta = meta_of(&frame);
-    let version = checks::single(&parts.headers, &header::PROTOCOL_VERSION);
+    let version = told.version.as_ref().map(Option::as_deref).map_err(|other| *other);
     let modern_header = matches!(version, Ok(Some(v))
         if Revision::parse(v).is_none_or(|r| r.era() == Era::Modern));
-    let session_id = checks::single(&parts.headers, &header::SESSION_ID).ok().flatten();
+    let session_id = told.session.as_deref();
     let readable = meta.as_ref().ok().and_then(Option::as_ref);
     // The header alone makes no handshake modern, and no request of a session either.
     if modern::is_modern(&frame, readable)

@@ -19,6 +19,7 @@ use crate::failure::Reason;
 use crate::gateway::router;
 use crate::gateway::subscriptions::Changes;
 use crate::observe::record::{Outcome, Record};
+use crate::place::in_place;
 use crate::protocol::capability::Askable;
 use crate::protocol::error::LEGACY_RESOURCE_NOT_FOUND;
 use crate::protocol::message::{Frame, Kind, response};
@@ -69,18 +70,21 @@ pub struct Work {
 
 impl Work {
     /// Work that is cancelled by dropping it (2026-07-28 basic/patterns/cancellation).
-    pub fn new(future: impl Future<Output = Option<Said>> + Send + 'static) -> Work {
-        Work { future: Box::pin(future), goes_on: None }
+    pub fn new<F>(make: impl FnOnce() -> F) -> Work
+    where
+        F: Future<Output = Option<Said>> + Send + 'static,
+    {
+        Work { future: in_place(make), goes_on: None }
     }
 
     /// Work that goes on by itself when it is dropped: an old client's lost connection does not
     /// cancel (2025-11-25 basic/transports). Until then it needs no task of its own, which each
     /// call would pay for.
-    pub fn lasting(
-        future: impl Future<Output = Option<Said>> + Send + 'static,
-        tasks: &TaskTracker,
-    ) -> Work {
-        Work { future: Box::pin(future), goes_on: Some(tasks.clone()) }
+    pub fn lasting<F>(tasks: &TaskTracker, make: impl FnOnce() -> F) -> Work
+    where
+        F: Future<Output = Option<Said>> + Send + 'static,
+    {
+        Work { future: in_place(make), goes_on: Some(tasks.clone()) }
     }
 }
 
@@ -359,9 +363,10 @@ async fn request(
     let (notices, notices_rx) = conversation::open(session);
     let (edge2, session2) = (edge.clone(), session.clone());
     let running = UnderWay { session: session.clone(), id: id.clone() };
-    let work = async move {
+    let work = || async move {
         let revision = session2.revision;
         let out = tokio::select! {
+            biased;
             terminal = edge2.gateway.handle(&call, record, &notices) => {
                 let (terminal, task) = tasks::sealed(&edge2, &call, terminal);
                 if let Some(task) = task {
@@ -376,7 +381,7 @@ async fn request(
         drop(notices);
         out
     };
-    let work = Work::lasting(work, &edge.tasks);
+    let work = Work::lasting(&edge.tasks, work);
     Ok(Handled::Running(Running::new(work, notices_rx)))
 }
 

@@ -122,7 +122,7 @@ struct Client {
 }
 
 impl Answers for Client {
-    fn answer(&self, head: Head, body: InBody) -> impl Future<Output = Out> + Send + 'static {
+    fn answer(&self, head: Arc<Head>, body: InBody) -> impl Future<Output = Out> + Send + 'static {
         http::serve(self.edge.clone(), self.peer, self.last.clone(), head, body)
     }
 
@@ -155,7 +155,7 @@ async fn http2(
             async move {
                 let (parts, body) = request.into_parts();
                 let body = InBody::Hyper(body);
-                let mut out = http::serve(edge, peer, last, parts.into(), body).await;
+                let mut out = http::serve(edge, peer, last, Arc::new(parts.into()), body).await;
                 complete(&mut out);
                 Ok::<_, std::convert::Infallible>(out.map(|body| Tracked { body, _held: held }))
             }

@@ -134,14 +134,17 @@ pub async fn handle(
         }
         // An error may have a status, which only the end of a call hands on.
         let (_, silent) = Notices::channel();
-        return Ok(Handled::Running(Running::new(Work::new(async { Some(said) }), silent)));
+        return Ok(Handled::Running(Running::new(
+            Work::new(|| std::future::ready(Some(said))),
+            silent,
+        )));
     }
     if asks && !askable.is_nothing() {
         return Ok(Handled::Running(park::begin(edge, call, record, id)));
     }
     let (notices, notices_rx) = Notices::channel();
     let edge = edge.clone();
-    let work = Work::new(async move {
+    let work = Work::new(|| async move {
         let terminal = edge.gateway.handle(&call, record, &notices).await;
         let terminal = park::wrapped(&edge, &call, terminal);
         let (terminal, _) = tasks::sealed(&edge, &call, terminal);

@@ -297,7 +297,7 @@ fn wrap(edge: &Edge, call: &Call, frame: &Frame) -> Option<Frame> {
 }
 
 /// Begin a call whose caller can be asked.
-pub fn begin(edge: &Arc<Edge>, call: Call, record: Record, id: Bytes) -> Running {
+pub fn begin(edge: &Arc<Edge>, call: Box<Call>, record: Record, id: Bytes) -> Running {
     let (notices, words) = Notices::conversation();
     let (done, end) = oneshot::channel();
     let (token, method, revision) = (call.meta.progress_token.clone(), call.method, call.revision);
@@ -347,7 +347,7 @@ fn run(
 ) -> Running {
     let (tx, notices) = heard::way();
     let edge = edge.clone();
-    let work = Work::new(async move { Some(go_on(&edge, conversation, &id, token, tx).await) });
+    let work = Work::new(|| async move { Some(go_on(&edge, conversation, &id, token, tx).await) });
     Running::new(work, notices)
 }
 

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::io::Write as _;
 use std::mem::MaybeUninit;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -37,7 +37,7 @@ const fn wrong(status: u16, text: &'static str) -> Wrong {
 #[derive(Debug)]
 pub struct Parsed {
     /// The request without its body.
-    pub head: Head,
+    pub head: Arc<Head>,
     /// Where the body ends.
     pub left: Left,
     /// The client wants the connection to go on.
@@ -112,8 +112,9 @@ pub fn parse(bytes: &Bytes) -> Result<Option<(Parsed, usize)>, Wrong> {
         version: if is_new { Version::HTTP_11 } else { Version::HTTP_10 },
         headers: Headers::of(bytes, request.headers.iter().map(|line| (line.name, line.value))),
         extensions: hyper::http::Extensions::new(),
+        is_kept: false,
     };
-    let expects = expects && !left.is_over();
+    let (head, expects) = (Arc::new(head), expects && !left.is_over());
     Ok(Some((Parsed { head, left, keep: seen.alive(), expects, upgrades }, length)))
 }
 
@@ -332,7 +333,7 @@ mod tests {
         let text =
             "GET / HTTP/1.1\r\nMCP-Method: a\r\nmcp-NAME: b\r\nx-Team: c\r\nX-TEAM: d\r\n\r\n";
         let (parsed, _) = read(text).unwrap().unwrap();
-        let headers = parsed.head.headers;
+        let headers = &parsed.head.headers;
         assert_eq!(
             (headers.text(&header::METHOD), headers.text(&header::NAME)),
             (Some("a"), Some("b"))

@@ -14,6 +14,8 @@ use tokio_util::io::poll_read_buf;
 
 use crate::wire::{Left, Step};
 
+use super::again::Again;
+
 /// Room for what is read at a time, once for each thread: a connection holds what was read, and no
 /// room for more.
 const SCRATCH: usize = 16 << 10;
@@ -36,6 +38,8 @@ pub struct Io<S> {
     pub unread: BytesMut,
     /// What came with the head that was read last, until it is known what of it is the body.
     pub behind: Bytes,
+    /// The head that was read last.
+    pub again: Again,
     /// What is left of the request's body.
     pub left: Left,
     /// The client waits for `100 Continue`.
@@ -57,6 +61,7 @@ impl<S> Shared<S> {
             stream,
             unread,
             behind: Bytes::new(),
+            again: Again::default(),
             left: Left::Nothing,
             expects: false,
             left_behind: false,

@@ -27,7 +27,7 @@ struct Scripted {
 impl Answers for Scripted {
     fn answer(
         &self,
-        parts: Head,
+        parts: Arc<Head>,
         mut body: InBody,
     ) -> impl Future<Output = Response<OutBody>> + Send + 'static {
         let (stop, held) = (self.stop.clone(), self.held.clone());

@@ -98,13 +98,13 @@ struct Text<'a> {
 }
 
 impl Text<'_> {
-    // The message stands without its name.
-    fn name(&mut self, field: &Field) {
+    // The message stands without its name. Whether it is another field.
+    fn name(&mut self, field: &Field) -> bool {
         self.out.push(b' ');
-        if field.name() == "message" {
-            return;
-        }
         let name = field.name().as_bytes();
+        if name == b"message" {
+            return false;
+        }
         if self.colour {
             for part in [ITALIC, name, PLAIN, DIM, b"=", PLAIN] {
                 self.out.extend_from_slice(part);
@@ -113,6 +113,7 @@ impl Text<'_> {
             self.out.extend_from_slice(name);
             self.out.push(b'=');
         }
+        true
     }
 }
 
@@ -125,8 +126,7 @@ fn is_plain(text: &str) -> bool {
 
 impl Visit for Text<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.name(field);
-        if field.name() == "message" {
+        if !self.name(field) {
             let _ = Unbroken(self.out).write_str(value);
         } else if is_plain(value) {
             self.out.push(b'"');
@@ -257,6 +257,11 @@ fn signed(out: &mut Vec<u8>, value: i64) {
 // they are written as whole numbers are.
 fn float(out: &mut Vec<u8>, value: f64) {
     const MAX: f64 = 1e12;
+    // Most waits take no time.
+    if value.to_bits() == 0 {
+        out.extend_from_slice(b"0.0");
+        return;
+    }
     let thousandths = (value * 1000.0).round();
     if !(0.0..MAX).contains(&value) || thousandths / 1000.0 != value {
         let _ = write!(Unbroken(out), "{value:?}");

@@ -11,6 +11,7 @@
 //! fails before that gives way to another one; every other failure leaves open what the upstream
 //! got (RFC 9112, 9.3.1).
 
+mod again;
 mod body;
 pub mod head;
 mod pool;
@@ -32,6 +33,7 @@ pub use head::{Head, Header, Media};
 
 use crate::wire::READ_SIZE;
 
+use again::Again;
 use head::{Framing, Parsed};
 use pool::Idle;
 
@@ -45,6 +47,7 @@ const AHEAD_MAX: usize = 64 << 10;
 pub(super) struct Connection {
     stream: TcpStream,
     unread: BytesMut,
+    again: Again,
 }
 
 /// Why a request has no response.
@@ -128,7 +131,11 @@ impl Pool {
     async fn dial(&self, uri: &Uri) -> Result<Connection, Failed> {
         let dialled = self.connector.clone().call(uri.clone());
         match tokio::time::timeout(self.dial_time, dialled).await {
-            Ok(Ok(io)) => Ok(Connection { stream: io.into_inner(), unread: BytesMut::new() }),
+            Ok(Ok(io)) => Ok(Connection {
+                stream: io.into_inner(),
+                unread: BytesMut::new(),
+                again: Again::default(),
+            }),
             Ok(Err(error)) => Err(Failed::Connect(super::client::chain(&error))),
             Err(_) => Err(Failed::Connect(format!("no connection within {:?}", self.dial_time))),
         }
@@ -207,7 +214,7 @@ impl Connection {
     // The head of the final response (RFC 9110, 15.2: any number of interim ones may come first).
     async fn response(&mut self) -> io::Result<Parsed> {
         loop {
-            if let Some((parsed, length)) = head::parse(&self.unread)? {
+            if let Some((parsed, length)) = self.again.parse(&self.unread)? {
                 let _ = self.unread.split_to(length);
                 if !parsed.head.status.is_informational() {
                     return Ok(parsed);

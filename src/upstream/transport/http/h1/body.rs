@@ -135,6 +135,7 @@ mod tests {
     use tokio::io::AsyncWriteExt as _;
     use tokio::net::{TcpListener, TcpStream};
 
+    use super::super::again::Again;
     use super::*;
     use std::time::Duration;
 
@@ -155,7 +156,8 @@ mod tests {
         let reads = async {
             let (stream, _) = listener.accept().await.unwrap();
             let home = Arc::new(Idle::new(Duration::from_secs(60)));
-            let connection = Connection { stream, unread: BytesMut::new() };
+            let (unread, again) = (BytesMut::new(), Again::default());
+            let connection = Connection { stream, unread, again };
             let body = Body::new(connection, framing, Some(home.clone()));
             let read = body.collect().await.map(|whole| whole.to_bytes().to_vec());
             (read, home)

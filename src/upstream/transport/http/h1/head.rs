@@ -55,7 +55,7 @@ fn media(value: &[u8]) -> Media {
 
 /// What is looked at in a response. Of several headers with one name the first counts, others are
 /// not kept.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Head {
     /// Its status.
     pub status: StatusCode,
