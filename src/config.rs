@@ -67,9 +67,10 @@ pub struct Gateway {
     pub allowed_origins: Vec<String>,
     /// Largest request body in bytes.
     pub max_body: usize,
-    /// Time for a request's headers to arrive.
+    /// Time for a request's headers to arrive, and for the first bytes of a connection; over
+    /// HTTP/2 also the time between probes of a silent one, and for their answers.
     pub header_timeout: Duration,
-    /// After how long without a request a connection is closed.
+    /// After how long without another request a connection of HTTP/1 is closed.
     pub idle_timeout: Duration,
     /// Time for a request's body to arrive.
     pub body_timeout: Duration,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  file changed, SIGHUP ─┐
-//!  upstream told         ├─► one task ──► load, validate, diff, build, swap, retire
+//!  upstream told         ├─► one thread ──► load, validate, diff, build, swap, retire
 //!  stop                 ─┘
 //! ```
 //!

@@ -3,7 +3,7 @@
 //! > A **consumer** makes a **call**; its **view** of the **catalog** gives a **route**; the
 //! > route's **upstream** carries the call, under its **guard**, over a **link**; the
 //! > **terminal** goes back and a **record** stays. All of it is read from one immutable
-//! > **snapshot**, and one task writes snapshots.
+//! > **snapshot**, and one thread writes snapshots.
 //!
 //! # The walk of one call
 //!

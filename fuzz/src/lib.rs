@@ -49,6 +49,7 @@ pub mod downstream {
     pub mod headers;
 
     pub mod h1 {
+        pub mod again;
         pub mod head;
     }
 }
@@ -58,6 +59,7 @@ pub mod upstream {
     pub mod transport {
         pub mod http {
             pub mod h1 {
+                pub mod again;
                 pub mod head;
             }
         }

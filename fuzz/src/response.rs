@@ -1,11 +1,13 @@
 //! What an upstream answers over HTTP/1.1: the head, and where its body ends.
 
 use crate::framing;
+use crate::upstream::transport::http::h1::again::Again;
 use crate::upstream::transport::http::h1::head::{Framing, Media, Parsed, parse};
 use crate::wire::Left;
 
 /// Panics if something does not hold for `data`.
 pub fn holds(data: &[u8]) {
+    said_again(data);
     let Ok(Some((parsed, length))) = parse(data) else { return };
     assert!(length <= data.len());
     for end in [length / 3, length / 2, length - 1] {
@@ -33,6 +35,19 @@ pub fn holds(data: &[u8]) {
         Framing::UntilClose => Left::UntilClose,
     };
     framing::holds(left, &data[length..], data.len() % 13);
+}
+
+// Two heads on one connection, a zero between them: the one that was kept makes no difference.
+fn said_again(data: &[u8]) {
+    let Some(at) = memchr::memchr(0, data) else { return };
+    let (one, other) = (&data[..at], &data[at + 1..]);
+    let mut again = Again::default();
+    for bytes in [one, one, other, other, one] {
+        let read = |found: std::io::Result<Option<(Parsed, usize)>>| {
+            found.map(|found| found.map(|(parsed, length)| (facts(&parsed), length))).map_err(drop)
+        };
+        assert_eq!(read(again.parse(bytes)), read(parse(bytes)));
+    }
 }
 
 fn facts(parsed: &Parsed) -> (u16, Framing, bool, Media, [bool; 3]) {

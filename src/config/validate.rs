@@ -218,10 +218,10 @@ fn gateway(s: &Section<'_>, env: Env<'_>, read_file: ReadFile<'_>) -> Gateway {
         allowed_origins: origins(s),
         // Requests are small; tool arguments with an inlined document reach a megabyte or two.
         max_body: s.size("max_body", 4 << 20, "Largest request body."),
-        header_timeout: s.duration("header_timeout", seconds(30), "Time for a request's headers to arrive."),
+        header_timeout: s.duration("header_timeout", seconds(30), "Time for a request's headers to arrive; HTTP/2 connections that are silent for so long are probed."),
         // Longer than the 600 s for which Google's load balancers keep a connection, the longest of
         // the common ones: who closes first must be the one that sends, or a request is lost.
-        idle_timeout: s.duration("idle_timeout", seconds(620), "Time without a request after which a connection is closed; longer than a load balancer before it keeps its own."),
+        idle_timeout: s.duration("idle_timeout", seconds(620), "Time without another request after which a connection of HTTP/1 is closed; longer than a load balancer before it keeps its own."),
         body_timeout: s.duration("body_timeout", seconds(30), "Time for a request's body to arrive."),
         // Room for 10,000 idle clients and the rest.
         max_connections: s.count("max_connections", 12_000, "Most connections at once; one more is closed. Needs a restart."),

@@ -86,6 +86,11 @@ impl LastCaller {
         }
     }
 
+    /// Whether anybody has said who they are.
+    pub fn is_known(&self) -> bool {
+        self.known.lock().expect("no panic while held").is_some()
+    }
+
     /// Who said these words last, if that was under this snapshot.
     pub fn find(&self, snapshot: u64, (host, (keyed, key)): Words<'_>) -> Option<Arc<Consumer>> {
         let known = self.known.lock().expect("no panic while held");
@@ -142,6 +147,25 @@ mod tests {
         assert!(!knows(7, &[host, ("authorization", "Bearer 0123456780")]));
         assert!(!knows(7, &[host, ("authorization", "Bearer 01234567890")]));
         assert!(!knows(7, &[host, ("x-api-key", "Bearer 0123456789")]));
+    }
+
+    #[test]
+    fn a_head_that_is_kept_is_its_senders_under_one_snapshot() {
+        let head = |is_kept| {
+            let (parts, ()) = hyper::Request::post("/mcp").body(()).unwrap().into_parts();
+            Arc::new(Head { is_kept, ..Head::from(parts) })
+        };
+        let consumer = Arc::new(Consumer { name: "px".into(), view: None });
+        let (mine, other, passing) = (head(true), head(true), head(false));
+        let last = LastCaller::default();
+        for head in [&mine, &passing] {
+            let (told, who) = last.told(7, head);
+            assert!(who.is_none());
+            last.says(7, head, &told, &consumer);
+        }
+        let who = |snapshot, head| last.told(snapshot, head).1.map(|who| who.name.clone());
+        assert_eq!(who(7, &mine).as_deref(), Some("px"));
+        assert_eq!((who(8, &mine), who(7, &other), who(7, &passing)), (None, None, None));
     }
 
     #[test]

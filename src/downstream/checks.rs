@@ -137,7 +137,6 @@ pub fn single<'a>(headers: &'a Headers, name: &HeaderName) -> Result<Option<&'a 
 }
 
 /// What the headers of a `POST` say to whoever serves it, whatever its body says.
-#[derive(Debug)]
 pub struct Told {
     /// `Accept`
     pub accepts: Accepts,

@@ -21,7 +21,7 @@
 //!
 //! HTTP/2 stays with hyper (see [`super::listener`]), and so does the operators' port.
 
-mod again;
+pub mod again;
 pub mod body;
 pub mod head;
 mod io;
@@ -66,6 +66,11 @@ pub trait Answers {
 
     /// Say why what came is not taken as a request.
     fn refuse(&self, wrong: Wrong) -> Response<OutBody>;
+
+    /// Whether the client may be silent for long before its next request.
+    fn may_rest(&self) -> bool {
+        true
+    }
 
     /// Whether the client may send its next request here; if not, it is told with each answer.
     fn goes_on(&self) -> bool {
@@ -130,8 +135,8 @@ where
     // One for all waits of the connection: a request costs it nothing.
     let mut timer = Timer::default();
     loop {
-        let mut wait =
-            Wait { until: Instant::now() + patience.idle, patience, fresh: true, begun: false };
+        let idle = if answers.may_rest() { patience.idle } else { patience.head };
+        let mut wait = Wait { until: Instant::now() + idle, patience, fresh: true, begun: false };
         let heard = poll_fn(|cx| wait.poll(&io, &mut stop, &mut timer, cx)).await;
         let (mut sending, upgrade) = match heard {
             None => return Ended::Closed,

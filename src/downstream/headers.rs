@@ -4,6 +4,8 @@
 //! A map of them cost each call a tenth of its instructions, mostly to hash names of which a dozen
 //! are asked for once; a request has some ten.
 
+use std::fmt;
+
 use bytes::Bytes;
 use hyper::header::{HeaderMap, HeaderName};
 use hyper::http::Extensions;
@@ -28,7 +30,8 @@ pub struct Head {
 }
 
 impl Head {
-    /// The same to be kept, with headers that lie in `text` where they lie in the text of this.
+    /// The same to be kept, with headers that lie in `text` where they lie in the text of this. Its
+    /// `Content-Length` is that of this request and of no later one.
     #[must_use]
     pub fn kept(&self, text: &Bytes) -> Head {
         Head {
@@ -51,11 +54,18 @@ impl From<Parts> for Head {
 }
 
 /// Header lines in their order; names without regard to case (RFC 9110, 5.1).
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Headers {
     // What they were read from.
     text: Bytes,
     lines: Vec<Line>,
+}
+
+impl fmt::Debug for Headers {
+    // Values may be keys.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.all().map(|(name, _)| name)).finish()
+    }
 }
 
 // Where in the text: heads are far below 4 GiB.

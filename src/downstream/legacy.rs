@@ -365,8 +365,10 @@ async fn request(
     let running = UnderWay { session: session.clone(), id: id.clone() };
     let work = || async move {
         let revision = session2.revision;
+        // An answer that is there is given, but nothing begins that was taken back before.
         let out = tokio::select! {
             biased;
+            () = std::future::ready(()), if token.is_cancelled() => None,
             terminal = edge2.gateway.handle(&call, record, &notices) => {
                 let (terminal, task) = tasks::sealed(&edge2, &call, terminal);
                 if let Some(task) = task {

@@ -133,6 +133,11 @@ impl Answers for Client {
         denied.out()
     }
 
+    // Who has shown no key holds a place for a moment only.
+    fn may_rest(&self) -> bool {
+        self.last.is_known() || self.edge.gateway.current.load().config.consumers.is_empty()
+    }
+
     fn goes_on(&self) -> bool {
         !self.edge.gateway.is_leaving()
     }

@@ -198,10 +198,12 @@ pub enum Found {
 /// Longest `clientInfo` that is sealed in; an id travels with each request.
 const CLIENT_INFO_MAX: usize = 1024;
 
-/// How many ended sessions are remembered, so that their ids open nothing. Eight bytes each.
+/// How many ended sessions are remembered at most, so that their ids open nothing. Eight bytes each.
 const ENDED_MAX: usize = 65_536;
-/// Of so many whose digests share a place in the table the oldest gives way to the next.
-const ENDED_ROW: usize = 8;
+/// Of so many whose digests share a row of the table the oldest gives way to the next. Rows fill
+/// unevenly: with sixteen places all of the last half of [`ENDED_MAX`] are known, but for one or two
+/// in a hundred.
+const ENDED_ROW: usize = 16;
 
 /// Ended sessions. A table that is made once and never grows, so that a gateway on which sessions
 /// begin and end for days takes no more memory than after an hour.

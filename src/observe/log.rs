@@ -34,6 +34,11 @@ const PACE: Duration = Duration::from_millis(5);
 /// How long the last handle waits for the queue to empty when it is dropped.
 const FLUSH_WAIT: Duration = Duration::from_secs(1);
 
+/// How long a panic waits for its line to be written.
+const PANIC_WAIT: Duration = Duration::from_millis(100);
+/// The name of the thread that writes.
+const WRITER: &str = "weir-log";
+
 /// Why logging could not be set up or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
@@ -100,7 +105,16 @@ pub fn init(level: &str, format: LogFormat) -> Result<LogHandle, LogError> {
     let colour = stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let (subscriber, handle) = build(level, format, colour, stderr)?;
     tracing::subscriber::set_global_default(subscriber).map_err(|_| LogError::Taken)?;
-    std::panic::set_hook(Box::new(panicked));
+    let (before, queue) = (std::panic::take_hook(), handle.0.queue.clone());
+    std::panic::set_hook(Box::new(move |panic| {
+        // The thread that writes cannot write of its own end.
+        if std::thread::current().name() == Some(WRITER) {
+            return before(panic);
+        }
+        panicked(panic);
+        // It may be the last that this process says.
+        queue.flush(PANIC_WAIT);
+    }));
     Ok(handle)
 }
 
@@ -112,7 +126,11 @@ fn panicked(panic: &std::panic::PanicHookInfo<'_>) {
     let said = payload.downcast_ref::<&str>().copied();
     let text = said.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     let text = text.unwrap_or_default();
-    tracing::error!(%place, text, "panicked: a defect of the gateway; please report it");
+    let thread = std::thread::current();
+    tracing::error!(
+        target: "weirkeeper::panic", %place, thread = thread.name(), text,
+        "panicked: a defect of the gateway; please report it"
+    );
 }
 
 fn build(
@@ -129,9 +147,11 @@ fn build(
 }
 
 fn filter(level: &str) -> Result<EnvFilter, LogError> {
-    EnvFilter::builder()
+    let filter = EnvFilter::builder()
         .parse(level)
-        .map_err(|e| LogError::Level { level: level.to_owned(), why: e.to_string() })
+        .map_err(|e| LogError::Level { level: level.to_owned(), why: e.to_string() })?;
+    // Whatever is filtered out besides, a defect is told.
+    Ok(filter.add_directive("weirkeeper::panic=error".parse().expect("a directive")))
 }
 
 impl LogHandle {
@@ -194,7 +214,7 @@ impl Queue {
         let shared = Arc::<Shared>::default();
         let theirs = shared.clone();
         std::thread::Builder::new()
-            .name("weir-log".into())
+            .name(WRITER.into())
             .spawn(move || drain(&rx, &theirs, BufWriter::new(sink)))?;
         Ok(Queue { tx, shared })
     }
@@ -391,7 +411,9 @@ mod tests {
     #[test]
     fn a_panic_is_a_line_like_any_other() {
         let sink = Sink::default();
-        let (subscriber, log) = build("info", LogFormat::Json, false, sink.clone()).unwrap();
+        // A filter that names something else.
+        let (subscriber, log) =
+            build("weirkeeper::guard=debug", LogFormat::Json, false, sink.clone()).unwrap();
         log.scrub(Scrubber::new([Secret::new("sk_live_5678")]));
         tracing::subscriber::with_default(subscriber, || {
             // Another test's panic in this moment is told to nobody; the test fails all the same.

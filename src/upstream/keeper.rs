@@ -62,6 +62,9 @@ const CHANGE_DEBOUNCE: Duration = Duration::from_millis(200);
 /// Lists are not fetched again sooner than this after the last time, however often a change is
 /// told: a flooding upstream costs one fetch per pause.
 const RELOAD_PAUSE: Duration = Duration::from_secs(1);
+/// A fetch of lists that ends sooner than this found a connection that was ending; one that ends
+/// later has found that nobody is there.
+const SOON: Duration = Duration::from_secs(1);
 /// A child that ran this long before it died starts with the shortest pause again.
 const STEADY_AFTER: Duration = Duration::from_secs(60);
 /// So many early deaths in a row are called a crash loop.
@@ -338,13 +341,15 @@ impl Keeper {
             let begun = Instant::now();
             let mut loaded = self.load(link, &config, ear).await;
             // Over HTTP that may be one connection of several. Lists change nothing, so what ends
-            // at once is asked for again before all calls are turned away.
+            // soon is asked for again before all calls are turned away.
             if let Err(fault) = &loaded
                 && is_gone(fault)
                 && !link.wire.is_pipe()
                 && !link.is_lost()
-                && begun.elapsed() < RELOAD_PAUSE
+                && begun.elapsed() < SOON
             {
+                tracing::debug!(upstream = %self.name, replica = self.replica(), reason = %fault.reason,
+                    cause = %self.connector.scrubber.scrub(&fault.cause), "lists are asked for once more");
                 loaded = self.load(link, &config, ear).await;
             }
             last = Instant::now();

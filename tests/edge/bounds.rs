@@ -86,6 +86,8 @@ async fn a_connection_is_kept_until_it_was_idle_for_long() {
     let mut slow = connect(&weir).await;
     slow.write_all(&ASK[..10]).await.unwrap();
     assert_eq!(rest(&mut slow).await, "");
+    let still_open = tokio::time::timeout(Duration::from_millis(10), stream.readable()).await;
+    assert!(still_open.is_err(), "the idle one ended first");
     assert_eq!(rest(&mut stream).await, "");
     counted(&weir, "weir_connections 0").await;
 }

@@ -4,7 +4,7 @@ use serde_json::json;
 use weirkeeper::config::secret::{ConsumerKey, new_key};
 
 use crate::harness::{Weir, modern, modern_request, post};
-use crate::wire::{address, raw, reason, request, status};
+use crate::wire::{address, connect, exchange, raw, reason, request, status};
 
 #[tokio::test]
 async fn only_known_hosts_are_served() {
@@ -220,4 +220,54 @@ async fn checks_come_in_their_order() {
         assert_eq!(got.status, wanted, "step {at}: {}", got.body);
     }
     assert_eq!(modern(&weir.url, Some(key.expose()), "tools/list", json!({})).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_is_said_again_is_its_senders_until_the_file_changes() {
+    let (px, new, sales) = (new_key(), new_key(), new_key());
+    let file = |px: &weirkeeper::config::secret::Secret| {
+        format!(
+            "[consumers.px]\nkey = {:?}\n[consumers.sales]\nkey = {:?}\nview = \"none\"\n\
+             [views.none]\nallow = [\"none__*\"]\n",
+            ConsumerKey::of(px.expose()).to_text(),
+            ConsumerKey::of(sales.expose()).to_text()
+        )
+    };
+    let hosts = "allowed_hosts = [\"mcp.example.com\"]";
+    let weir = Weir::start(hosts, &file(&px));
+    let (headers, body) = modern_request(None, "tools/list", json!({}));
+    let ask = |key: &weirkeeper::config::secret::Secret| {
+        let mut text = format!(
+            "POST /mcp HTTP/1.1\r\nhost: mcp.example.com\r\nauthorization: Bearer {}\r\n\
+             content-type: application/json\r\naccept: application/json, text/event-stream\r\n\
+             content-length: {}\r\n",
+            key.expose(),
+            body.len()
+        );
+        for (name, value) in &headers {
+            text += &format!("{name}: {value}\r\n");
+        }
+        text + "\r\n" + &body
+    };
+    let mut stream = connect(&weir).await;
+    let sees = |got: &str| (status(got), got.contains("weir__status"));
+    // Read, kept, told, known; then another one in between.
+    for key in [&px, &px, &px, &px, &px, &sales, &px, &sales, &sales, &sales, &sales, &px] {
+        let got = exchange(&mut stream, &ask(key)).await;
+        assert_eq!(sees(&got), (200, std::ptr::eq(key, &px)), "{got}");
+    }
+    let mut other = connect(&weir).await;
+    for _ in 0..4 {
+        assert_eq!(sees(&exchange(&mut stream, &ask(&px)).await), (200, true));
+        assert_eq!(sees(&exchange(&mut other, &ask(&sales)).await), (200, false));
+    }
+    weir.rewrite(hosts, &file(&new));
+    weir.logged("configuration reloaded").await;
+    assert_eq!(status(&exchange(&mut stream, &ask(&px)).await), 401);
+    assert_eq!(sees(&exchange(&mut other, &ask(&sales)).await), (200, false));
+    weir.rewrite("", &file(&new));
+    let reloaded = |log: String| log.matches("configuration reloaded").count() == 2;
+    weir.until("reloaded again", |_| reloaded(weir.log())).await;
+    let got = exchange(&mut other, &ask(&sales)).await;
+    assert!(status(&got) == 403 && got.contains("host_not_allowed"), "{got}");
 }

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use weirkeeper::config::secret::{ConsumerKey, new_key};
 
+use crate::harness::scripted::{Scripted, tool};
 use crate::harness::{Weir, post};
 use crate::wire::{Old, code, initialize, reason, request};
 
@@ -189,6 +190,26 @@ async fn batches_are_of_one_revision() {
     }
     let got = post(&weir.url, &[("mcp-protocol-version", "2026-07-28")], one).await;
     assert_eq!((got.status, code(&got)), (400, -32600));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_taken_back_before_it_began_is_not_begun() {
+    let up = Scripted::start(&[tool("pay", false)], |_| None).await;
+    let weir = Weir::start("", &up.section("up", ""));
+    weir.ready(&["up"]).await;
+    let old = Old::open(&weir.url, "2025-03-26").await;
+    for id in 1..=20 {
+        let call = json!({"jsonrpc": "2.0", "id": id, "method": "tools/call",
+            "params": {"name": "up__pay", "arguments": {}}});
+        let cancel = json!({"jsonrpc": "2.0", "method": "notifications/cancelled",
+            "params": {"requestId": id}});
+        old.post(&json!([call, cancel]).to_string()).await;
+    }
+    assert_eq!(up.arrived("pay"), 0);
+    // And it would have been carried out.
+    let one = json!({"name": "up__pay", "arguments": {}});
+    assert_eq!(old.ask("tools/call", one).await.status, 200);
+    assert_eq!(up.arrived("pay"), 1);
 }
 
 #[tokio::test]

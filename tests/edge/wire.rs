@@ -40,6 +40,25 @@ pub async fn raw(weir: &Weir, request: impl AsRef<[u8]>) -> String {
     rest(&mut stream).await
 }
 
+/// Send a request on a connection that is kept, and read its response, which says how long it is.
+pub async fn exchange(stream: &mut TcpStream, request: &str) -> String {
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut out = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&out);
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let lines = head.lines().filter_map(|line| line.split_once(": "));
+            let length = lines.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+            let length: usize = length.map(|(_, v)| v.parse().unwrap()).next().unwrap();
+            if body.len() >= length {
+                return text.into_owned();
+            }
+        }
+        let read = tokio::time::timeout(PATIENCE, stream.read_buf(&mut out)).await.unwrap();
+        assert_ne!(read.unwrap(), 0, "closed: {}", String::from_utf8_lossy(&out));
+    }
+}
+
 /// The status of a response that was read as text.
 #[track_caller]
 pub fn status(response: &str) -> u16 {

@@ -38,7 +38,7 @@ pub struct Io<S> {
     pub unread: BytesMut,
     /// What came with the head that was read last, until it is known what of it is the body.
     pub behind: Bytes,
-    /// The head that was read last.
+    /// The head that was kept last.
     pub again: Again,
     /// What is left of the request's body.
     pub left: Left,

@@ -52,7 +52,9 @@ pub(super) struct Client {
 
 enum Way {
     Plain(Pool),
-    Tls(Box<legacy::Client<Dialer, Full<Bytes>>>),
+    // And how long a request waits for a connection. The pool lets one that came while another
+    // dialled wait for that one's connection, also when it ends before it is there.
+    Tls(Box<legacy::Client<Dialer, Full<Bytes>>>, Duration),
 }
 
 impl Client {
@@ -76,7 +78,8 @@ impl Client {
             .http2_keep_alive_interval(H2_PROBE)
             .http2_keep_alive_timeout(H2_PROBE_TIMEOUT)
             .build(Dialer { connector, timeout: config.dial_timeout });
-        Client { way: Way::Tls(Box::new(pool)), address }
+        // One dial that fails, and one more.
+        Client { way: Way::Tls(Box::new(pool), config.dial_timeout * 2), address }
     }
 
     /// Send a request and wait for the head of its response. Dropping the future takes the request
@@ -89,14 +92,14 @@ impl Client {
         headers: &[&[Header]],
         body: &Bytes,
     ) -> Result<(Head, Body), Fault> {
-        let pool = match &self.way {
+        let (pool, patience) = match &self.way {
             Way::Plain(pool) => {
                 return match pool.send(method, uri, headers, body).await {
                     Ok((head, body)) => Ok((head, Body::Own(body))),
                     Err(failed) => Err(self.plain_fault(failed)),
                 };
             }
-            Way::Tls(pool) => pool,
+            Way::Tls(pool, patience) => (pool, patience),
         };
         let mut request = Request::new(Full::new(body.clone()));
         *request.method_mut() = method.clone();
@@ -104,12 +107,24 @@ impl Client {
         for (name, value) in headers.iter().copied().flatten() {
             request.headers_mut().insert(name, value.clone());
         }
-        let connected = capture_connection(&mut request);
-        let sent = Box::pin(pool.request(request)).await.map_err(|error| {
-            let had_connection = connected.connection_metadata().is_some();
-            self.fault(&error, had_connection)
-        });
-        let (parts, body) = sent?.into_parts();
+        let mut connected = capture_connection(&mut request);
+        let mut sending = Box::pin(pool.request(request));
+        let early = tokio::select! {
+            biased;
+            sent = &mut sending => Some(sent),
+            _ = connected.wait_for_connection_metadata() => None,
+            () = tokio::time::sleep(*patience) => {
+                let text = "the upstream cannot be reached";
+                let why = format_args!("{}: no connection within {patience:?}", self.address);
+                return Err(Fault::new(Reason::ConnectFailed, Delivery::NotSent, text).because(why));
+            }
+        };
+        let sent = match early {
+            Some(sent) => sent,
+            None => sending.await,
+        };
+        let had_connection = || connected.connection_metadata().is_some();
+        let (parts, body) = sent.map_err(|e| self.fault(&e, had_connection()))?.into_parts();
         let mut head = Head::new(parts.status);
         for (name, value) in &parts.headers {
             head.keep(name.as_str(), value.as_bytes());

@@ -11,7 +11,7 @@
 //! fails before that gives way to another one; every other failure leaves open what the upstream
 //! got (RFC 9112, 9.3.1).
 
-mod again;
+pub mod again;
 mod body;
 pub mod head;
 mod pool;

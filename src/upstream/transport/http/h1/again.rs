@@ -15,9 +15,17 @@ use super::head::{self, Framing, Head, Parsed};
 /// Longest head that is kept: an idle connection holds it.
 const KEPT_MAX: usize = 1 << 10;
 
+/// Heads that are kept for nothing, one after the other, before no more are: some servers give each
+/// answer a number of its own.
+const TRIES_MAX: u8 = 8;
+
 /// The last head of a connection.
 #[derive(Debug, Default)]
-pub struct Again(Option<Box<(Said, Head)>>);
+pub struct Again {
+    kept: Option<Box<(Said, Head)>>,
+    // How many were kept since one was said again.
+    tries: u8,
+}
 
 impl Again {
     /// As [`head::parse`], by way of the last head.
@@ -25,17 +33,18 @@ impl Again {
     /// # Errors
     /// The same.
     pub fn parse(&mut self, bytes: &[u8]) -> io::Result<Option<(Parsed, usize)>> {
-        if let Some((said, head)) = self.0.as_deref()
+        if let Some((said, head)) = self.kept.as_deref()
             && let Some((body, length)) = said.find(bytes)
         {
+            self.tries = 0;
             let (head, framing) = (head.clone(), Framing::Length(body));
             return Ok(Some((Parsed { head, framing, reusable: true }, length)));
         }
         let parsed = head::parse(bytes)?;
-        if let Some((parsed, length)) = &parsed
-            && *length <= KEPT_MAX
-        {
-            self.0 = kept(parsed, &bytes[..*length]);
+        if let Some((parsed, length)) = &parsed {
+            let tries = *length <= KEPT_MAX && self.tries < TRIES_MAX;
+            self.kept = if tries { kept(parsed, &bytes[..*length]) } else { None };
+            self.tries += u8::from(self.kept.is_some());
         }
         Ok(parsed)
     }
@@ -90,7 +99,7 @@ mod tests {
             let text = HEAD.replace(from, to);
             let mut again = Again::default();
             let first = facts(again.parse(text.as_bytes()));
-            assert_eq!(again.0.is_some(), is_kept, "{text}");
+            assert_eq!(again.kept.is_some(), is_kept, "{text}");
             assert_eq!(facts(again.parse(text.as_bytes())), first);
         }
     }
