@@ -236,25 +236,23 @@ async fn a_head_that_is_said_again_is_its_senders_until_the_file_changes() {
     let hosts = "allowed_hosts = [\"mcp.example.com\"]";
     let weir = Weir::start(hosts, &file(&px));
     let (headers, body) = modern_request(None, "tools/list", json!({}));
+    let lines: String =
+        headers.iter().flat_map(|(name, value)| [name, ": ", value.as_str(), "\r\n"]).collect();
     let ask = |key: &weirkeeper::config::secret::Secret| {
-        let mut text = format!(
+        format!(
             "POST /mcp HTTP/1.1\r\nhost: mcp.example.com\r\nauthorization: Bearer {}\r\n\
              content-type: application/json\r\naccept: application/json, text/event-stream\r\n\
-             content-length: {}\r\n",
+             content-length: {}\r\n{lines}\r\n{body}",
             key.expose(),
             body.len()
-        );
-        for (name, value) in &headers {
-            text += &format!("{name}: {value}\r\n");
-        }
-        text + "\r\n" + &body
+        )
     };
     let mut stream = connect(&weir).await;
     let sees = |got: &str| (status(got), got.contains("weir__status"));
     // Read, kept, told, known; then another one in between.
     for key in [&px, &px, &px, &px, &px, &sales, &px, &sales, &sales, &sales, &sales, &px] {
         let got = exchange(&mut stream, &ask(key)).await;
-        assert_eq!(sees(&got), (200, std::ptr::eq(key, &px)), "{got}");
+        assert_eq!(sees(&got), (200, key.expose() == px.expose()), "{got}");
     }
     let mut other = connect(&weir).await;
     for _ in 0..4 {
