@@ -37,7 +37,7 @@ impl Gateway {
     pub fn start(weir: &Path, counted: bool) -> Result<Gateway, Failure> {
         let dir = std::env::temp_dir().join(format!("weir-instructions-{}", std::process::id()));
         fs::create_dir_all(&dir)?;
-        let (key, ports) = (new_key(), [free_port()?, free_port()?]);
+        let (key, ports) = (new_key(), free_ports()?);
         let config = configuration(&dir, &key, ports)?;
         fs::write(dir.join("upstreams.toml"), config)?;
         let mut command = Command::new(if counted { Path::new("valgrind") } else { weir });
@@ -134,8 +134,10 @@ impl Drop for Gateway {
     }
 }
 
-fn free_port() -> std::io::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+// Both are held until both are known, or they might be one.
+fn free_ports() -> std::io::Result<[u16; 2]> {
+    let (one, other) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
+    Ok([one.local_addr()?.port(), other.local_addr()?.port()])
 }
 
 fn status(admin: u16) -> Result<Value, Failure> {
